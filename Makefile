@@ -1,0 +1,37 @@
+# make demo   environment, build, install, then train and look at an iP-VAE on natural images
+# make test   the same environment with the development tools; lint, types and tests
+# make clean  remove what the above made
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc ipvae_kernels python -type f \
+             \( -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/ipvae demo --out demo
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python $(SOURCES)
+	@echo "Building and installing (the first time downloads PyTorch, which takes a few minutes)"
+	$(PIP) '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) '.[train,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build demo .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,76 @@
+// The pointwise half of a step: the log-rate update, the KL between successive posteriors, and their derivatives.
+// Equations in the module docstring of ipvae_kernels/update/op.py.
+#pragma once
+
+#include "math.h"
+
+IPVAE_BEGIN
+
+constexpr float kFloor = -8.f;  // of the update and of the log rate
+
+enum Kl : int { kExact = 0, kReleased = 1 };
+
+struct CellConstants {
+    float learning_rate;  // eta = exp(log_lr)
+    float leak;           // beta_inner, or 0 with one inner iteration
+    float clamp_u, clamp_du;
+};
+
+template <class F> IPVAE_HD F update_log_rate(F u, F u_prior, F drive, F inhibition, const CellConstants& c) {
+    F pre = c.learning_rate * (drive - inhibition - c.leak * (u - u_prior));
+    F du = soft_clamp(max_keep_nan(pre, kFloor), c.clamp_du).value;
+    return soft_clamp(max_keep_nan(u + du, kFloor), c.clamp_u).value;
+}
+
+// Gradients of the update; `pre` is what log_lr multiplies, so d/d log_lr = grad_pre pre.
+template <class F> struct UpdateGrad {
+    F u, u_prior, drive, inhibition, log_lr;
+};
+
+template <class F>
+IPVAE_HD UpdateGrad<F> update_log_rate_grad(F grad, F u, F u_prior, F drive, F inhibition, const CellConstants& c) {
+    F pre = c.learning_rate * (drive - inhibition - c.leak * (u - u_prior));
+    SoftClamp<F> soft_du = soft_clamp(max_keep_nan(pre, kFloor), c.clamp_du);
+    F v = u + soft_du.value;
+    SoftClamp<F> soft_u = soft_clamp(max_keep_nan(v, kFloor), c.clamp_u);
+    F zero = splat<F>(0.f);
+    F grad_v = v < splat<F>(kFloor) ? zero : grad * soft_u.slope;
+    F grad_pre = pre < splat<F>(kFloor) ? zero : grad_v * soft_du.slope;
+    UpdateGrad<F> out;
+    out.drive = c.learning_rate * grad_pre;
+    out.u = grad_v - c.leak * out.drive;
+    out.u_prior = c.leak * out.drive;
+    out.inhibition = -out.drive;
+    out.log_lr = grad_pre * pre;
+    return out;
+}
+
+// 1 + e^d (d - 1), which is d^2/2 for small d: the closed form loses all digits there, the series does not.
+template <class F> IPVAE_HD F kl_shape(F d, F exp_d) {
+    F series = 0.5f + d * (1.f / 3 + d * (1.f / 8 + d * (1.f / 30 + d * (1.f / 144 + d * (1.f / 840 + d * (1.f / 5760))))));
+    return abs(d) < splat<F>(0.5f) ? d * d * series : 1.f + exp_d * (d - 1.f);
+}
+
+// KL of one neuron; "released" is e^d times the exact one (design: the released code's formula).
+template <Kl kind, class F> IPVAE_HD F kl_divergence(F u, F u_prior) {
+    F d = u - u_prior;
+    return exp(kind == kExact ? u_prior : u) * kl_shape(d, exp(d));
+}
+
+template <class F> struct KlGrad {
+    F u, u_prior;
+};
+
+template <Kl kind, class F> IPVAE_HD KlGrad<F> kl_divergence_grad(F u, F u_prior) {
+    F d = u - u_prior;
+    ExpPair<F> e = exp_pair(d);
+    if constexpr (kind == kExact) {
+        F prior_rate = exp(u_prior);
+        return {prior_rate * e.exp * d, -prior_rate * e.expm1};
+    } else {
+        F rate = exp(u), slope = rate * e.exp * d;
+        return {rate * kl_shape(d, e.exp) + slope, -slope};
+    }
+}
+
+IPVAE_END

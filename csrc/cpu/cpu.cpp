@@ -1,0 +1,191 @@
+#include "cpu.h"
+
+#include <atomic>
+#include <cmath>
+#include <memory>
+#include <new>
+#include <stdexcept>
+
+#include "parallel.h"
+
+namespace ipvae {
+
+// Defined by kernels.cpp, once per instruction set.
+#if defined(IPVAE_X86)
+namespace avx512 { extern const Kernels kernels; }
+namespace avx2 { extern const Kernels kernels; }
+#endif
+namespace baseline { extern const Kernels kernels; }
+
+namespace cpu {
+namespace {
+
+std::vector<const Kernels*> supported() {
+    std::vector<const Kernels*> sets;
+#if defined(IPVAE_X86)
+    __builtin_cpu_init();
+    bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        sets.push_back(&avx512::kernels);
+    if (fma) sets.push_back(&avx2::kernels);
+#endif
+    sets.push_back(&baseline::kernels);
+    return sets;
+}
+
+std::atomic<const Kernels*>& current() {
+    static std::atomic<const Kernels*> kernels{supported().front()};
+    return kernels;
+}
+
+struct Aligned {
+    void operator()(float* p) const { ::operator delete[](p, std::align_val_t(64)); }
+};
+using Buffer = std::unique_ptr<float[], Aligned>;
+
+// 64-byte aligned; at least one vector longer than asked, so that a full vector can be read at any element.
+Buffer allocate(int64_t n) {
+    return Buffer(static_cast<float*>(::operator new[]((n + 64) * sizeof(float), std::align_val_t(64))));
+}
+
+Buffer packed(const Kernels& k, const float* matrix, int64_t depth, int64_t n, bool transposed, int64_t n_threads) {
+    int64_t panels = (n + k.panel - 1) / k.panel;
+    Buffer buffer = allocate(panels * k.panel * depth);
+    parallel(panels, depth * n > 1 << 18 ? n_threads : 1, [&](int64_t begin, int64_t end) {
+        k.pack(matrix, depth, n, transposed, buffer.get(), begin, end);
+    });
+    return buffer;
+}
+
+// exp(scale v) of n values, zero in the padding to full panels.
+Buffer padded_exp(const Kernels& k, const float* v, int64_t n, float scale) {
+    int64_t padded = (n + k.panel - 1) / k.panel * k.panel;
+    Buffer buffer = allocate(padded);
+    for (int64_t i = 0; i < padded; ++i) buffer[i] = i < n ? std::exp(scale * v[i]) : 0.f;
+    return buffer;
+}
+
+// What a rollout derives from its parameters, alive while the kernels run.
+struct Derived {
+    Buffer encoder, decoder, precision, inhibition;
+};
+
+Derived derive(const Kernels& k, RolloutArgs& args, const Parameters& p, int64_t n_threads) {
+    Derived d{packed(k, p.dictionary, args.n_inputs, args.n_latents, false, n_threads),
+              packed(k, p.dictionary, args.n_latents, args.n_inputs, true, n_threads),
+              padded_exp(k, p.log_sigma, args.n_inputs, -2.f), padded_exp(k, p.log_bias, args.n_latents, 1.f)};
+    args.encoder = d.encoder.get();
+    args.decoder = d.decoder.get();
+    args.precision = d.precision.get();
+    args.inhibition = d.inhibition.get();
+    args.learning_rate = std::exp(p.log_lr);
+    double normalizer = 0.5 * std::log(2 * 3.14159265358979323846) * static_cast<double>(args.n_inputs);
+    for (int64_t i = 0; i < args.n_inputs; ++i) normalizer += p.log_sigma[i];
+    args.log_normalizer = static_cast<float>(normalizer);
+    return d;
+}
+
+int64_t tiles(const Kernels& k, const RolloutArgs& args) { return (args.n_rows + k.tile_rows - 1) / k.tile_rows; }
+
+// Column sums of partial [n_partials, n], in order, so that they do not depend on the threads.
+std::vector<double> column_sums(const float* partial, int64_t n_partials, int64_t n) {
+    std::vector<double> sums(n, 0.0);
+    for (int64_t i = 0; i < n_partials; ++i)
+        for (int64_t j = 0; j < n; ++j) sums[j] += partial[i * n + j];
+    return sums;
+}
+
+}  // namespace
+
+std::vector<std::string> instruction_sets() {
+    std::vector<std::string> names;
+    for (const Kernels* kernels : supported()) names.push_back(kernels->name);
+    return names;
+}
+
+std::string instruction_set() { return current().load()->name; }
+
+void set_instruction_set(const std::string& name) {
+    for (const Kernels* kernels : supported()) {
+        if (name == kernels->name) {
+            current() = kernels;
+            return;
+        }
+    }
+    std::string choices;
+    for (const std::string& set : instruction_sets()) choices += (choices.empty() ? "" : ", ") + set;
+    throw std::invalid_argument("instruction set: expected one of " + choices + ", got " + name);
+}
+
+void poisson(const PoissonArgs& args, int64_t n_threads) {
+    const Kernels& k = *current().load();
+    // Some 10^4 neurons take as long as starting a thread.
+    n_threads = std::min(n_threads, 1 + args.n_rows * args.n_latents / 10000);
+    parallel(args.n_rows, n_threads, [&](int64_t begin, int64_t end) {
+        Buffer scratch = allocate(k.poisson_scratch(args.n_latents));
+        k.poisson(args, begin, end, scratch.get());
+    });
+}
+
+void update(const UpdateArgs& args, int64_t n_threads) {
+    const Kernels& k = *current().load();
+    n_threads = std::min(n_threads, 1 + args.n_rows * args.n_latents / 10000);
+    parallel(args.n_rows, n_threads, [&](int64_t begin, int64_t end) { k.update(args, begin, end); });
+}
+
+void update_grad(UpdateGradArgs args, float* grad_log_bias, float* grad_log_lr, int64_t n_threads) {
+    const Kernels& k = *current().load();
+    int64_t n = args.forward.n_latents, groups = (args.forward.n_rows + kUpdateGroup - 1) / kUpdateGroup;
+    Buffer partial = allocate(groups * (n + 1));
+    args.partial = partial.get();
+    n_threads = std::min(n_threads, 1 + args.forward.n_rows * n / 10000);
+    parallel(groups, n_threads, [&](int64_t begin, int64_t end) { k.update_grad(args, begin, end); });
+    std::vector<double> sums = column_sums(partial.get(), groups, n + 1);
+    for (int64_t i = 0; i < n; ++i) grad_log_bias[i] = static_cast<float>(sums[i]);
+    *grad_log_lr = static_cast<float>(sums[n]);
+}
+
+void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads) {
+    const Kernels& k = *current().load();
+    Derived derived = derive(k, args, parameters, n_threads);
+    parallel(tiles(k, args), n_threads, [&](int64_t begin, int64_t end) {
+        Buffer scratch = allocate(k.rollout_scratch(args));
+        k.rollout(args, begin, end, scratch.get());
+    });
+}
+
+void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads) {
+    const Kernels& k = *current().load();
+    RolloutArgs& a = args.forward;
+    Derived derived = derive(k, a, parameters, n_threads);
+    int64_t n_tiles = tiles(k, a), n_partial = a.n_inputs + a.n_latents + 1;
+    Buffer grad_errors = allocate(a.n_steps * (a.n_inner + 1) * a.n_rows * a.n_inputs);
+    Buffer grad_drives = allocate(a.n_steps * a.n_inner * a.n_rows * a.n_latents);
+    Buffer partial = allocate(n_tiles * n_partial);
+    args.grad_errors = grad_errors.get();
+    args.grad_drives = grad_drives.get();
+    args.partial = partial.get();
+    args.grad_dictionary = grads.dictionary;
+    parallel(n_tiles, n_threads, [&](int64_t begin, int64_t end) {
+        Buffer scratch = allocate(k.rollout_grad_scratch(a));
+        k.rollout_grad(args, begin, end, scratch.get());
+    });
+    parallel((a.n_latents + k.panel - 1) / k.panel, n_threads, [&](int64_t begin, int64_t end) {
+        Buffer scratch = allocate(k.dictionary_grad_scratch(a));
+        k.dictionary_grad(args, begin, end, scratch.get());
+    });
+    std::vector<double> sums = column_sums(partial.get(), n_tiles, n_partial);
+    for (int64_t i = 0; i < a.n_inputs; ++i) grads.log_sigma[i] = static_cast<float>(sums[i]);
+    for (int64_t i = 0; i < a.n_latents; ++i) grads.log_bias[i] = static_cast<float>(sums[a.n_inputs + i]);
+    *grads.log_lr = static_cast<float>(sums[n_partial - 1]);
+}
+
+bool all_finite(const float* data, int64_t n) { return current().load()->all_finite(data, n); }
+
+void evaluate(const std::string& function, const float* in, float* out, int64_t n) {
+    current().load()->evaluate(function.c_str(), in, out, n);
+}
+
+}  // namespace cpu
+}  // namespace ipvae

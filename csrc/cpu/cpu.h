@@ -1,0 +1,40 @@
+// The CPU backend: chooses the instruction set, allocates scratch, spreads work over threads.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace ipvae::cpu {
+
+// Instruction sets compiled in that this machine can run, fastest first.
+std::vector<std::string> instruction_sets();
+std::string instruction_set();
+// Throws std::invalid_argument where the machine cannot run it.
+void set_instruction_set(const std::string& name);
+
+void poisson(const PoissonArgs& args, int64_t n_threads);
+void update(const UpdateArgs& args, int64_t n_threads);
+// Writes grad_log_bias [n_latents] and grad_log_lr [1]; args.partial is provided here.
+void update_grad(UpdateGradArgs args, float* grad_log_bias, float* grad_log_lr, int64_t n_threads);
+
+// The parameters of a rollout as a user has them; RolloutArgs takes derived, packed forms.
+struct Parameters {
+    const float* dictionary;  // [n_inputs, n_latents]
+    const float* log_sigma;   // [n_inputs]
+    const float* log_bias;    // [n_latents]
+    float log_lr;
+};
+struct ParameterGrads {
+    float *dictionary, *log_sigma, *log_bias, *log_lr;
+};
+
+void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads);
+void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads);
+
+bool all_finite(const float* data, int64_t n);
+// Evaluates one of the functions of csrc/common at n floats, for accuracy tests.
+void evaluate(const std::string& function, const float* in, float* out, int64_t n);
+
+}  // namespace ipvae::cpu

@@ -1,0 +1,145 @@
+// The kernels of one instruction set. CMake compiles this file once per set, with IPVAE_TARGET naming it and the
+// compiler's flags for it. Nothing here may instantiate a template of the standard library: the linker would merge it
+// with the other sets' copies.
+#include "rollout.h"
+
+IPVAE_BEGIN
+
+// ---- poisson ------------------------------------------------------------------------------------------------------
+
+static int64_t poisson_scratch(int64_t n_latents) {
+    int64_t kp = padded(n_latents);
+    return 3 * kp + draw_scratch(kp);
+}
+
+static void poisson(const PoissonArgs& a, int64_t begin, int64_t end, float* memory) {
+    int64_t kp = padded(a.n_latents);
+    Scratch scratch{memory};
+    float *u = scratch.take(kp), *counts = scratch.take(kp), *slopes = scratch.take(kp);
+    DrawOptions options{(Estimator)a.estimator, a.temperature, a.n_arrivals};
+    for (int64_t row = begin; row < end; ++row) {
+        load_rows(a.log_rate + row * a.n_latents, 1, a.n_latents, kp, kFloor, u);
+        Stream stream = make_stream(a.seed, a.kind, a.inner, a.step, a.sample_offset + (uint32_t)row);
+        draw(options, u, counts, slopes, 0, kp, stream, scratch.next);
+        store_rows(counts, 1, a.n_latents, kp, a.counts + row * a.n_latents);
+        if (a.slopes) store_rows(slopes, 1, a.n_latents, kp, a.slopes + row * a.n_latents);
+    }
+}
+
+// ---- update -------------------------------------------------------------------------------------------------------
+
+// A vector's worth of a row, the last one padded with zeros.
+IPVAE_HD vf load_part(const float* p, int64_t n) {
+    if (n >= kWidth) return load(p);
+    float lanes[kWidth] = {};
+    memcpy(lanes, p, n * sizeof(float));
+    return load(lanes);
+}
+IPVAE_HD void store_part(float* p, int64_t n, vf v) {
+    if (n >= kWidth) return store(p, v);
+    float lanes[kWidth];
+    store(lanes, v);
+    memcpy(p, lanes, n * sizeof(float));
+}
+
+static void update(const UpdateArgs& a, int64_t begin, int64_t end) {
+    CellConstants cell{a.learning_rate, a.leak, a.clamp_u, a.clamp_du};
+    for (int64_t row = begin; row < end; ++row) {
+        for (int64_t k = 0; k < a.n_latents; k += kWidth) {
+            int64_t at = row * a.n_latents + k, n = a.n_latents - k;
+            store_part(a.out + at, n,
+                       update_log_rate(load_part(a.log_rate + at, n), load_part(a.log_rate_prior + at, n),
+                                       load_part(a.drive + at, n), load_part(a.inhibition + k, n), cell));
+        }
+    }
+}
+
+static void update_grad(const UpdateGradArgs& g, int64_t begin, int64_t end) {
+    const UpdateArgs& a = g.forward;
+    CellConstants cell{a.learning_rate, a.leak, a.clamp_u, a.clamp_du};
+    for (int64_t group = begin; group < end; ++group) {
+        float* partial = g.partial + group * (a.n_latents + 1);
+        memset(partial, 0, (a.n_latents + 1) * sizeof(float));
+        int64_t last = (group + 1) * kUpdateGroup < a.n_rows ? (group + 1) * kUpdateGroup : a.n_rows;
+        vf log_lr{};
+        for (int64_t row = group * kUpdateGroup; row < last; ++row) {
+            for (int64_t k = 0; k < a.n_latents; k += kWidth) {
+                int64_t at = row * a.n_latents + k, n = a.n_latents - k;
+                vf inhibition = load_part(a.inhibition + k, n);
+                UpdateGrad<vf> d = update_log_rate_grad(load_part(g.grad + at, n), load_part(a.log_rate + at, n),
+                                                        load_part(a.log_rate_prior + at, n),
+                                                        load_part(a.drive + at, n), inhibition, cell);
+                store_part(g.grad_log_rate + at, n, d.u);
+                store_part(g.grad_log_rate_prior + at, n, d.u_prior);
+                store_part(g.grad_drive + at, n, d.drive);
+                store_part(partial + k, n, load_part(partial + k, n) + d.inhibition * inhibition);
+                log_lr = log_lr + d.log_lr;
+            }
+        }
+        partial[a.n_latents] = sum(log_lr);
+    }
+}
+
+// ---- rollout ------------------------------------------------------------------------------------------------------
+
+static void pack(const float* matrix, int64_t depth, int64_t n, bool transposed, float* packed, int64_t begin,
+                 int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+        float* panel = packed + p * kPanel * depth;
+        if (transposed)
+            pack_panel_transposed(matrix, depth, depth, n, p * kPanel, panel);
+        else
+            pack_panel(matrix, n, depth, n, p * kPanel, panel);
+    }
+}
+
+static void rollout(const RolloutArgs& a, int64_t begin, int64_t end, float* scratch) {
+    for (int64_t tile = begin; tile < end; ++tile) rollout_tile(a, tile, scratch);
+}
+
+static void rollout_grad(const RolloutGradArgs& g, int64_t begin, int64_t end, float* scratch) {
+    for (int64_t tile = begin; tile < end; ++tile) rollout_grad_tile(g, tile, scratch);
+}
+
+// ---- checks -------------------------------------------------------------------------------------------------------
+
+static bool all_finite(const float* data, int64_t n) {
+    // A float is infinite or NaN exactly where its exponent bits are all ones.
+    vi bad{};
+    int64_t i = 0;
+    for (; i + kWidth <= n; i += kWidth) bad |= (bits(load(data + i)) & 0x7F800000u) == vu{} + 0x7F800000u;
+    bool ok = !any(bad);
+    for (; i < n; ++i) ok &= (bits(data[i]) & 0x7F800000u) != 0x7F800000u;
+    return ok;
+}
+
+template <class Function> static void map(const float* in, float* out, int64_t n, Function f) {
+    for (int64_t i = 0; i < n; i += kWidth) store_part(out + i, n - i, f(load_part(in + i, n - i)));
+}
+
+static bool same(const char* a, const char* b) { return strcmp(a, b) == 0; }
+
+static void evaluate(const char* function, const float* in, float* out, int64_t n) {
+    if (same(function, "exp")) map(in, out, n, [](vf x) { return exp(x); });
+    if (same(function, "expm1")) map(in, out, n, [](vf x) { return expm1(x); });
+    if (same(function, "log")) map(in, out, n, [](vf x) { return log(x); });
+    if (same(function, "soft_clamp")) map(in, out, n, [](vf x) { return soft_clamp(x, 10.f).value; });
+    if (same(function, "soft_clamp_slope")) map(in, out, n, [](vf x) { return soft_clamp(x, 10.f).slope; });
+    if (same(function, "sinpi")) map(in, out, n, [](vf x) { return sinpi(x); });
+    if (same(function, "cospi")) map(in, out, n, [](vf x) { return cospi(x); });
+    if (same(function, "kl_shape")) map(in, out, n, [](vf x) { return kl_shape(x, exp(x)); });
+    // These two read the bits of `in` as Philox words.
+    if (same(function, "uniform")) map(in, out, n, [](vf x) { return uniform<vf>(bits(x)); });
+    if (same(function, "exponential")) map(in, out, n, [](vf x) { return exponential<vf>(bits(x)); });
+}
+
+#define IPVAE_STRING_(x) #x
+#define IPVAE_STRING(x) IPVAE_STRING_(x)
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    IPVAE_STRING(IPVAE_TARGET), kTileRows, kPanel, poisson_scratch, poisson, update, update_grad, pack, forward_scratch,
+    rollout, backward_scratch, rollout_grad, grad_product_scratch, dictionary_grad_panels, all_finite, evaluate,
+};
+
+IPVAE_END

@@ -1,0 +1,101 @@
+// What the kernels of one instruction set offer to the dispatcher: plain structs of sizes and pointers, plain functions
+// over a range of the work. No memory is allocated and no thread started behind this interface.
+//
+// float arrays are row-major and contiguous unless a stride is named.
+#pragma once
+
+#include <cstdint>
+
+namespace ipvae {
+
+struct PoissonArgs {
+    int64_t n_rows, n_latents;
+    uint64_t seed;
+    uint32_t kind, inner, step, sample_offset;
+    int estimator;
+    float temperature, n_arrivals;
+    const float* log_rate;  // [n_rows, n_latents]
+    float* counts;          // [n_rows, n_latents]
+    float* slopes;          // [n_rows, n_latents] or null for hard counts
+};
+
+struct UpdateArgs {
+    int64_t n_rows, n_latents;
+    float learning_rate, leak, clamp_u, clamp_du;
+    const float *log_rate, *log_rate_prior, *drive;  // [n_rows, n_latents]
+    const float* inhibition;                         // [n_latents] exp(log_bias)
+    float* out;                                      // [n_rows, n_latents]
+};
+
+struct UpdateGradArgs {
+    UpdateArgs forward;                                      // out is not used
+    const float* grad;                                       // [n_rows, n_latents]
+    float *grad_log_rate, *grad_log_rate_prior, *grad_drive; // [n_rows, n_latents]
+    float* partial;                                          // [n_groups, n_latents + 1] d log_bias, d log_lr
+};
+constexpr int64_t kUpdateGroup = 64;  // rows whose parameter gradients are summed into one partial
+
+struct RolloutArgs {
+    int64_t n_steps, n_inner, n_rows, n_inputs, n_latents;
+    uint64_t seed;
+    uint32_t step, sample_offset;
+    float learning_rate, leak, clamp_u, clamp_du, temperature, n_arrivals, log_normalizer;
+    int estimator, kl;
+    bool single_draw;
+
+    const float* x;              // [n_rows, n_inputs], or with a stride one per step
+    int64_t x_step;              // n_rows * n_inputs, or 0
+    const float* encoder;        // dictionary [n_inputs, n_latents], packed in panels
+    const float* decoder;        // its transpose, packed in panels
+    const float* precision;      // [padded n_inputs] exp(-2 log_sigma), 0 in the padding
+    const float* inhibition;     // [padded n_latents] exp(log_bias), 0 in the padding
+    const float* log_rate;       // [n_rows, n_latents]
+    float* log_rate_out;         // [n_rows, n_latents]
+
+    // Records of every record_every-th step, null where not wanted.
+    int64_t record_every;
+    float *recon, *kl_out, *squared_error, *spikes, *zeros;  // [records, n_rows]
+    float *log_rates, *counts, *reconstruction;              // [records, n_rows, n_latents or n_inputs]
+
+    // The trajectory, null in inference.
+    float* path;          // [n_steps * n_inner + 1, n_rows, n_latents]
+    float* drawn;         // [n_steps, n_inner + 1, n_rows, n_latents]
+    float* slopes;        // [n_steps, n_inner + 1, n_rows, n_latents]
+    float* errors;        // [n_steps, n_inner + 1, n_rows, n_inputs]
+    float* drives;        // [n_steps * n_inner, n_rows, n_latents]
+};
+
+struct RolloutGradArgs {
+    RolloutArgs forward;         // with the trajectory filled in
+    const float *grad_recon, *grad_kl;  // [n_steps, n_rows]
+    const float* grad_log_rate;  // [n_rows, n_latents] of the final state
+    float* grad_log_rate_in;     // [n_rows, n_latents] of the initial state
+    float* grad_x;               // as x
+    float* grad_errors;          // [n_steps, n_inner + 1, n_rows, n_inputs] scratch
+    float* grad_drives;          // [n_steps * n_inner, n_rows, n_latents] scratch
+    float* partial;              // [n_tiles, n_inputs + n_latents + 1] d log_sigma, d log_bias, d log_lr
+    float* grad_dictionary;      // [n_inputs, n_latents]
+};
+
+// Work units: rows for poisson and update, groups of rows for update_grad, tiles of rows for the rollouts, panels of
+// columns for pack and dictionary_grad.
+struct Kernels {
+    const char* name;
+    int64_t tile_rows, panel;
+    int64_t (*poisson_scratch)(int64_t n_latents);  // floats, per thread
+    void (*poisson)(const PoissonArgs&, int64_t begin, int64_t end, float* scratch);
+    void (*update)(const UpdateArgs&, int64_t begin, int64_t end);
+    void (*update_grad)(const UpdateGradArgs&, int64_t begin, int64_t end);
+    void (*pack)(const float* matrix, int64_t depth, int64_t n, bool transposed, float* packed, int64_t begin,
+                 int64_t end);
+    int64_t (*rollout_scratch)(const RolloutArgs&);
+    void (*rollout)(const RolloutArgs&, int64_t begin, int64_t end, float* scratch);
+    int64_t (*rollout_grad_scratch)(const RolloutArgs&);
+    void (*rollout_grad)(const RolloutGradArgs&, int64_t begin, int64_t end, float* scratch);
+    int64_t (*dictionary_grad_scratch)(const RolloutArgs&);
+    void (*dictionary_grad)(const RolloutGradArgs&, int64_t begin, int64_t end, float* scratch);
+    bool (*all_finite)(const float* data, int64_t n);
+    void (*evaluate)(const char* function, const float* in, float* out, int64_t n);  // accuracy tests
+};
+
+}  // namespace ipvae
