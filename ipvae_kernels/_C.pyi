@@ -1,0 +1,113 @@
+"""Compiled kernels. Addresses are those of contiguous float32 arrays; see csrc/cpu/kernels.h for shapes."""
+
+compiler: str
+cuda: str | None
+
+def instruction_sets() -> list[str]: ...
+def instruction_set() -> str: ...
+def set_instruction_set(name: str) -> None: ...
+def all_finite(data: int, n: int) -> bool: ...
+def evaluate(function: str, input: int, output: int, n: int) -> None: ...
+
+class PoissonArgs:
+    n_rows: int
+    n_latents: int
+    seed: int
+    kind: int
+    inner: int
+    step: int
+    sample_offset: int
+    estimator: int
+    temperature: float
+    n_arrivals: float
+    log_rate: int
+    counts: int
+    slopes: int
+
+def poisson(args: PoissonArgs, n_threads: int) -> None: ...
+
+class UpdateArgs:
+    n_rows: int
+    n_latents: int
+    learning_rate: float
+    leak: float
+    clamp_u: float
+    clamp_du: float
+    log_rate: int
+    log_rate_prior: int
+    drive: int
+    inhibition: int
+    out: int
+
+def update(args: UpdateArgs, n_threads: int) -> None: ...
+
+class UpdateGradArgs:
+    forward: UpdateArgs
+    grad: int
+    grad_log_rate: int
+    grad_log_rate_prior: int
+    grad_drive: int
+
+def update_grad(args: UpdateGradArgs, grad_log_bias: int, grad_log_lr: int, n_threads: int) -> None: ...
+
+class Parameters:
+    dictionary: int
+    log_sigma: int
+    log_bias: int
+    log_lr: float
+
+class ParameterGrads:
+    dictionary: int
+    log_sigma: int
+    log_bias: int
+    log_lr: int
+
+class RolloutArgs:
+    n_steps: int
+    n_inner: int
+    n_rows: int
+    n_inputs: int
+    n_latents: int
+    seed: int
+    step: int
+    sample_offset: int
+    leak: float
+    clamp_u: float
+    clamp_du: float
+    temperature: float
+    n_arrivals: float
+    estimator: int
+    kl: int
+    single_draw: bool
+    x: int
+    x_step: int
+    log_rate: int
+    log_rate_out: int
+    record_every: int
+    recon: int
+    kl_out: int
+    squared_error: int
+    spikes: int
+    zeros: int
+    log_rates: int
+    counts: int
+    reconstruction: int
+    path: int
+    drawn: int
+    slopes: int
+    errors: int
+    drives: int
+
+def rollout(args: RolloutArgs, parameters: Parameters, n_threads: int) -> None: ...
+
+class RolloutGradArgs:
+    forward: RolloutArgs
+    grad_recon: int
+    grad_kl: int
+    grad_log_rate: int
+    grad_log_rate_in: int
+    grad_x: int
+
+def rollout_grad(
+    args: RolloutGradArgs, parameters: Parameters, grads: ParameterGrads, n_threads: int
+) -> None: ...

@@ -1,0 +1,128 @@
+"""Checks of the arguments of public functions. Every message says argument, expectation and finding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from . import _native
+
+_DTYPES = (torch.float32, torch.float64)
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def tensor(name: str, value: object) -> None:
+    """A torch.Tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, found {type(value).__name__}")
+
+
+def shape(name: str, value: Tensor, expected: Sequence[int], meaning: str) -> None:
+    """The shape ``expected``; ``meaning`` says it in letters, e.g. "[B, K]"."""
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(f"{name}: expected shape {meaning} = {list(expected)}, found {list(value.shape)}")
+
+
+def full_precision(**tensors: Tensor) -> list[Tensor]:
+    """The tensors, checked to share a device and a dtype, float32 or float64.
+
+    Under autocast, half precision is raised to float32: states are integrated over many steps.
+    """
+    for name, value in tensors.items():
+        tensor(name, value)
+    first_name, first = next(iter(tensors.items()))
+    if torch.is_autocast_enabled(first.device.type):
+        tensors = {name: value.float() if value.dtype in _HALF else value for name, value in tensors.items()}
+        first = tensors[first_name]
+    for name, value in tensors.items():
+        if value.dtype not in _DTYPES:
+            raise TypeError(f"{name}: expected dtype torch.float32 or torch.float64, found {value.dtype}")
+        if value.dtype != first.dtype:
+            raise TypeError(
+                f"{name}: expected dtype {first.dtype} as that of {first_name}, found {value.dtype}"
+            )
+        if value.device != first.device:
+            raise ValueError(
+                f"{name}: expected device {first.device} as that of {first_name}, found {value.device}"
+            )
+    return list(tensors.values())
+
+
+def number(name: str, value: object, low: float = -math.inf, *, above: bool = False) -> None:
+    """A finite real number, at least ``low``, or ``above`` it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, found {type(value).__name__}")
+    if not low <= value < math.inf or (above and value == low):
+        bound = "" if low == -math.inf else f" {'above' if above else 'of at least'} {low:g}"
+        raise ValueError(f"{name}: expected a finite number{bound}, found {value}")
+
+
+def integer(name: str, value: object, low: int, high: int) -> None:
+    """An int in low..high."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, found {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected an int from {low} to {high}, found {value}")
+
+
+def choice(name: str, value: object, options: Iterable[str]) -> None:
+    """One of the options."""
+    options = tuple(options)
+    if value not in options:
+        raise ValueError(f"{name}: expected one of {', '.join(options)}; found {value!r}")
+
+
+def flag(name: str, value: object) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, found {type(value).__name__}")
+
+
+def finite(**tensors: Tensor) -> None:
+    """No NaN and no infinity; looks at the numbers, so it runs inside the ops, on real tensors."""
+    for name, value in tensors.items():
+        if not _all_finite(value):
+            bad = int((~torch.isfinite(value)).sum())
+            raise ValueError(
+                f"{name}: expected finite values, found {bad} of {value.numel()} NaN or infinite"
+            )
+
+
+def finite_result(cause: str, **tensors: Tensor) -> None:
+    """Finite results of finite arguments; ``cause`` says what else can be the reason."""
+    for name, value in tensors.items():
+        if not _all_finite(value):
+            raise ValueError(f"the result {name!r} is not finite: {cause}")
+
+
+def _all_finite(value: Tensor) -> bool:
+    if _native.reason() is None and value.device.type == "cpu" and value.dtype == torch.float32:
+        return _native.all_finite(value)
+    # One pass over the numbers; a sum of finite numbers may overflow, then each is looked at.
+    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
+
+
+def seed(value: object, device: torch.device) -> Tensor:
+    """A seed as an int64 tensor of shape [] on the device; None draws one from torch's default generator."""
+    if value is None:
+        return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+    if isinstance(value, Tensor):
+        if value.dtype != torch.int64 or value.dim() != 0:
+            raise TypeError(
+                f"seed: expected torch.int64 of shape [], found {value.dtype} of shape {list(value.shape)}"
+            )
+        if value.device != device:
+            raise ValueError(f"seed: expected device {device}, found {value.device}")
+        return value
+    integer("seed", value, -(2**63), 2**63 - 1)
+    assert isinstance(value, int)
+    return torch.full((), value, dtype=torch.int64, device=device)
+
+
+def stream(step: object, steps: int, sample_offset: object, batch: int) -> None:
+    """Steps and samples that the Philox counter can address."""
+    integer("step", step, 0, 2**32 - steps)
+    integer("sample_offset", sample_offset, 0, 2**32 - max(batch, 1))

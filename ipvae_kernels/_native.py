@@ -1,0 +1,87 @@
+"""The compiled module, loaded at first use; importing the package never needs it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# In the order of the enumerations in csrc/common/poisson.h and csrc/common/poisson_cell.h.
+ESTIMATORS = ("hard", "sigmoid", "linear", "cubic", "quintic", "cosine", "fini2", "fini3")
+KLS = ("exact", "released")
+
+
+@functools.cache
+def _import() -> tuple[ModuleType | None, str | None]:
+    try:
+        from . import _C
+    except ImportError as error:
+        return (
+            None,
+            f"the compiled module is missing ({error}); install it with 'pip install .' in the repository",
+        )
+    return _C, None
+
+
+def load() -> ModuleType:
+    """The compiled module.
+
+    Raises:
+        ImportError: it is not there; the message says how to install it.
+    """
+    module, reason = _import()
+    if module is None:
+        raise ImportError(f"ipvae_kernels: {reason}")
+    return module
+
+
+def reason() -> str | None:
+    """Why the compiled module cannot be used, or None where it can."""
+    return _import()[1]
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor has neither NaN nor infinite elements."""
+    if (
+        tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and not reason()
+    ):
+        return bool(load().all_finite(tensor.data_ptr(), tensor.numel()))
+    # One infinite or NaN element makes the sum so; the exact test is left for sums that overflow.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def fill(args: Any, **fields: Tensor | int | float | bool | None) -> Any:
+    """Sets the fields of an argument struct; a tensor gives its address, None a null pointer.
+
+    The caller keeps the tensors alive until the kernel has run.
+    """
+    for name, value in fields.items():
+        if isinstance(value, Tensor):
+            if not value.is_contiguous() or value.dtype != torch.float32:
+                raise AssertionError(f"{name}: the caller passes contiguous float32 tensors")
+            value = value.data_ptr()
+        setattr(args, name, 0 if value is None else value)
+    return args
+
+
+def unsigned_seed(seed: Tensor) -> int:
+    """The 64 bits of an int64 seed as an unsigned integer."""
+    return int(seed) & (1 << 64) - 1
+
+
+def estimator_code(estimator: str, temperature: float) -> int:
+    """The number of an estimator; at temperature 0 the relaxed ones are hard."""
+    hard = temperature == 0.0 and not estimator.startswith("fini")
+    return ESTIMATORS.index("hard" if hard else estimator)
+
+
+def arrival_limit(n_arrivals: int | None) -> float:
+    """``n_arrivals`` as a float, infinite where there is no limit."""
+    return math.inf if n_arrivals is None else float(n_arrivals)

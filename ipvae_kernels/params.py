@@ -1,0 +1,82 @@
+"""Parameters and states that the public functions take; plain holders of tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+
+class StepParams(Protocol):
+    """What the pointwise half of a step needs.
+
+    Attributes:
+        log_bias: [K]; exp of it is a constant inhibition per neuron.
+        log_lr: []; exp of it is the step size.
+    """
+
+    @property
+    def log_bias(self) -> Tensor:
+        """[K]."""
+
+    @property
+    def log_lr(self) -> Tensor:
+        """[]."""
+
+
+@dataclass(frozen=True, eq=False)
+class PoissonParams:
+    """Parameters of the iterative Poisson VAE with a linear decoder (arXiv 2410.19315).
+
+    Attributes:
+        dictionary: decoder weights Phi, [M, K]; columns are features.
+        log_sigma: log standard deviation of each pixel (already soft-clamped), [M].
+        log_bias: [K]; exp of it is a constant inhibition per neuron.
+        log_lr: []; exp of it is the step size.
+        log_rate_init: initial log rates, the prior at step 0, [K].
+    """
+
+    dictionary: Tensor
+    log_sigma: Tensor
+    log_bias: Tensor
+    log_lr: Tensor
+    log_rate_init: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianParams:
+    """Parameters of the Gaussian relatives: iG-VAE ("identity") and iG-relu-VAE ("relu").
+
+    Attributes:
+        dictionary: decoder weights Phi, [M, K].
+        log_sigma: log standard deviation of each pixel (already soft-clamped), [M].
+        log_bias: [K].
+        log_lr: step sizes of mean and log sigma, [2].
+        state_init: initial mean and log sigma, [2, K].
+        activation: applied to the latents before the decoder.
+    """
+
+    dictionary: Tensor
+    log_sigma: Tensor
+    log_bias: Tensor
+    log_lr: Tensor
+    state_init: Tensor
+    activation: Literal["identity", "relu"] = "identity"
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Where a sequence stands: all that is needed to continue it with bit-identical results.
+
+    Attributes:
+        log_rate: [B, K]; for Gaussian models mean and log sigma, [2, B, K].
+        step: global index of the next step.
+        seed: int64 of shape [], an int, or None: drawn from torch's generator.
+        sample_offset: global index of the first row of the batch.
+    """
+
+    log_rate: Tensor
+    step: int = 0
+    seed: Tensor | int | None = None
+    sample_offset: int = 0

@@ -1,0 +1,385 @@
+"""Poisson counts from log rates in plain PyTorch: the readable truth, float32 and float64, noise injectable.
+
+``docs/randomness.md`` specifies every draw. Rates are ``exp(log_rate) + RATE_FLOOR`` as in the code released
+with "Brain-like variational inference" (arXiv 2410.19315).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .. import philox
+from ..philox import Stream
+
+RATE_FLOOR = 1.1920929e-07  # the released code adds float32's epsilon in every dtype
+
+_INVERSION_MAX = 10.0  # PTRS is valid from here on
+_INVERSION_STEPS = 64  # P(count > 64 | rate 10) is below 1e-29
+_TRIALS = 64
+_HUGE_RATE = 2.0**48  # the standard deviation is below one rounding of float32
+_SATURATED_MIN = 8.0  # mean saturated count from which they are drawn at once
+_ARRIVALS_MAX = 2.0**21  # expected arrivals of one draw; half of what its words allow
+_BLOCKS_MAX = 16  # Philox blocks of arrivals evaluated at once: bounds memory
+
+Arrivals = Iterable[tuple[Tensor, Tensor]]
+"""Chunks of arrivals: flat indices of the counts they belong to (int64 [n]), and their times ([n])."""
+
+
+class Indicator(NamedTuple):
+    """A soft indicator of x > 0.
+
+    Attributes:
+        value: f(x).
+        derivative: f'(x).
+        half_width: f is 1 above it and 0 below minus it, to float32 rounding.
+    """
+
+    value: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+    half_width: float
+
+
+def _ramp(x: Tensor) -> Tensor:
+    return (0.5 * x + 0.5).clamp(0.0, 1.0)
+
+
+def _cubic_slope(x: Tensor) -> Tensor:
+    w = _ramp(x)
+    return 3.0 * w * (1.0 - w)
+
+
+def _quintic_slope(x: Tensor) -> Tensor:
+    w = _ramp(x)
+    return 15.0 * (w * (1.0 - w)).square()
+
+
+def _cosine_slope(x: Tensor) -> Tensor:
+    w = _ramp(x)
+    return 0.25 * math.pi * torch.sin(math.pi * torch.minimum(w, 1.0 - w))  # exactly 0 at both ends
+
+
+def _sigmoid_slope(x: Tensor) -> Tensor:
+    return torch.sigmoid(x) * torch.sigmoid(-x)
+
+
+INDICATORS: dict[str, Indicator] = {
+    "sigmoid": Indicator(torch.sigmoid, _sigmoid_slope, 17.0),
+    "linear": Indicator(_ramp, lambda x: 0.5 * (x.abs() < 1.0).to(x.dtype), 1.0),
+    "cubic": Indicator(lambda x: _ramp(x).square() * (3.0 - 2.0 * _ramp(x)), _cubic_slope, 1.0),
+    "quintic": Indicator(
+        lambda x: _ramp(x).pow(3) * (_ramp(x) * (6.0 * _ramp(x) - 15.0) + 10.0), _quintic_slope, 1.0
+    ),
+    "cosine": Indicator(
+        lambda x: 0.5 * (1.0 - torch.cos(math.pi * _ramp(x))),
+        _cosine_slope,
+        1.0,
+    ),
+}
+
+ESTIMATORS = (*INDICATORS, "fini2", "fini3", "gumbel", "hard")
+
+
+class Noise(Protocol):
+    """Where draws come from: Philox, or numbers recorded elsewhere. Shapes are those of a batch, [B, K]."""
+
+    def counts(self, rate: Tensor, stream: Stream) -> Tensor:
+        """Hard counts of rates [B, K]."""
+
+    def arrivals(
+        self, rate: Tensor, half_width: float, temperature: float, n_arrivals: int | None, stream: Stream
+    ) -> tuple[Tensor, Arrivals]:
+        """Counts taken at once [B, K], and the arrivals that follow them, in order within each count."""
+
+    def normal(self, like: Tensor, stream: Stream) -> Tensor:
+        """Standard normals, [B, K]."""
+
+    def gumbel(self, like: Tensor, n: int, stream: Stream) -> Tensor:
+        """Standard Gumbels, [B, K, n]."""
+
+
+class PhiloxNoise:
+    """Draws that are pure functions of the seed (int64, shape []) and the stream; a :class:`Noise`."""
+
+    def __init__(self, seed: Tensor) -> None:
+        self.seed = seed
+
+    def counts(self, rate: Tensor, stream: Stream) -> Tensor:
+        """Hard counts."""
+        return _hard_counts(rate, self.seed, stream)
+
+    def arrivals(
+        self, rate: Tensor, half_width: float, temperature: float, n_arrivals: int | None, stream: Stream
+    ) -> tuple[Tensor, Arrivals]:
+        """Saturated counts, and the arrivals in the window where the indicator is neither 0 nor 1."""
+        begin, end = 1.0 - half_width * temperature, 1.0 + half_width * temperature
+        saturated = torch.zeros_like(rate)
+        start = torch.zeros_like(rate)
+        if begin > 0.0:
+            busy = rate * begin >= _SATURATED_MIN
+            # Rates that skip nothing are replaced by the floor: their draw is thrown away.
+            many = _hard_counts(torch.where(busy, rate * begin, RATE_FLOOR), self.seed, stream.saturated())
+            saturated = torch.where(busy, many, saturated)
+            start = torch.where(busy, begin, start)
+        if n_arrivals is not None:
+            saturated = saturated.clamp(max=float(n_arrivals))
+        affordable = rate * (end - start) <= _ARRIVALS_MAX
+        saturated = torch.where(affordable, saturated, math.nan)
+        start = torch.where(affordable, start, math.nan)
+        return saturated, self._follow(rate, start, end, saturated, n_arrivals, stream)
+
+    def _follow(
+        self, rate: Tensor, start: Tensor, end: float, done: Tensor, n_arrivals: int | None, stream: Stream
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Arrivals from ``start`` (NaN: none) to ``end``, at most ``n_arrivals - done`` of them."""
+        neurons = rate.shape[-1]
+        left = math.inf if n_arrivals is None else n_arrivals - done.flatten()
+        flat_rate = rate.flatten()
+        first = philox.exponential(philox.first_words(self.seed, stream, rate.shape), rate.dtype)
+        time = start.flatten() + first.flatten() / flat_rate
+        rows = ((time <= end) & (left > 0)).nonzero().squeeze(-1)
+        time = time[rows]
+        yield rows, time
+        block, count, so_far = 1, 1, 1
+        while len(rows):
+            own = philox.own_words(self.seed, stream, rows // neurons, rows % neurons, block, count)
+            gaps = philox.exponential(own, rate.dtype) / flat_rate[rows].unsqueeze(-1)
+            gaps[:, 0] += time
+            times = gaps.cumsum(-1)
+            live = times <= end
+            if n_arrivals is not None:
+                index = torch.arange(so_far, so_far + 4 * count, device=rate.device)
+                live &= index < (n_arrivals - done.flatten()[rows]).unsqueeze(-1)
+            yield rows.unsqueeze(-1).expand_as(times)[live], times[live]
+            rows, time = rows[live[:, -1]], times[live[:, -1], -1]
+            block, so_far = block + count, so_far + 4 * count
+            count = min(
+                2 * count, _BLOCKS_MAX
+            )  # a fixed schedule, so that rounding does not depend on the batch
+
+    def normal(self, like: Tensor, stream: Stream) -> Tensor:
+        """Standard normals."""
+        return philox.normal(philox.first_words(self.seed, stream, like.shape), like.dtype)
+
+    def gumbel(self, like: Tensor, n: int, stream: Stream) -> Tensor:
+        """Standard Gumbels: the k-th from word k."""
+        sample = torch.arange(like.shape[0], device=like.device)[:, None, None]
+        neuron = torch.arange(like.shape[1], device=like.device)[:, None]
+        word = philox.words(self.seed, stream, sample, neuron, torch.arange(n, device=like.device))
+        return -torch.log(philox.exponential(word, like.dtype))
+
+
+def _hard_counts(rate: Tensor, seed: Tensor, stream: Stream) -> Tensor:
+    """Poisson counts of rates [B, K], as floats. NaN gives NaN, and the loops end for any rate."""
+    word = philox.first_words(seed, stream, rate.shape)
+    counts = torch.where(rate < _HUGE_RATE, 0.0, rate).flatten()
+    flat_rate = rate.flatten()
+    small = flat_rate < _INVERSION_MAX
+    value = philox.uniform(word, rate.dtype).flatten()
+    rows = (small & (value < -torch.expm1(-flat_rate))).nonzero().squeeze(-1)
+    counts[rows] = _invert(flat_rate[rows], value[rows])
+    rows = (~small & (flat_rate < _HUGE_RATE)).nonzero().squeeze(-1)
+    counts[rows] = _reject(flat_rate[rows], rows, rate.shape[-1], seed, stream)
+    return counts.view_as(rate)
+
+
+def _invert(rate: Tensor, value: Tensor) -> Tensor:
+    """Inversion on the survival side, rates < 10, [n]: the number of k with value < P(count > k)."""
+    count = torch.zeros_like(rate)
+    p, survival = torch.exp(-rate), -torch.expm1(-rate)
+    for k in range(1, _INVERSION_STEPS + 1):
+        more = value < survival
+        if not more.any():
+            break
+        count += more
+        p = p * (rate / k)
+        survival = survival - p
+    return count
+
+
+def _log_pmf(k: Tensor, rate: Tensor) -> Tensor:
+    """The logarithm of P(count = k), k >= 1.
+
+    In the form of Loader ("Fast and accurate computation of binomial probabilities", 2000) no term is larger
+    than the result, so float32 stays accurate at large counts.
+    """
+    difference = k - rate
+    v = difference / (k + rate)
+    q = v.square()
+    series = torch.zeros_like(q)
+    for j in range(8, 0, -1):
+        series = q * (1.0 / (2 * j + 1) + series)
+    near = difference * v + 2.0 * k * v * series
+    deviance = torch.where(v.abs() < 0.1, near, k * torch.log(k / rate) - difference)
+    i = 1.0 / k
+    series = i * (1 / 12 - i**2 * (1 / 360 - i**2 * (1 / 1260)))
+    stirling = torch.where(
+        k < 8, torch.lgamma(k + 1) - (k + 0.5) * torch.log(k) + k - 0.5 * math.log(2 * math.pi), series
+    )
+    return -deviance - stirling - 0.5 * torch.log(2 * math.pi * k)
+
+
+def _reject(rate: Tensor, rows: Tensor, neurons: int, seed: Tensor, stream: Stream) -> Tensor:
+    """Hoermann's transformed rejection PTRS (1993), rates >= 10, [n]; ``rows`` are their flat indices."""
+    count = torch.floor(rate)
+    b = 0.931 + 2.53 * torch.sqrt(rate)
+    a = -0.059 + 0.02483 * b
+    inverse_alpha = 1.1239 + 1.1328 / (b - 3.4)
+    squeeze = 0.9277 - 3.6224 / (b - 2.0)
+    left = torch.arange(len(rate), device=rate.device)
+    for trial in range(_TRIALS):
+        if not len(left):
+            break
+        where = rows[left]
+        block = philox.own_words(seed, stream, where // neurons, where % neurons, 1 + trial // 2, 1)
+        word_u, word_v = block[:, 2 * (trial % 2)], block[:, 2 * (trial % 2) + 1]
+        low, high = philox.uniform(word_u, rate.dtype), philox.uniform(~word_u, rate.dtype)
+        v = philox.uniform(word_v, rate.dtype)
+        a_, b_, rate_ = a[left], b[left], rate[left]
+        us = torch.minimum(low, high)
+        k = torch.floor((2.0 * a_ / us + b_) * (low - 0.5) + rate_ + 0.43)
+        log_p = torch.where(k < 1.0, -rate_, _log_pmf(k.clamp(min=1.0), rate_))
+        log_v = torch.log(v * inverse_alpha[left] / (a_ / us.square() + b_))
+        accept = (us >= 0.07) & (v <= squeeze[left])
+        accept |= (k >= 0.0) & ~((us < 0.013) & (v > us)) & (log_v <= log_p)
+        count[left[accept]] = k[accept]
+        left = left[~accept]
+    return count
+
+
+def rate_of(log_rate: Tensor) -> Tensor:
+    """The rate of a log rate, floored as in the released code."""
+    return torch.exp(log_rate) + RATE_FLOOR
+
+
+def relaxed_counts(
+    rate: Tensor, saturated: Tensor, arrivals: Arrivals, indicator: Indicator, tau: float
+) -> Tensor:
+    """Relaxed counts [B, K], differentiable with respect to ``rate`` by autograd.
+
+    An arrival time is a standard Gamma variable over the rate: t = S / rate, with S held constant.
+    """
+    z, flat_rate = saturated.flatten(), rate.flatten()
+    for rows, time in arrivals:
+        time = time * (flat_rate.detach()[rows] / flat_rate[rows])
+        z = z.index_add(0, rows, indicator.value((1.0 - time) / tau))
+    return z.view_as(rate)
+
+
+def relaxed_counts_and_slopes(
+    saturated: Tensor, arrivals: Arrivals, indicator: Indicator, tau: float
+) -> tuple[Tensor, Tensor]:
+    """Relaxed counts z [B, K] and dz / d log(rate) [B, K], in one pass over the arrivals."""
+    z = saturated.flatten()
+    slope = 0.0 * z  # keeps the NaN of what could not be drawn
+    for rows, time in arrivals:
+        x = (1.0 - time) / tau
+        z = z.index_add(0, rows, indicator.value(x))
+        slope = slope.index_add(0, rows, indicator.derivative(x) * time / tau)
+    return z.view_as(saturated), slope.view_as(saturated)
+
+
+def fini_slope(counts: Tensor, rate: Tensor, order: int) -> Tensor:
+    """dz/du of a hard count, unbiased for polynomials up to ``order`` (2 or 3).
+
+    He and Wu, "Extending pathwise gradients to discrete random variables via finite-order relaxation".
+    """
+    if order == 2:
+        return 0.5 * (counts + rate)
+    return (5.0 * rate + counts * ((8.0 * rate + 1.0 - counts) / rate)) / 12.0
+
+
+def gumbel_counts(log_rate: Tensor, gumbel: Tensor, tau: float) -> Tensor:
+    """Gumbel-softmax relaxation over the counts 0..n-1, differentiable by autograd.
+
+    Args:
+        log_rate: [...].
+        gumbel: standard Gumbels, [..., n].
+        tau: temperature > 0.
+    """
+    k = torch.arange(gumbel.shape[-1], dtype=log_rate.dtype, device=log_rate.device)
+    logits = k * log_rate.unsqueeze(-1) - torch.lgamma(k + 1.0)
+    return (torch.softmax((logits + gumbel) / tau, dim=-1) * k).sum(-1)
+
+
+def gumbel_upper_bound(log_rate: Tensor) -> int:
+    """The released code's support size: the 1 - 1e-3 quantile at the largest rate, at least 1."""
+    rate = float(torch.exp(log_rate.detach()).amax()) if log_rate.numel() else 0.0
+    if not rate < _ARRIVALS_MAX:
+        raise ValueError(
+            f"upper_bound: expected to be given for rates above {_ARRIVALS_MAX:.0f}, found {rate}"
+        )
+    k = torch.arange(math.ceil(rate + 10.0 * math.sqrt(rate) + 20.0), dtype=torch.float64)
+    below = torch.special.gammaincc(k + 1.0, torch.tensor(rate, dtype=torch.float64)) < 1.0 - 1e-3
+    return max(1, int(below.sum()))
+
+
+def is_hard(estimator: str, temperature: float) -> bool:
+    """Whether the draw is a hard count without a gradient."""
+    return estimator == "hard" or (temperature == 0.0 and not estimator.startswith("fini"))
+
+
+def draw(
+    log_rate: Tensor, noise: Noise, stream: Stream, estimator: str, temperature: float, n_arrivals: int | None
+) -> tuple[Tensor, Tensor]:
+    """Counts z and slopes dz/du of log rates u, all [B, K], without autograd; "gumbel" is not served."""
+    rate = rate_of(log_rate)
+    if is_hard(estimator, temperature):
+        counts = noise.counts(rate, stream)
+        return counts, torch.zeros_like(counts)
+    if estimator.startswith("fini"):
+        counts = noise.counts(rate, stream)
+        return counts, fini_slope(counts, rate, int(estimator[-1]))
+    indicator = INDICATORS[estimator]
+    saturated, arrivals = noise.arrivals(rate, indicator.half_width, temperature, n_arrivals, stream)
+    counts, slope = relaxed_counts_and_slopes(saturated, arrivals, indicator, temperature)
+    return counts, slope * (torch.exp(log_rate) / rate)
+
+
+def differentiable_draw(
+    log_rate: Tensor,
+    noise: Noise,
+    stream: Stream,
+    estimator: str,
+    temperature: float,
+    n_arrivals: int | None,
+    upper_bound: int | None = None,
+) -> Tensor:
+    """Counts [B, K] of log rates [B, K], differentiable by autograd; every estimator."""
+    if estimator in INDICATORS and not is_hard(estimator, temperature):
+        indicator, rate = INDICATORS[estimator], rate_of(log_rate)
+        saturated, arrivals = noise.arrivals(
+            rate.detach(), indicator.half_width, temperature, n_arrivals, stream
+        )
+        return relaxed_counts(rate, saturated, arrivals, indicator, temperature)
+    if estimator == "gumbel" and temperature > 0.0:
+        n = gumbel_upper_bound(log_rate) if upper_bound is None else upper_bound
+        return gumbel_counts(log_rate, noise.gumbel(log_rate, n, stream), temperature)
+    counts, slope = draw(log_rate.detach(), noise, stream, estimator, temperature, n_arrivals)
+    # A surrogate slope is no derivative of the count: it is attached to the value.
+    return counts + slope * (log_rate - log_rate.detach())
+
+
+def sample(log_rate: Tensor, seed: Tensor, stream: Stream) -> Tensor:
+    """Hard counts.
+
+    Args:
+        log_rate: [B, K], float32 or float64.
+        seed: int64, shape [].
+        stream: what the draw is for.
+
+    Returns:
+        Counts [B, K] of the same dtype.
+    """
+    return _hard_counts(rate_of(log_rate), seed, stream)
+
+
+def rsample(
+    log_rate: Tensor, seed: Tensor, stream: Stream, estimator: str, temperature: float, n_arrivals: int | None
+) -> tuple[Tensor, Tensor]:
+    """Counts and their slopes d count / d log_rate, both [B, K]; see :func:`sample` for the other shapes."""
+    return draw(log_rate, PhiloxNoise(seed), stream, estimator, temperature, n_arrivals)

@@ -1,0 +1,5 @@
+"""T whole steps with a linear decoder: inference, and the training loss with its gradient."""
+
+from .op import ElboResult, InferResult, elbo, infer
+
+__all__ = ["ElboResult", "InferResult", "elbo", "infer"]

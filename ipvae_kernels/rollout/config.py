@@ -1,0 +1,39 @@
+"""The constants of a rollout, in one plain tuple."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class RolloutConfig(NamedTuple):
+    """Sizes and constants of a rollout.
+
+    Attributes:
+        steps: T, number of time steps.
+        n_inner: updates per step; 1 in the paper.
+        beta_inner: weight of the pull towards the prior, used where n_inner > 1.
+        clamp_u, clamp_du: ceilings of the log rate and of its update.
+        kl: "exact" or "released".
+        single_draw: the fresh draw of step t also drives the update of step t + 1; needs n_inner = 1.
+        estimator, temperature, n_arrivals: of the counts, see ``poisson_rsample``.
+        step: global index of the first step.
+        sample_offset: global index of the first row of the batch.
+    """
+
+    steps: int
+    n_inner: int = 1
+    beta_inner: float = 1.0
+    clamp_u: float = 10.0
+    clamp_du: float = 10.0
+    kl: str = "exact"
+    single_draw: bool = False
+    estimator: str = "hard"
+    temperature: float = 0.0
+    n_arrivals: int | None = None
+    step: int = 0
+    sample_offset: int = 0
+
+    @property
+    def leak(self) -> float:
+        """The weight of the pull in force: none with one inner iteration, as in the released code."""
+        return self.beta_inner if self.n_inner > 1 else 0.0

@@ -1,0 +1,302 @@
+"""T steps with a linear decoder in plain PyTorch: one driver over a cell, and a backward by hand.
+
+Symbols and equations: "Brain-like variational inference" (arXiv 2410.19315), and ``rollout/op.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..philox import KIND_LOSS, KIND_UPDATE, Stream
+from ..poisson.eager import Noise, PhiloxNoise
+from ..update import eager as update
+from .cells import Cell, Draw, PoissonCell, poisson_kl_gradients
+from .config import RolloutConfig
+
+
+class Step(NamedTuple):
+    """One time step.
+
+    Attributes:
+        states: the n_inner + 1 states from the prior to the posterior.
+        draws: n_inner draws for the updates, then the fresh one if it was asked for.
+        errors: x - Phi code of each draw, [B, M].
+        drives: Phi^T (error / var) of each update, [B, K].
+    """
+
+    states: list[Tensor]
+    draws: list[Draw]
+    errors: list[Tensor]
+    drives: list[Tensor]
+
+
+def run(
+    x: Tensor,
+    dictionary: Tensor,
+    log_sigma: Tensor,
+    cell: Cell,
+    state: Tensor,
+    cfg: RolloutConfig,
+    fresh: bool = True,
+) -> Iterator[Step]:
+    """Drives a cell through ``cfg.steps`` steps.
+
+    Args:
+        x: [B, M], or [T, B, M] with a frame per step.
+        dictionary: [M, K].
+        log_sigma: [M].
+        cell: the model.
+        state: its state before the first step.
+        cfg: constants; sizes, ``single_draw`` and the indices of the noise are used here.
+        fresh: take the fresh draw of each step, which the loss needs.
+    """
+    precision = torch.exp(-2.0 * log_sigma)
+    kept: Draw | None = None
+    for t in range(cfg.steps):
+        frame = x[t] if x.dim() == 3 else x
+        step = Step([state], [], [], [])
+        for j in range(cfg.n_inner):
+            draw = cell.draw(state, _update_stream(cfg, t, j)) if kept is None else kept
+            error = frame - draw.code @ dictionary.T
+            drive = (error * precision) @ dictionary
+            state = cell.update(state, step.states[0], drive, draw)
+            step.states.append(state)
+            step.draws.append(draw)
+            step.errors.append(error)
+            step.drives.append(drive)
+        if fresh:
+            draw = cell.draw(state, Stream(KIND_LOSS, 0, cfg.step + t, cfg.sample_offset))
+            step.draws.append(draw)
+            step.errors.append(frame - draw.code @ dictionary.T)
+            kept = draw if cfg.single_draw else None
+        yield step
+
+
+def _update_stream(cfg: RolloutConfig, t: int, j: int) -> Stream:
+    step = cfg.step + t
+    if cfg.single_draw and step > 0:
+        return Stream(KIND_LOSS, 0, step - 1, cfg.sample_offset)
+    return Stream(KIND_UPDATE, j, step, cfg.sample_offset)
+
+
+def reconstruction_loss(error: Tensor, log_sigma: Tensor) -> Tensor:
+    """Gaussian negative log-likelihood summed over pixels, nats [B], of errors [B, M], log_sigma [M]."""
+    scaled = error * torch.exp(-log_sigma)
+    return 0.5 * scaled.square().sum(-1) + (log_sigma.sum() + 0.5 * math.log(2.0 * math.pi) * error.shape[-1])
+
+
+RECORDS: dict[str, Callable[[Step, Cell, Tensor, Tensor], Tensor]] = {
+    "log_rate": lambda step, cell, x, log_sigma: step.states[-1],
+    "counts": lambda step, cell, x, log_sigma: step.draws[-1].code,
+    "reconstruction": lambda step, cell, x, log_sigma: x - step.errors[-1],
+    "recon": lambda step, cell, x, log_sigma: reconstruction_loss(step.errors[-1], log_sigma),
+    "kl": lambda step, cell, x, log_sigma: cell.kl(step.states[-1], step.states[0]).sum(-1),
+    "squared_error": lambda step, cell, x, log_sigma: step.errors[-1].square().sum(-1),
+    "spikes": lambda step, cell, x, log_sigma: step.draws[-1].code.sum(-1),
+    "zeros": lambda step, cell, x, log_sigma: (step.draws[-1].code == 0).to(x.dtype).mean(-1),
+}
+"""What can be recorded of a step, in canonical order."""
+
+WITHOUT_DRAW = ("log_rate", "kl")
+"""The records that need no fresh draw."""
+
+
+def record_run(
+    x: Tensor,
+    dictionary: Tensor,
+    log_sigma: Tensor,
+    cell: Cell,
+    state: Tensor,
+    cfg: RolloutConfig,
+    record: tuple[str, ...],
+    record_every: int,
+) -> list[Tensor]:
+    """The final state, then the records asked for in canonical order, each [R, ...]."""
+    names = [name for name in RECORDS if name in record]
+    shapes = record_shapes(x.shape[-2], dictionary.shape, state.shape)
+    rows: dict[str, list[Tensor]] = {name: [] for name in names}
+    fresh = any(name not in WITHOUT_DRAW for name in names)
+    for t, step in enumerate(run(x, dictionary, log_sigma, cell, state, cfg, fresh)):
+        state = step.states[-1]
+        if (cfg.step + t + 1) % record_every == 0:
+            for name in names:
+                rows[name].append(RECORDS[name](step, cell, x[t] if x.dim() == 3 else x, log_sigma))
+    stacked = [torch.stack(rows[name]) if rows[name] else x.new_empty((0, *shapes[name])) for name in names]
+    return [state, *stacked]
+
+
+def record_shapes(batch: int, dictionary: torch.Size, state: torch.Size) -> dict[str, tuple[int, ...]]:
+    """The shape of each record of one step."""
+    pixels, neurons = dictionary
+    wide = {"log_rate": tuple(state), "counts": (batch, neurons), "reconstruction": (batch, pixels)}
+    return {name: wide.get(name, (batch,)) for name in RECORDS}
+
+
+def elbo_autograd(
+    x: Tensor, dictionary: Tensor, log_sigma: Tensor, cell: Cell, state: Tensor, cfg: RolloutConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The halves of the loss, recon and kl [T, B], and the final state, differentiable by autograd."""
+    recon, kl = [], []
+    for step in run(x, dictionary, log_sigma, cell, state, cfg):
+        state = step.states[-1]
+        recon.append(reconstruction_loss(step.errors[-1], log_sigma))
+        kl.append(cell.kl(state, step.states[0]).sum(-1))
+    return torch.stack(recon), torch.stack(kl), state
+
+
+def infer(
+    x: Tensor,
+    dictionary: Tensor,
+    log_sigma: Tensor,
+    log_bias: Tensor,
+    log_lr: Tensor,
+    log_rate: Tensor,
+    seed: Tensor,
+    cfg: RolloutConfig,
+    record: tuple[str, ...],
+    record_every: int,
+) -> list[Tensor]:
+    """Inference with hard counts, without gradient.
+
+    Args:
+        x: [B, M] or [T, B, M].
+        dictionary: [M, K].
+        log_sigma: [M].
+        log_bias: [K].
+        log_lr: [].
+        log_rate: state before the first step, [B, K].
+        seed: int64, [].
+        cfg: constants.
+        record: names of :data:`RECORDS`.
+        record_every: global step t is recorded where (t + 1) % record_every == 0.
+
+    Returns:
+        The final log rate [B, K], then the records in canonical order, each [R, ...].
+    """
+    cell = PoissonCell(log_bias, log_lr, PhiloxNoise(seed), cfg)
+    return record_run(x, dictionary, log_sigma, cell, log_rate, cfg, record, record_every)
+
+
+Trace = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""What :func:`elbo` returns: recon [T, B], kl [T, B], log_rate [B, K], and for the backward
+path [T n_inner + 1, B, K], counts and slopes [T, n_inner + 1, B, K], errors [T, n_inner + 1, B, M] and
+drives [T n_inner, B, K]."""
+
+
+def elbo(
+    x: Tensor,
+    dictionary: Tensor,
+    log_sigma: Tensor,
+    log_bias: Tensor,
+    log_lr: Tensor,
+    log_rate: Tensor,
+    seed: Tensor,
+    cfg: RolloutConfig,
+) -> Trace:
+    """Both halves of the loss at every step, and what their gradient needs. Shapes as in :func:`infer`."""
+    return elbo_with(PhiloxNoise(seed), x, dictionary, log_sigma, log_bias, log_lr, log_rate, cfg)
+
+
+def elbo_with(
+    noise: Noise,
+    x: Tensor,
+    dictionary: Tensor,
+    log_sigma: Tensor,
+    log_bias: Tensor,
+    log_lr: Tensor,
+    log_rate: Tensor,
+    cfg: RolloutConfig,
+) -> Trace:
+    """:func:`elbo` with the draws of any source."""
+    cell = PoissonCell(log_bias, log_lr, noise, cfg)
+    batch, (pixels, neurons) = x.shape[-2], dictionary.shape
+    updates, draws = cfg.steps * cfg.n_inner, (cfg.steps, cfg.n_inner + 1, batch)
+    recon, kl = x.new_empty((cfg.steps, batch)), x.new_empty((cfg.steps, batch))
+    path, drives = x.new_empty((updates + 1, batch, neurons)), x.new_empty((updates, batch, neurons))
+    counts, slopes = x.new_empty((*draws, neurons)), x.new_empty((*draws, neurons))
+    errors = x.new_empty((*draws, pixels))
+    path[0] = log_rate
+    for t, step in enumerate(run(x, dictionary, log_sigma, cell, log_rate, cfg)):
+        first = t * cfg.n_inner
+        for j, draw in enumerate(step.draws):
+            counts[t, j], slopes[t, j], errors[t, j] = draw.code, draw.memo, step.errors[j]
+        for j, drive in enumerate(step.drives):
+            path[first + j + 1], drives[first + j] = step.states[j + 1], drive
+        recon[t] = reconstruction_loss(step.errors[-1], log_sigma)
+        kl[t] = cell.kl(step.states[-1], step.states[0]).sum(-1)
+    return recon, kl, path[-1].clone(), path, counts, slopes, errors, drives
+
+
+def elbo_backward(
+    grad_recon: Tensor,
+    grad_kl: Tensor,
+    grad_log_rate: Tensor,
+    x: Tensor,
+    dictionary: Tensor,
+    log_sigma: Tensor,
+    log_bias: Tensor,
+    log_lr: Tensor,
+    path: Tensor,
+    counts: Tensor,
+    slopes: Tensor,
+    errors: Tensor,
+    drives: Tensor,
+    cfg: RolloutConfig,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of :func:`elbo` through all steps, by hand; no random numbers are needed.
+
+    Per draw one product with the dictionary and, per update, one with its transpose; the gradient of the
+    dictionary is gathered over time into two large products at the end.
+
+    Upstream gradients ``grad_recon`` and ``grad_kl`` are [T, B], ``grad_log_rate`` is [B, K]; the inputs are
+    those of :func:`elbo`, and path, counts, slopes, errors and drives what it returned (:data:`Trace`).
+
+    Returns:
+        Gradients of x, dictionary, log_sigma, log_bias, log_lr and of the initial log rate.
+    """
+    n = cfg.n_inner
+    precision = torch.exp(-2.0 * log_sigma)
+    grad_errors, grad_drives = torch.empty_like(errors), torch.empty_like(drives)
+    grad_bias, grad_lr = torch.zeros_like(log_bias), torch.zeros_like(log_lr)
+    grad = grad_log_rate
+    for t in reversed(range(cfg.steps)):
+        first = t * n
+        prior = path[first]
+        # The loss: recon through the fresh draw, kl through posterior and prior.
+        grad_errors[t, n] = grad_recon[t].unsqueeze(-1) * errors[t, n] * precision
+        kl_posterior, kl_prior = poisson_kl_gradients(path[first + n], prior, cfg.kl)
+        upstream = grad_kl[t].unsqueeze(-1)
+        grad = grad + upstream * kl_posterior - (grad_errors[t, n] @ dictionary) * slopes[t, n]
+        grad_prior = upstream * kl_prior
+        for j in reversed(range(n)):
+            i = first + j
+            grad, to_prior, grad_drives[i], to_bias, to_lr = update.backward(
+                grad, path[i], prior, drives[i], log_bias, log_lr, cfg.leak, cfg.clamp_u, cfg.clamp_du
+            )
+            grad_errors[t, j] = (grad_drives[i] @ dictionary.T) * precision
+            grad = grad - (grad_errors[t, j] @ dictionary) * slopes[t, j]
+            grad_prior = grad_prior + to_prior
+            grad_bias += to_bias
+            grad_lr += to_lr
+        grad = grad + grad_prior
+    weighted = (errors[:, :n] * precision).flatten(0, 2)
+    grad_dictionary = weighted.T @ grad_drives.flatten(0, 1) - grad_errors.flatten(0, 2).T @ counts.flatten(
+        0, 2
+    )
+    # var enters the loss once and each drive once; both are linear in 1 / var = exp(-2 log_sigma).
+    shares = (grad_errors * errors).sum(2)
+    grad_sigma = grad_recon.sum() - shares[:, n].sum(0) - 2.0 * shares[:, :n].sum((0, 1))
+    grad_x = grad_errors.sum(1)
+    return (
+        grad_x if x.dim() == 3 else grad_x.sum(0),
+        grad_dictionary,
+        grad_sigma,
+        grad_bias,
+        grad_lr,
+        grad,
+    )

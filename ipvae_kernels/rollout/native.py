@@ -1,0 +1,161 @@
+"""A whole rollout, or a whole backward, in one call of the compiled CPU kernels.
+
+Signatures as in ``eager.py``; float32. Every tensor is made contiguous here, and kept alive until the kernel has returned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._native import KLS, arrival_limit, estimator_code, fill, load, unsigned_seed
+from .config import RolloutConfig
+from .eager import RECORDS, Trace, record_shapes
+
+_RECORD_FIELDS = {
+    "log_rate": "log_rates",
+    "kl": "kl_out",
+}  # where the struct's names differ from the records'
+
+
+def infer(
+    x: Tensor,
+    dictionary: Tensor,
+    log_sigma: Tensor,
+    log_bias: Tensor,
+    log_lr: Tensor,
+    log_rate: Tensor,
+    seed: Tensor,
+    cfg: RolloutConfig,
+    record: tuple[str, ...],
+    record_every: int,
+) -> list[Tensor]:
+    """Inference with hard counts: the final log rate, then the records in canonical order."""
+    module = load()
+    x, log_rate, parameters = (
+        x.contiguous(),
+        log_rate.contiguous(),
+        _contiguous(dictionary, log_sigma, log_bias),
+    )
+    names = [name for name in RECORDS if name in record]
+    shapes = record_shapes(x.shape[-2], dictionary.shape, log_rate.shape)
+    n_records = (cfg.step + cfg.steps) // record_every - cfg.step // record_every
+    records = {name: x.new_empty((n_records, *shapes[name])) for name in names}
+    final = torch.empty_like(log_rate)
+    args = _args(module, x, dictionary, log_rate, cfg._replace(estimator="hard"))
+    fill(args, seed=unsigned_seed(seed), log_rate_out=final, record_every=record_every)
+    fill(args, **{_RECORD_FIELDS.get(name, name): tensor for name, tensor in records.items()})
+    module.rollout(args, _parameters(module, parameters, log_lr), torch.get_num_threads())
+    return [final, *records.values()]
+
+
+def elbo(
+    x: Tensor,
+    dictionary: Tensor,
+    log_sigma: Tensor,
+    log_bias: Tensor,
+    log_lr: Tensor,
+    log_rate: Tensor,
+    seed: Tensor,
+    cfg: RolloutConfig,
+) -> Trace:
+    """Both halves of the loss at every step, and what their gradient needs."""
+    module = load()
+    x, log_rate, parameters = (
+        x.contiguous(),
+        log_rate.contiguous(),
+        _contiguous(dictionary, log_sigma, log_bias),
+    )
+    batch, (pixels, neurons) = x.shape[-2], dictionary.shape
+    updates, draws = cfg.steps * cfg.n_inner, (cfg.steps, cfg.n_inner + 1, batch)
+    recon, kl = x.new_empty((cfg.steps, batch)), x.new_empty((cfg.steps, batch))
+    path, drives = x.new_empty((updates + 1, batch, neurons)), x.new_empty((updates, batch, neurons))
+    counts, slopes = x.new_empty((*draws, neurons)), x.new_empty((*draws, neurons))
+    errors, final = x.new_empty((*draws, pixels)), torch.empty_like(log_rate)
+    args = _args(module, x, dictionary, log_rate, cfg)
+    fill(args, seed=unsigned_seed(seed), log_rate_out=final, record_every=1, recon=recon, kl_out=kl)
+    _trajectory(args, path, counts, slopes, errors, drives)
+    module.rollout(args, _parameters(module, parameters, log_lr), torch.get_num_threads())
+    return recon, kl, final, path, counts, slopes, errors, drives
+
+
+def elbo_backward(
+    grad_recon: Tensor,
+    grad_kl: Tensor,
+    grad_log_rate: Tensor,
+    x: Tensor,
+    dictionary: Tensor,
+    log_sigma: Tensor,
+    log_bias: Tensor,
+    log_lr: Tensor,
+    path: Tensor,
+    counts: Tensor,
+    slopes: Tensor,
+    errors: Tensor,
+    drives: Tensor,
+    cfg: RolloutConfig,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dictionary, log_sigma, log_bias, log_lr and of the initial log rate."""
+    module = load()
+    x, parameters = x.contiguous(), _contiguous(dictionary, log_sigma, log_bias)
+    grad_recon, grad_kl, grad_log_rate = _contiguous(grad_recon, grad_kl, grad_log_rate)
+    grad_x, grad_initial = torch.empty_like(x), torch.empty_like(grad_log_rate)
+    grads = [torch.empty_like(parameter) for parameter in (*parameters, log_lr)]
+    args = fill(
+        module.RolloutGradArgs(),
+        grad_recon=grad_recon,
+        grad_kl=grad_kl,
+        grad_log_rate=grad_log_rate,
+        grad_log_rate_in=grad_initial,
+        grad_x=grad_x,
+    )
+    args.forward = _trajectory(
+        _args(module, x, dictionary, path[0], cfg), path, counts, slopes, errors, drives
+    )
+    names = ("dictionary", "log_sigma", "log_bias", "log_lr")
+    outputs = fill(module.ParameterGrads(), **dict(zip(names, grads, strict=True)))
+    module.rollout_grad(args, _parameters(module, parameters, log_lr), outputs, torch.get_num_threads())
+    return (grad_x, *grads, grad_initial)  # type: ignore[return-value]
+
+
+def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.contiguous() for tensor in tensors)
+
+
+def _parameters(module: Any, parameters: tuple[Tensor, ...], log_lr: Tensor) -> Any:
+    dictionary, log_sigma, log_bias = parameters
+    fields = {"dictionary": dictionary, "log_sigma": log_sigma, "log_bias": log_bias}
+    return fill(module.Parameters(), **fields, log_lr=float(log_lr))
+
+
+def _args(module: Any, x: Tensor, dictionary: Tensor, log_rate: Tensor, cfg: RolloutConfig) -> Any:
+    (pixels, neurons), batch = dictionary.shape, x.shape[-2]
+    return fill(
+        module.RolloutArgs(),
+        n_steps=cfg.steps,
+        n_inner=cfg.n_inner,
+        n_rows=batch,
+        n_inputs=pixels,
+        n_latents=neurons,
+        step=cfg.step,
+        sample_offset=cfg.sample_offset,
+        leak=cfg.leak,
+        clamp_u=cfg.clamp_u,
+        clamp_du=cfg.clamp_du,
+        temperature=cfg.temperature,
+        n_arrivals=arrival_limit(cfg.n_arrivals),
+        estimator=estimator_code(cfg.estimator, cfg.temperature),
+        kl=KLS.index(cfg.kl),
+        single_draw=cfg.single_draw,
+        x=x,
+        x_step=batch * pixels if x.dim() == 3 else 0,
+        log_rate=log_rate,
+    )
+
+
+def _trajectory(
+    args: Any, path: Tensor, counts: Tensor, slopes: Tensor, errors: Tensor, drives: Tensor
+) -> Any:
+    return fill(args, path=path, drawn=counts, slopes=slopes, errors=errors, drives=drives)

@@ -1,0 +1,542 @@
+"""T steps with a linear decoder: ``infer``, and ``elbo``, the training loss with its gradient.
+
+From "Brain-like variational inference" (arXiv 2410.19315) and its released code. One step, from log rates u:
+
+    u_prior = u
+    repeat n_inner times:
+        z ~ Poisson(exp(u))
+        u = log_rate_update(u, u_prior, Phi^T ((x - Phi z) / var), leak=beta_inner if n_inner > 1 else 0)
+    z' ~ Poisson(exp(u))
+    recon = sum_m (x - Phi z')^2 / (2 var) + log_sigma + log(2 pi) / 2
+    kl    = sum_k KL(Poisson(exp(u)) || Poisson(exp(u_prior)))
+"""
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _backends, _checks
+from ..params import GaussianParams, PoissonParams, State
+from ..poisson.eager import PhiloxNoise
+from ..poisson.op import check_estimator
+from ..update.op import check_clamp
+from . import eager
+from .cells import Cell, GaussianCell, PoissonCell
+from .config import RolloutConfig
+
+RECORDS = tuple(eager.RECORDS)
+"""What ``infer`` can record of a step."""
+
+_DIVERGED = (
+    "the rollout left the range of floating point numbers; are x, the parameters and the clamps reasonable?"
+)
+_POISSON_CLAMP = 10.0
+_GAUSSIAN_CLAMP_U, _GAUSSIAN_CLAMP_DU = (7.0, 2.0), (7.0, 3.0)
+
+Params = PoissonParams | GaussianParams
+Clamp = float | tuple[float, float] | None
+Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""x, dictionary, log_sigma, log_bias, log_lr, and the state before the first step."""
+
+
+class InferResult(NamedTuple):
+    """What :func:`infer` returns.
+
+    Attributes:
+        state: where the sequence stands; pass it to the next call to continue.
+        records: by name, each [R, ...] over the recorded steps.
+    """
+
+    state: State
+    records: dict[str, Tensor]
+
+
+class ElboResult(NamedTuple):
+    """What :func:`elbo` returns, everything differentiable.
+
+    Attributes:
+        loss: (recon + beta kl) averaged over steps and samples, times 256 / M; [].
+        recon: reconstruction term, [T, B], nats.
+        kl: KL term, [T, B], nats.
+        state: where the sequence stands.
+    """
+
+    loss: Tensor
+    recon: Tensor
+    kl: Tensor
+    state: State
+
+
+def infer(
+    x: Tensor,
+    params: Params,
+    steps: int,
+    *,
+    state: State | None = None,
+    record: Collection[str] = (),
+    record_every: int = 1,
+    seed: int | Tensor | None = None,
+    n_inner: int = 1,
+    beta_inner: float = 1.0,
+    clamp_u: Clamp = None,
+    clamp_du: Clamp = None,
+    kl: str = "exact",
+    single_draw: bool = False,
+    sample_offset: int | None = None,
+    backend: str = "auto",
+    check: bool = True,
+) -> InferResult:
+    """Infers the state of each sample with hard counts; no gradient.
+
+    A sequence may be cut anywhere: continuing from the state returned gives bit-identical results, and so
+    does splitting the batch with ``sample_offset``. Memory does not grow with ``steps`` but through
+    ``record``, and the fresh draw of a step is skipped where no record needs it.
+
+    Args:
+        x: input, [B, M], or one frame per step, [steps, B, M]; float32 or float64.
+        params: :class:`PoissonParams` or :class:`GaussianParams`, of the dtype of x.
+        steps: T >= 1.
+        state: continue from here; None starts from the initial state in ``params``.
+        record: what to record of each recorded step, R steps in all:
+            "log_rate" [R, B, K] (Gaussian: the state, [R, 2, B, K]);
+            "counts" [R, B, K], the fresh draw z' (Gaussian: the latents after the activation);
+            "reconstruction" [R, B, M], Phi z';
+            "recon" and "kl" [R, B], nats;
+            "squared_error" [R, B], summed over pixels;
+            "spikes" [R, B], the sum of z';
+            "zeros" [R, B], the fraction of z' that is 0.
+        record_every: global step t is recorded where (t + 1) % record_every == 0.
+        seed: int64 of shape [], an int, or None: that of the state if it has one, else drawn from torch's
+            generator.
+        n_inner: updates per step, 1..256; 1 in the paper.
+        beta_inner: weight of the pull towards the prior, >= 0; in force where n_inner > 1.
+        clamp_u: ceiling of the log rate, default 10. Gaussian models: of mean and log sigma, default (7, 2).
+        clamp_du: ceiling of the update, default 10. Gaussian models: of mean and log sigma, default (7, 3).
+        kl: "exact", or "released": the formula of the released code, exp(u - u_prior) times the exact one.
+        single_draw: the fresh draw of a step also drives the next update: not the paper's rule, and needs
+            n_inner = 1.
+        sample_offset: global index of the first sample; None takes that of the state, else 0.
+        backend: "auto", "native", "eager" or "autograd". Gaussian models are always served by autograd.
+        check: raise where a tensor or the result is not finite; costs a pass over each.
+
+    Returns:
+        The state, and the records by name in the order asked for.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+        BackendError: a backend named cannot serve.
+    """
+    _checks.flag("check", check)
+    if isinstance(record, str):
+        raise TypeError(f"record: expected a collection of names, found the string {record!r}")
+    for name in record:
+        _checks.choice("record", name, RECORDS)
+    _checks.integer("record_every", record_every, 1, 2**32)
+    task = _prepare(
+        x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset
+    )
+    backend = _backends.select(backend)
+    names = [name for name in RECORDS if name in record]
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        if _by_autograd(backend, params, task.cfg):
+            if check:
+                _check_finite(task.tensors)
+            log_rate, *rows = eager.record_run(
+                *task.tensors[:3], _cell(task, params), task.tensors[5], task.cfg, tuple(names), record_every
+            )
+            if check:
+                _checks.finite_result(_DIVERGED, state=log_rate)
+        else:
+            constants = (*task.cfg, ",".join(names), record_every, backend, check)
+            log_rate, *rows = _infer(*task.tensors, task.seed, *constants)
+    records = dict(zip(names, rows, strict=True))
+    return InferResult(_advanced(task, log_rate), {name: records[name] for name in record})
+
+
+def elbo(
+    x: Tensor,
+    params: Params,
+    steps: int,
+    *,
+    state: State | None = None,
+    beta: float = 1.0,
+    estimator: str = "cubic",
+    temperature: float = 0.1,
+    n_arrivals: int | None = None,
+    truncate: int | None = None,
+    seed: int | Tensor | None = None,
+    n_inner: int = 1,
+    beta_inner: float = 1.0,
+    clamp_u: Clamp = None,
+    clamp_du: Clamp = None,
+    kl: str = "exact",
+    single_draw: bool = False,
+    sample_offset: int | None = None,
+    backend: str = "auto",
+    check: bool = True,
+) -> ElboResult:
+    """The training loss, differentiable through all steps.
+
+    loss = mean over steps and samples of (recon + beta kl), times 256 / M. Gradients reach x, every tensor of
+    ``params`` (the initial state through the first step) and ``state.log_rate``.
+
+    Args:
+        x: input, [B, M], or one frame per step, [steps, B, M]; float32 or float64.
+        params: :class:`PoissonParams` or :class:`GaussianParams`, of the dtype of x.
+        steps: T >= 1.
+        state: continue from here; None starts from the initial state in ``params``.
+        beta: weight of the KL term, >= 0.
+        estimator: how counts are drawn and differentiated, see :func:`ipvae_kernels.poisson_rsample`.
+            Gaussian models use neither it nor the next two; "gumbel" is served by autograd.
+        temperature: of the relaxation, >= 0.
+        n_arrivals: keep the first n arrivals only; None keeps all.
+        truncate: n >= 1: after every n steps the state continues as u0 + stop_gradient(u - u0), where u0 is
+            the initial state in ``params``; None: the gradient runs through all steps.
+        seed: as in :func:`infer`, like all that follow.
+        n_inner: updates per step.
+        beta_inner: weight of the pull towards the prior.
+        clamp_u: ceiling of the state.
+        clamp_du: ceiling of its update.
+        kl: "exact" or "released"; the published values of beta belong to "released".
+        single_draw: draw once per step.
+        sample_offset: global index of the first sample.
+        backend: "auto", "native", "eager" or "autograd".
+        check: raise where a tensor or the result is not finite.
+
+    Returns:
+        loss [], recon [T, B], kl [T, B] and the state.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+        BackendError: a backend named cannot serve.
+    """
+    _checks.flag("check", check)
+    _checks.number("beta", beta, 0.0)
+    check_estimator(estimator, temperature, n_arrivals)
+    if truncate is not None:
+        _checks.integer("truncate", truncate, 1, 2**32)
+    task = _prepare(
+        x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset
+    )
+    task = task._replace(
+        cfg=task.cfg._replace(estimator=estimator, temperature=float(temperature), n_arrivals=n_arrivals)
+    )
+    backend = _backends.select(backend)
+    frames, log_rate = task.tensors[0], task.tensors[5]
+    length = steps if truncate is None else truncate
+    recons, kls = [], []
+    for begin in range(0, steps, length):
+        if begin:
+            # u0 + stop_gradient(u - u0), written so that the value of u stays bit-identical.
+            log_rate = log_rate.detach() + (task.initial - task.initial.detach())
+        end = min(begin + length, steps)
+        part = frames[begin:end] if frames.dim() == 3 else frames
+        cfg = task.cfg._replace(steps=end - begin, step=task.cfg.step + begin)
+        recon, kl_part, log_rate = _elbo_part(
+            task._replace(tensors=(part, *task.tensors[1:5], log_rate), cfg=cfg), params, backend, check
+        )
+        recons.append(recon)
+        kls.append(kl_part)
+    recon, divergence = torch.cat(recons), torch.cat(kls)
+    loss = (recon + beta * divergence).sum() * (256.0 / (frames.shape[-1] * max(recon.numel(), 1)))
+    return ElboResult(loss, recon, divergence, _advanced(task, log_rate))
+
+
+class _Task(NamedTuple):
+    """Checked arguments of a rollout.
+
+    Attributes:
+        tensors: the floating tensors, see :data:`Tensors`.
+        initial: the initial state in the parameters, for each sample.
+        seed: int64, [].
+        cfg: constants; of a Gaussian model the clamps are ``clamps``.
+        clamps: of a Gaussian model: ceilings (mean, log sigma) of the state and of its update.
+    """
+
+    tensors: Tensors
+    initial: Tensor
+    seed: Tensor
+    cfg: RolloutConfig
+    clamps: tuple[tuple[float, float], tuple[float, float]]
+
+
+def _prepare(
+    x: Tensor,
+    params: Params,
+    steps: int,
+    state: State | None,
+    seed: int | Tensor | None,
+    n_inner: int,
+    beta_inner: float,
+    clamp_u: Clamp,
+    clamp_du: Clamp,
+    kl: str,
+    single_draw: bool,
+    sample_offset: int | None,
+) -> _Task:
+    """Checks the arguments that ``infer`` and ``elbo`` share."""
+    _checks.integer("steps", steps, 1, 2**32)
+    _checks.integer("n_inner", n_inner, 1, 256)
+    _checks.number("beta_inner", beta_inner, 0.0)
+    _checks.choice("kl", kl, ("exact", "released"))
+    _checks.flag("single_draw", single_draw)
+    if single_draw and n_inner > 1:
+        raise ValueError(f"single_draw: expected n_inner = 1 with it, found {n_inner}")
+    if state is not None and not isinstance(state, State):
+        raise TypeError(f"state: expected a State or None, found {type(state).__name__}")
+    gaussian = isinstance(params, GaussianParams)
+    tensors, initial = _tensors(x, params, steps, state)
+    batch = x.shape[-2]
+    if state is not None:
+        seed = state.seed if seed is None else seed
+        sample_offset = state.sample_offset if sample_offset is None else sample_offset
+    step, offset = 0 if state is None else state.step, 0 if sample_offset is None else sample_offset
+    _checks.stream(step, steps, offset, batch)
+    cfg = RolloutConfig(
+        steps=steps, n_inner=n_inner, beta_inner=float(beta_inner), kl=kl, single_draw=single_draw,
+        step=step, sample_offset=offset,
+    )  # fmt: skip
+    clamps = _GAUSSIAN_CLAMP_U, _GAUSSIAN_CLAMP_DU
+    if gaussian:
+        clamps = (
+            _clamp_pair("clamp_u", clamp_u, _GAUSSIAN_CLAMP_U),
+            _clamp_pair("clamp_du", clamp_du, _GAUSSIAN_CLAMP_DU),
+        )
+    else:
+        cfg = cfg._replace(clamp_u=_clamp("clamp_u", clamp_u), clamp_du=_clamp("clamp_du", clamp_du))
+    return _Task(tensors, initial, _checks.seed(seed, x.device), cfg, clamps)
+
+
+def _tensors(x: Tensor, params: Params, steps: int, state: State | None) -> tuple[Tensors, Tensor]:
+    """The tensors of a task, and the initial state of the parameters for each sample."""
+    _checks.tensor("x", x)
+    lr_shape: tuple[int, ...]
+    lead: tuple[int, ...]
+    if isinstance(params, PoissonParams):
+        start, lr_shape, lead, start_name = params.log_rate_init, (), (), "params.log_rate_init"
+    elif isinstance(params, GaussianParams):
+        start, lr_shape, lead, start_name = params.state_init, (2,), (2,), "params.state_init"
+        _checks.choice("params.activation", params.activation, ("identity", "relu"))
+    else:
+        raise TypeError(f"params: expected PoissonParams or GaussianParams, found {type(params).__name__}")
+    named = {
+        "x": x,
+        "params.dictionary": params.dictionary,
+        "params.log_sigma": params.log_sigma,
+        "params.log_bias": params.log_bias,
+        "params.log_lr": params.log_lr,
+        start_name: start,
+    }
+    if state is not None:
+        named["state.log_rate"] = state.log_rate
+    x, dictionary, log_sigma, log_bias, log_lr, start, *first = _checks.full_precision(**named)
+    if dictionary.dim() != 2 or 0 in dictionary.shape:
+        raise ValueError(
+            f"params.dictionary: expected shape [M, K], neither of them 0, found {list(dictionary.shape)}"
+        )
+    pixels, neurons = dictionary.shape
+    if x.dim() not in (2, 3):
+        raise ValueError(f"x: expected shape [B, M] or [steps, B, M], found {list(x.shape)}")
+    if x.dim() == 3 and x.shape[0] != steps:
+        raise ValueError(f"x: expected one frame per step, steps = {steps}, found {x.shape[0]} frames")
+    if x.shape[-1] != pixels:
+        raise ValueError(
+            f"x: expected last dimension M = {pixels} as in params.dictionary, found {x.shape[-1]}"
+        )
+    _checks.shape("params.log_sigma", log_sigma, (pixels,), "[M]")
+    _checks.shape("params.log_bias", log_bias, (neurons,), "[K]")
+    _checks.shape("params.log_lr", log_lr, lr_shape, "[2]" if lead else "[]")
+    _checks.shape(start_name, start, (*lead, neurons), "[2, K]" if lead else "[K]")
+    full = (*lead, x.shape[-2], neurons)
+    initial = start.unsqueeze(-2).expand(full)
+    if first:
+        _checks.shape("state.log_rate", first[0], full, "[2, B, K]" if lead else "[B, K]")
+    return (x, dictionary, log_sigma, log_bias, log_lr, first[0] if first else initial), initial
+
+
+def _clamp(name: str, value: Clamp) -> float:
+    if value is None:
+        return _POISSON_CLAMP
+    if isinstance(value, tuple):
+        raise TypeError(f"{name}: expected a number for a Poisson model, found a tuple")
+    check_clamp(name, value)
+    return float(value)
+
+
+def _clamp_pair(name: str, value: Clamp, default: tuple[float, float]) -> tuple[float, float]:
+    if value is None:
+        return default
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"{name}: expected a pair of numbers for a Gaussian model, found {value!r}")
+    for part in value:
+        _checks.number(name, part, 0.0, above=True)
+    return float(value[0]), float(value[1])
+
+
+def _by_autograd(backend: str, params: Params, cfg: RolloutConfig) -> bool:
+    """Whether plain differentiable PyTorch serves the call; refuses "native" where only that can."""
+    if isinstance(params, GaussianParams):
+        _backends.no_native(backend, "Gaussian models are served by autograd alone")
+        return True
+    if cfg.estimator == "gumbel":
+        _backends.no_native(backend, "the gumbel estimator is served by autograd alone")
+        return True
+    return backend == "autograd"
+
+
+def _cell(task: _Task, params: Params) -> Cell:
+    log_bias, log_lr, noise = *task.tensors[3:5], PhiloxNoise(task.seed)
+    if isinstance(params, GaussianParams):
+        return GaussianCell(log_bias, log_lr, params.activation, noise, task.cfg.leak, *task.clamps)
+    return PoissonCell(log_bias, log_lr, noise, task.cfg, differentiable=True)
+
+
+def _elbo_part(task: _Task, params: Params, backend: str, check: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The halves of the loss, recon and kl [T, B], and the final state of one gradient window."""
+    if not _by_autograd(backend, params, task.cfg):
+        recon, kl, log_rate, *_ = _elbo(*task.tensors, task.seed, *task.cfg, backend, check)
+        return recon, kl, log_rate
+    if check:
+        _check_finite(task.tensors)
+    with torch.autocast(task.tensors[0].device.type, enabled=False):
+        recon, kl, log_rate = eager.elbo_autograd(
+            *task.tensors[:3], _cell(task, params), task.tensors[5], task.cfg
+        )
+    if check:
+        _checks.finite_result(_DIVERGED, recon=recon, state=log_rate)
+    return recon, kl, log_rate
+
+
+def _advanced(task: _Task, log_rate: Tensor) -> State:
+    return State(log_rate, task.cfg.step + task.cfg.steps, task.seed, task.cfg.sample_offset)
+
+
+def _check_finite(tensors: Tensors) -> None:
+    names = ("x", "dictionary", "log_sigma", "log_bias", "log_lr", "log_rate")
+    _checks.finite(**dict(zip(names, tensors, strict=True)))
+
+
+# The ops. Their constants are the fields of RolloutConfig, in order.
+_TENSORS = "Tensor x, Tensor dictionary, Tensor log_sigma, Tensor log_bias, Tensor log_lr"
+_CONFIG = (
+    "int steps, int n_inner, float beta_inner, float clamp_u, float clamp_du, str kl, bool single_draw, "
+    "str estimator, float temperature, int? n_arrivals, int step, int sample_offset"
+)
+_FIELDS = len(RolloutConfig._fields)
+
+
+def _split(arguments: tuple[Any, ...]) -> tuple[Tensors, Tensor, RolloutConfig]:
+    """The tensors, the seed and the constants that lead the arguments of ``infer`` and ``elbo``."""
+    x, dictionary, log_sigma, log_bias, log_lr, log_rate, seed, *constants = arguments
+    tensors = (x, dictionary, log_sigma, log_bias, log_lr, log_rate)
+    return tensors, seed, RolloutConfig(*constants[:_FIELDS])
+
+
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.contiguous() for tensor in tensors]
+
+
+@torch.library.custom_op(
+    "ipvae_kernels::infer",
+    mutates_args=(),
+    schema=f"({_TENSORS}, Tensor log_rate, Tensor seed, {_CONFIG}, str record, int record_every, "
+    "str backend, bool check) -> Tensor[]",
+)
+def _infer(*arguments: Any) -> list[Tensor]:
+    """The final log rate, then the records named in ``record`` (comma separated, in canonical order)."""
+    tensors, seed, cfg = _split(arguments)
+    record, record_every, backend, check = arguments[7 + _FIELDS :]
+    if check:
+        _check_finite(tensors)
+    module = _backends.implementation(__package__, backend, *tensors)
+    names = tuple(record.split(",")) if record else ()
+    results: list[Tensor] = module.infer(*_contiguous(*tensors), seed, cfg, names, record_every)
+    if check:
+        _checks.finite_result(_DIVERGED, state=results[0])
+    return results
+
+
+@_infer.register_fake
+def _(*arguments: Any) -> list[Tensor]:
+    (x, dictionary, *_, log_rate), _, cfg = _split(arguments)
+    record, every = arguments[7 + _FIELDS : 9 + _FIELDS]
+    rows = (cfg.step + cfg.steps) // every - cfg.step // every
+    shapes = eager.record_shapes(x.shape[-2], dictionary.shape, log_rate.shape)
+    names = record.split(",") if record else []
+    return [x.new_empty(log_rate.shape), *(x.new_empty((rows, *shapes[name])) for name in names)]
+
+
+@torch.library.custom_op(
+    "ipvae_kernels::elbo",
+    mutates_args=(),
+    schema=f"({_TENSORS}, Tensor log_rate, Tensor seed, {_CONFIG}, str backend, bool check) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _elbo(*arguments: Any) -> eager.Trace:
+    """recon, kl, log_rate, and what the backward needs; shapes at ``eager.Trace``."""
+    tensors, seed, cfg = _split(arguments)
+    backend, check = arguments[7 + _FIELDS :]
+    if check:
+        _check_finite(tensors)
+    module = _backends.implementation(__package__, backend, *tensors)
+    trace: eager.Trace = module.elbo(*_contiguous(*tensors), seed, cfg)
+    if check:
+        _checks.finite_result(_DIVERGED, recon=trace[0], state=trace[2])
+    return trace
+
+
+@_elbo.register_fake
+def _(*arguments: Any) -> eager.Trace:
+    (x, dictionary, *_), _, cfg = _split(arguments)
+    batch, (pixels, neurons), updates = x.shape[-2], dictionary.shape, cfg.steps * cfg.n_inner
+    draws = (cfg.steps, cfg.n_inner + 1, batch)
+    return (
+        x.new_empty((cfg.steps, batch)),
+        x.new_empty((cfg.steps, batch)),
+        x.new_empty((batch, neurons)),
+        x.new_empty((updates + 1, batch, neurons)),
+        x.new_empty((*draws, neurons)),
+        x.new_empty((*draws, neurons)),
+        x.new_empty((*draws, pixels)),
+        x.new_empty((updates, batch, neurons)),
+    )
+
+
+@torch.library.custom_op(
+    "ipvae_kernels::elbo_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_recon, Tensor grad_kl, Tensor grad_log_rate, {_TENSORS}, Tensor path, "
+    f"Tensor counts, Tensor slopes, Tensor errors, Tensor drives, {_CONFIG}, str backend) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _elbo_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """Gradients of x, dictionary, log_sigma, log_bias, log_lr and of the first log rate."""
+    tensors, cfg, backend = arguments[:13], RolloutConfig(*arguments[13:-1]), arguments[-1]
+    module = _backends.implementation(__package__, backend, *tensors)
+    gradients: tuple[Tensor, ...] = module.elbo_backward(*_contiguous(*tensors), cfg)
+    return gradients
+
+
+@_elbo_backward.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    like = (*arguments[3:8], arguments[2])
+    return tuple(tensor.new_empty(tensor.shape) for tensor in like)
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs[:5], *output[3:])
+    ctx.constants = inputs[7:-1]  # the configuration and the backend
+
+
+def _backward(ctx, grad_recon, grad_kl, grad_log_rate, *_unused):  # type: ignore[no-untyped-def]
+    gradients = _elbo_backward(grad_recon, grad_kl, grad_log_rate, *ctx.saved_tensors, *ctx.constants)
+    return *gradients, *(None,) * (3 + _FIELDS)
+
+
+_elbo.register_autograd(_backward, setup_context=_save)
+
+for _op in ("infer", "elbo", "elbo_backward"):
+    for _device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"ipvae_kernels::{_op}", _device, torch.float32)

@@ -1,0 +1,98 @@
+"""Fixtures of all tests. Uninitialised memory is NaN throughout the suite, so that nothing can rely on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ipvae_kernels
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _strict_torch() -> Iterator[None]:
+    """NaN in uninitialised memory, a fixed default generator, at most two threads, the default backend."""
+    fill, deterministic = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    threads = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.set_num_threads(min(2, threads))
+    torch.manual_seed(0)
+    with ipvae_kernels.use_backend("auto"):
+        yield
+    torch.set_num_threads(threads)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(params=["eager", "native"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend with a hand-written backward; those not available here skip with their reason."""
+    name: str = request.param
+    state = ipvae_kernels.backends()[name]
+    if state != "available":
+        pytest.skip(f"backend {name}: {state}")
+    return name
+
+
+@pytest.fixture
+def dtype(backend: str) -> torch.dtype:
+    """The most precise dtype that the backend serves."""
+    return torch.float64 if backend == "eager" else torch.float32
+
+
+@pytest.fixture
+def shared() -> Callable[[str], Path]:
+    """Finds a file or folder of the data that lie beside a checkout, or skips."""
+
+    def find(name: str) -> Path:
+        path = ROOT.parent / "shared" / name
+        if not path.exists():
+            pytest.skip(f"shared/{name} does not lie beside this checkout")
+        return path
+
+    return find
+
+
+@pytest.fixture
+def problem() -> Callable[..., tuple[Tensor, Any]]:
+    """Makes an input and parameters of chosen sizes; rates are moderate, drives have both signs."""
+
+    def make(
+        batch: int = 3,
+        pixels: int = 7,
+        neurons: int = 9,
+        *,
+        moving: int = 0,
+        dtype: torch.dtype = torch.float64,
+        grad: bool = False,
+        gaussian: str = "",
+        seed: int = 0,
+    ) -> tuple[Tensor, Any]:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        x = normal(moving, batch, pixels) if moving else normal(batch, pixels)
+        dictionary, log_sigma = 1.2 * neurons**-0.5 * normal(pixels, neurons), 0.2 * normal(pixels)
+        log_bias = 0.2 * normal(neurons) - 2.0
+        lead, states = ((2,), (2, neurons)) if gaussian else ((), (neurons,))
+        log_lr, start = 0.1 * normal(*lead) - 1.5, 0.5 * normal(*states) - (0.0 if gaussian else 0.5)
+        tensors = [t.to(dtype) for t in (x, dictionary, log_sigma, log_bias, log_lr, start)]
+        if grad:
+            tensors = [tensor.requires_grad_() for tensor in tensors]
+        if gaussian:
+            return tensors[0], ipvae_kernels.GaussianParams(*tensors[1:], activation=gaussian)
+        return tensors[0], ipvae_kernels.PoissonParams(*tensors[1:])
+
+    return make

@@ -1,0 +1,126 @@
+"""The choice of a backend, and the report of what is installed."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ipvae_kernels as ik
+from ipvae_kernels import _backends, _native
+from ipvae_kernels.info import info
+
+REASON = "the compiled module is missing (test)"
+
+
+@pytest.fixture
+def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "reason", lambda: REASON)
+    monkeypatch.setattr(_backends, "_logged", set())
+
+
+def test_backends_are_listed() -> None:
+    states = ik.backends()
+    assert list(states) == ["native", "eager", "autograd"]
+    assert states["eager"] == states["autograd"] == "available"
+    assert states["native"] == (_native.reason() or "available")
+
+
+@pytest.mark.usefixtures("no_native")
+def test_without_the_module_auto_falls_back_and_logs_once(caplog: pytest.LogCaptureFixture) -> None:
+    assert ik.backends()["native"] == REASON
+    u = torch.zeros(2, 3)
+    with caplog.at_level(logging.WARNING, logger="ipvae_kernels"):
+        results = [ik.poisson_sample(u, seed=1) for _ in range(3)]
+    assert torch.equal(results[0], ik.poisson_sample(u, seed=1, backend="eager"))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"backend 'eager' serves where 'native' cannot: {REASON}"
+    ]
+
+
+@pytest.mark.usefixtures("no_native")
+def test_without_the_module_a_named_native_is_refused() -> None:
+    u = torch.zeros(2, 3)
+    message = r"backend 'native' cannot serve: the compiled module is missing \(test\)\. Choose"
+    with pytest.raises(ik.BackendError, match=message):
+        ik.poisson_sample(u, seed=1, backend="native")
+    with pytest.raises(ik.BackendError, match=message):
+        ik.use_backend("native")
+    assert ik.poisson_sample(u, seed=1).shape == (2, 3)
+
+
+def test_native_refuses_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "reason", lambda: None)
+    with pytest.raises(
+        ik.BackendError, match=r"it computes in torch\.float32, the tensors are torch\.float64"
+    ):
+        ik.poisson_sample(torch.zeros(2, dtype=torch.float64), seed=1, backend="native")
+
+
+def test_auto_takes_native_for_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "reason", lambda: None)
+    assert _backends.resolve("auto", [torch.zeros(2)]) == "native"
+    assert _backends.resolve("auto", [torch.zeros(2), torch.zeros(2).double()]) == "eager"
+    assert _backends.resolve("auto", [torch.zeros(2, device="meta")]) == "eager"
+    assert _backends.resolve("eager", [torch.zeros(2)]) == "eager"
+
+
+def test_use_backend_as_setter_and_context() -> None:
+    assert _backends.select("auto") == "auto"
+    with ik.use_backend("eager"):
+        assert _backends.select("auto") == "eager"
+        with ik.use_backend("autograd"):
+            assert _backends.select("auto") == "autograd"
+            assert _backends.select("eager") == "eager"  # an argument wins
+        assert _backends.select("auto") == "eager"
+    assert _backends.select("auto") == "auto"
+    ik.use_backend("autograd")
+    assert _backends.select("auto") == "autograd"
+    ik.use_backend("auto")
+    with pytest.raises(
+        ValueError, match="backend: expected one of auto, native, eager, autograd; found 'gpu'"
+    ):
+        ik.use_backend("gpu")
+
+
+def test_use_backend_ends_with_an_error() -> None:
+    with pytest.raises(KeyError), ik.use_backend("eager"):
+        raise KeyError
+    assert _backends.select("auto") == "auto"
+
+
+def test_info_names_versions_and_backends() -> None:
+    facts = info()
+    assert facts["torch"] == torch.__version__
+    assert facts["random numbers"] == "version 1"
+    assert {f"backend {name}": state for name, state in ik.backends().items()}.items() <= facts.items()
+    assert ("native CPU kernels" in facts) == (ik.backends()["native"] == "available")
+
+
+def test_report_on_the_command_line() -> None:
+    command = [sys.executable, "-m", "ipvae_kernels"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "backend eager" in done.stdout
+    assert torch.__version__ in done.stdout
+
+
+def test_import_builds_and_probes_nothing() -> None:
+    code = (
+        "import sys, ipvae_kernels\n"
+        "assert 'ipvae_kernels._C' not in sys.modules\n"
+        "assert not any(m.endswith('.native') and m.startswith('ipvae_kernels') for m in sys.modules)\n"
+        "import torch; assert not torch.cuda.is_initialized()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_everything_exported_exists_and_is_documented() -> None:
+    for name in ik.__all__:
+        assert getattr(ik, name).__doc__, name

@@ -1,0 +1,151 @@
+"""The compiled module: accuracy of its functions, every instruction set, threads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import ipvae_kernels
+from ipvae_kernels import _native, philox
+
+Problem = Callable[..., tuple[Tensor, Any]]
+
+pytestmark = pytest.mark.skipif(_native.reason() is not None, reason=str(_native.reason()))
+
+
+def _instruction_sets() -> list[str]:
+    return _native.load().instruction_sets() if _native.reason() is None else []
+
+
+@pytest.fixture(params=_instruction_sets())
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    module = _native.load()
+    before = module.instruction_set()
+    module.set_instruction_set(request.param)
+    yield request.param
+    module.set_instruction_set(before)
+
+
+def _evaluate(function: str, x: Tensor) -> Tensor:
+    out = torch.full_like(x, math.nan)
+    _native.load().evaluate(function, x.data_ptr(), out.data_ptr(), x.numel())
+    return out
+
+
+def _linear(low: float, high: float) -> Tensor:
+    return torch.linspace(low, high, 1_000_003)
+
+
+def _both_signs(low_exponent: float, high: float) -> Tensor:
+    positive = torch.logspace(low_exponent, math.log10(high), 200_003)
+    return torch.cat([positive, -positive])
+
+
+def _kl_shape(d: Tensor) -> Tensor:
+    series = sum((n - 1) / math.factorial(n) * d**n for n in range(2, 20))
+    return torch.where(d.abs() < 0.7, series, 1 + torch.exp(d) * (d - 1))
+
+
+# Function of csrc/common: reference in float64, inputs, largest error in ulp of the result, absolute error.
+# An error counts only where it is beyond both; the absolute one is for zeros of the function.
+ACCURACY: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float, float]] = {
+    "exp": (torch.exp, _linear(-87.0, 88.0), 1.0, 0.0),
+    "expm1": (torch.expm1, torch.cat([_linear(-40.0, 88.0), _both_signs(-30, 1.0)]), 1.5, 0.0),
+    "log": (torch.log, torch.logspace(-37, 38, 1_000_003), 1.0, 0.0),
+    "soft_clamp": (lambda v: v - torch.nn.functional.softplus(v - 10), _linear(-8.0, 30.0), 1.5, 1e-6),
+    "soft_clamp_slope": (lambda v: torch.sigmoid(10 - v), _linear(-8.0, 30.0), 3.0, 0.0),
+    "sinpi": (lambda y: torch.sin(math.pi * y), _linear(-0.5, 0.5), 4.0, 0.0),
+    "cospi": (lambda y: torch.cos(math.pi * y), _linear(-0.5, 0.5), 4.0, 2e-7),
+    "kl_shape": (_kl_shape, torch.cat([_linear(-8.0, 8.0), _both_signs(-15, 1.0)]), 16.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("function", ACCURACY)
+def test_accuracy(function: str, instruction_set: str) -> None:
+    reference, x, ulps, absolute = ACCURACY[function]
+    exact = reference(x.double())
+    spacing = torch.from_numpy(np.spacing(exact.abs().float().numpy())).double()
+    error = (_evaluate(function, x).double() - exact).abs()
+    assert bool((error <= torch.clamp(ulps * spacing, min=absolute)).all())
+
+
+@pytest.mark.parametrize("function", ["exp", "expm1", "soft_clamp", "soft_clamp_slope", "kl_shape"])
+def test_nan_stays_nan(function: str, instruction_set: str) -> None:
+    assert _evaluate(function, torch.full((7,), math.nan)).isnan().all()
+
+
+def test_words_to_numbers(instruction_set: str) -> None:
+    edges = [0, 1, 2**30 - 1, 2**30, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
+    words = torch.cat([torch.tensor(edges), torch.arange(0, 2**32, 65_537)])
+    as_bits = words.to(torch.uint32).view(torch.float32)
+    uniform = _evaluate("uniform", as_bits)
+    assert torch.equal(uniform, philox.uniform(words, torch.float32))
+    assert uniform.min() == 2.0**-33
+    assert uniform.max() == 1.0 - 2.0**-24
+    exponential = philox.exponential(words, torch.float64)
+    error = (_evaluate("exponential", as_bits).double() - exponential).abs() / exponential
+    assert error.max() < 4e-7
+
+
+@pytest.mark.parametrize(
+    ("estimator", "temperature"), [("hard", 0.0), ("sigmoid", 1.0), ("cubic", 0.1), ("fini3", 1.0)]
+)
+def test_draws_equal_eager(instruction_set: str, estimator: str, temperature: float) -> None:
+    log_rate = torch.rand(40, 333) * 11 - 8
+    draws = [
+        ipvae_kernels.poisson_rsample(
+            log_rate, estimator=estimator, temperature=temperature, seed=-5, backend=backend
+        )
+        for backend in ("eager", "native")
+    ]
+    if estimator == "hard":
+        assert torch.equal(*draws)
+    else:
+        torch.testing.assert_close(*draws, rtol=1e-4, atol=1e-5)
+
+
+def test_rollout_equals_eager(instruction_set: str, problem: Problem) -> None:
+    x, params = problem(21, 33, 70, dtype=torch.float32)
+    results = [
+        ipvae_kernels.infer(x, params, 20, seed=3, record=("counts", "recon", "kl"), backend=backend)
+        for backend in ("eager", "native")
+    ]
+    assert torch.equal(results[0].records["counts"], results[1].records["counts"])
+    for name in ("recon", "kl"):
+        torch.testing.assert_close(results[0].records[name], results[1].records[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_results_do_not_depend_on_threads(threads: int, problem: Problem) -> None:
+    x, params = problem(37, 20, 140, dtype=torch.float32, grad=True)
+
+    def gradients(n: int) -> list[Tensor]:
+        torch.set_num_threads(n)
+        result = ipvae_kernels.elbo(x, params, 6, seed=1, temperature=0.3, backend="native")
+        tensors = (x, params.dictionary, params.log_sigma, params.log_bias, params.log_lr)
+        return [result.loss, result.recon, result.kl, *torch.autograd.grad(result.loss, tensors)]
+
+    for one, many in zip(gradients(1), gradients(threads), strict=True):
+        assert torch.equal(one, many)
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 70])
+def test_all_finite_sees_every_element(size: int, instruction_set: str) -> None:
+    values = torch.full((size,), 3e38)  # whose sum overflows
+    assert _native.all_finite(values)
+    for i in range(size):
+        for bad in (math.nan, math.inf, -math.inf):
+            values[i] = bad
+            assert not _native.all_finite(values)
+        values[i] = -1.0
+
+
+def test_unknown_instruction_set_lists_the_choices() -> None:
+    with pytest.raises(ValueError, match=r"expected one of .*baseline, got sse9"):
+        _native.load().set_instruction_set("sse9")
