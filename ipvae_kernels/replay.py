@@ -332,17 +332,19 @@ def _passes(name: str, computed: Tensor, expected: Tensor, dtype: str) -> bool:
 def _report(path: str, dtype: str) -> int:
     """Replays one file, prints a line per array and one for the file, and returns the exit status."""
     print(f"{path} ({dtype})")
-    arrays = failed = 0
-    largest = 0.0
+    errors: list[tuple[float, float]] = []
+    failed = 0
     try:
         golden, expected = Golden(path, getattr(torch, dtype)), Golden(path)
         for mode, computed in replay(golden):
             for name, tensor in computed.items():
-                error, scaled = relative_error(tensor, expected[name]), scaled_error(tensor, expected[name])
                 passes = _passes(name, tensor, expected[name], dtype)
-                print(f"  {mode:8}  {name:30} {error:8.1e}  {scaled:8.1e}{'' if passes else '  FAIL'}")
-                arrays, failed = arrays + 1, failed + (not passes)
-                largest = error if math.isnan(error) else max(largest, error)
+                errors.append((relative_error(tensor, expected[name]), scaled_error(tensor, expected[name])))
+                failed += not passes
+                numbers = "  ".join(f"{error:8.1e}" for error in errors[-1])
+                print(f"  {mode:8}  {name:30} {numbers}{'' if passes else '  FAIL'}")
+        if not errors:
+            raise ReplayError("not a recorded run: there is nothing to compare")
     except ReplayError as error:
         print(f"{path}: {error}", file=sys.stderr)
         return 2
@@ -351,8 +353,10 @@ def _report(path: str, dtype: str) -> int:
             f"{path}: not a recorded run, or a damaged one: {type(error).__name__}: {error}", file=sys.stderr
         )
         return 2
-    verdict = f"FAIL: {failed} of {arrays} arrays beyond tolerance" if failed else f"ok: {arrays} arrays"
-    print(f"{path}: {verdict}, largest relative error {largest:.1e}")
+    count = len(errors)
+    verdict = f"FAIL: {failed} of {count} arrays beyond tolerance" if failed else f"ok: {count} arrays"
+    relative, scaled = (max(column) for column in zip(*errors, strict=True))
+    print(f"{path}: {verdict}, largest relative error {relative:.1e}, to scale {scaled:.1e}")
     return 1 if failed else 0
 
 

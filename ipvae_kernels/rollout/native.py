@@ -1,6 +1,6 @@
 """A whole rollout, or a whole backward, in one call of the compiled CPU kernels.
 
-Signatures as in ``eager.py``; float32. Every tensor is made contiguous here, and kept alive until the kernel has returned.
+Signatures as in ``eager.py``; float32. Tensors are made contiguous here and kept alive while the kernel runs.
 """
 
 from __future__ import annotations

@@ -95,6 +95,8 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
     for path, message in cases:
         assert replay.main([str(path)]) == 2
         assert message in capsys.readouterr().err
+    assert replay.main([str(foreign(tmp_path, cases="[]"))]) == 2
+    assert "there is nothing to compare" in capsys.readouterr().err
     assert replay.main([str(foreign(tmp_path, meta=meta))]) == 2
     assert "expected kind 'poisson' or 'gaussian', found 'laplace'" in capsys.readouterr().err
     assert replay.main([str(foreign(tmp_path, meta="{"))]) == 2

@@ -1,0 +1,5 @@
+"""``python -m ipvae``: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,153 @@
+"""The released model's loop in plain PyTorch, with torch's own random numbers and autograd.
+
+This is what the speed figures are measured against: what a competent user of PyTorch would write from the
+paper ("Brain-like variational inference", arXiv 2410.19315) and its released code, of one update per step
+and a linear decoder. It shares no code with the kernels, draws the same laws with other numbers, and does
+nothing that is not needed: constants leave the loop, and sums of exponentials are taken before autograd sees
+them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .model import IPVAE
+
+FLOOR = -8.0
+RATE_FLOOR = 1.1920929e-07
+Arrivals = int | Sequence[int] | None
+
+
+class Result(NamedTuple):
+    """What both functions return.
+
+    Attributes:
+        loss: (recon + beta kl), mean over steps and samples, times 256 / M; [].
+        recon: [T, B], nats.
+        kl: [T, B], nats.
+        log_rate: final state, [B, K].
+    """
+
+    loss: Tensor
+    recon: Tensor
+    kl: Tensor
+    log_rate: Tensor
+
+
+def loss(
+    model: IPVAE, x: Tensor, steps: int, beta: float, estimator: str, temperature: float, n_arrivals: Arrivals
+) -> Result:
+    """The training loss over T steps, differentiable by autograd.
+
+    Args:
+        model: its parameters, clamps and KL are used; one update per step.
+        x: [B, M].
+        steps: T.
+        beta: weight of the KL.
+        estimator: of d(counts)/d(log rate), any of `ipvae_kernels.poisson_rsample` but "gumbel".
+        temperature: of the relaxed counts; 0 draws hard ones, without gradient.
+        n_arrivals: sum so many arrivals, or so many at each step ([T], see `released_arrivals`); None: by the
+            released rule from the largest rate of each draw, which looks at the rates every time.
+
+    Raises:
+        ValueError: for an unknown estimator, or a model with several updates per step.
+    """
+    if model.config.n_inner != 1:
+        raise ValueError(f"model: the baseline has one update per step, found n_inner={model.config.n_inner}")
+    if estimator not in INDICATORS and estimator not in ("fini2", "fini3", "hard"):
+        raise ValueError(f"estimator: the baseline does not have {estimator!r}")
+    p, clamps, released_kl = model.params, model.clamps, model.config.kl == "released"
+    clamp_u, clamp_du = clamps["clamp_u"], clamps["clamp_du"]
+    phi, phi_t, sigma = p.dictionary, p.dictionary.T, p.log_sigma.exp()
+    var, bias, lr = sigma.square(), p.log_bias.exp(), p.log_lr.exp()
+    constant = p.log_sigma.sum() + 0.5 * math.log(2.0 * math.pi) * x.shape[-1]
+    u = p.log_rate_init.expand(len(x), -1)
+    recons, kls = [], []
+    for t in range(steps):
+        n = n_arrivals[t] if isinstance(n_arrivals, Sequence) else n_arrivals
+        prior = u
+        error = x - F.linear(sample(u, estimator, temperature, n), phi)
+        step = lr * (F.linear(error / var, phi_t) - bias)
+        step = clamp_du - F.softplus(clamp_du - step.clamp_(min=FLOOR))
+        u = clamp_u - F.softplus(clamp_u - (u + step).clamp_(min=FLOOR))
+        error = (x - F.linear(sample(u, estimator, temperature, n), phi)) / sigma
+        recons.append(0.5 * error.square().sum(-1) + constant)
+        d = u - prior
+        kls.append(((u if released_kl else prior).exp() * (1.0 + d.exp() * (d - 1.0))).sum(-1))
+    recon, kl = torch.stack(recons), torch.stack(kls)
+    return Result((recon + beta * kl).mean() * (256.0 / x.shape[-1]), recon, kl, u)
+
+
+@torch.inference_mode()
+def infer(model: IPVAE, x: Tensor, steps: int) -> Result:
+    """T steps with hard counts, recon and KL computed at each, as the released evaluation does; no gradient.
+
+    Args:
+        model: one update per step.
+        x: [B, M].
+        steps: T.
+    """
+    return loss(model, x, steps, 1.0, "hard", 0.0, None)
+
+
+def sample(log_rate: Tensor, estimator: str, temperature: float, n_arrivals: int | None) -> Tensor:
+    """Counts of log rates [B, K], differentiable unless hard."""
+    rate = log_rate.exp() + RATE_FLOOR
+    if estimator == "hard" or temperature == 0.0:
+        return torch.poisson(rate.detach())
+    if estimator.startswith("fini"):
+        with torch.no_grad():
+            z = torch.poisson(rate)
+            slope = 0.5 * (z + rate) if estimator == "fini2" else _fini3(z, rate)
+        return z + slope * (log_rate - log_rate.detach())
+    n = released_quantile(rate) if n_arrivals is None else n_arrivals
+    unit = rate.new_empty(n, *rate.shape).exponential_().cumsum_(0)
+    return INDICATORS[estimator]((1.0 - unit / rate) / temperature).sum(0)
+
+
+def released_quantile(rate: Tensor) -> int:
+    """The released number of arrivals, the 0.999 quantile of Poisson(largest rate)."""
+    from .training import arrivals_quantile
+
+    return arrivals_quantile(rate.detach().max().item())
+
+
+def released_arrivals(model: IPVAE, x: Tensor, steps: int) -> list[int]:
+    """The released table of arrivals in training, one number per step from that step's rates; takes a run."""
+    rates = model.infer(x, steps, record=("log_rate",), seed=0).records["log_rate"].exp()
+    return [released_quantile(rate) for rate in rates]
+
+
+def _fini3(z: Tensor, rate: Tensor) -> Tensor:
+    return (5.0 * rate + 8.0 * z + z * (1.0 - z) / rate) / 12.0
+
+
+def _unit(x: Tensor) -> Tensor:
+    """The relaxed step's argument, [-1, 1] to [0, 1]."""
+    return (0.5 * x + 0.5).clamp(0.0, 1.0)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    w = _unit(x)
+    return w * w * (3.0 - 2.0 * w)
+
+
+def _quintic(x: Tensor) -> Tensor:
+    w = _unit(x)
+    return w * w * w * (w * (6.0 * w - 15.0) + 10.0)
+
+
+INDICATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "linear": _unit,
+    "cubic": _cubic,
+    "quintic": _quintic,
+    "cosine": lambda x: 0.5 - 0.5 * torch.cos(math.pi * _unit(x)),
+}
+"""Arrivals (1 - t) / temperature to the part of each that counts."""

@@ -1,0 +1,611 @@
+"""The command line: ``ipvae demo | train | eval | infer | info``.
+
+PyTorch and Lightning are imported when a command runs, so that ``ipvae --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .config import ModelConfig, TrainConfig
+    from .data import DataSplits
+    from .model import IterativeVAE
+    from .training import Frames, TrainResult
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+USER_ERROR, INTERRUPTED = 2, 130
+MAX_RECORD_GIB = 8.0
+
+app = typer.Typer(
+    name="ipvae", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+
+class Recipe(str, Enum):
+    """Where training starts from."""
+
+    SHORT = "short"
+    RELEASED = "released"
+
+
+class KindName(str, Enum):
+    """Kind of model."""
+
+    POISSON = "poisson"
+    GAUSSIAN = "gaussian"
+
+
+class Motion(str, Enum):
+    """How training inputs move."""
+
+    NONE = "none"
+    JITTER = "jitter"
+    ROTATION = "rotation"
+
+
+class LoggerName(str, Enum):
+    """Format of the log."""
+
+    CSV = "csv"
+    TENSORBOARD = "tensorboard"
+
+
+class Split(str, Enum):
+    """Part of a data set."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help="patches, digits (neither needs a download), mnist, fashion-mnist, an IDX folder, a .npy file."
+    ),
+]
+DataDir = Annotated[Path | None, typer.Option(help="Where the files of mnist or fashion-mnist lie or go.")]
+Model = Annotated[
+    Path, typer.Argument(help="A model: its folder, that of its run, or a checkpoint of the authors' code.")
+]
+Backend = Annotated[
+    str, typer.Option(help="auto, native, eager or autograd; 'ipvae info' tells which serve.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; PyTorch's choice where left out.")]
+Seed = Annotated[int, typer.Option(help="Of all that is random: the same seed gives the same numbers.")]
+
+
+def clear_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Ends a command in one line on stderr and exit code 2 where the user can help it, 130 on Ctrl-C."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            _fail(str(error) or "interrupted", INTERRUPTED)
+        except (ValueError, OSError, ImportError) as error:
+            _fail(str(error), USER_ERROR)
+        except RuntimeError as error:
+            # CheckpointError, DownloadError, TrainingError, BackendError; any other one is a bug.
+            if type(error).__module__.partition(".")[0] not in ("ipvae", "ipvae_kernels"):
+                raise
+            _fail(str(error), USER_ERROR)
+
+    return wrapper
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    text = "; ".join(lines).replace(":;", ":")
+    typer.echo(text if code == INTERRUPTED else f"error: {text}", err=True)
+    raise typer.Exit(code)
+
+
+@app.callback()
+def _ipvae() -> None:
+    """The iterative Poisson VAE: spiking inference of natural images and digits, fast.
+
+    Start with [bold]ipvae demo[/]: it trains a model in minutes, draws what it learned and times it.
+    """
+
+
+@app.command()
+@clear_errors
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything; an earlier demo's is replaced.")] = Path(
+        "demo"
+    ),
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps; the recipe's where left out.")
+    ] = None,
+    seed: Seed = 0,
+    eval_steps: Annotated[int, typer.Option(min=1, help="Inference steps of the evaluation.")] = 1000,
+    latents: Annotated[int | None, typer.Option(min=1, help="Neurons; the recipe's where left out.")] = None,
+    timing: Annotated[bool, typer.Option(help="Time training and inference against plain PyTorch.")] = True,
+    threads: Threads = None,
+) -> None:
+    """Train on natural images, see what was learned, and time it: a few minutes on two CPU cores.
+
+    Leaves a model, a checkpoint, metrics.json and five figures. Needs no download.
+
+    [bold]Example:[/] ipvae demo --out demo
+
+    [bold]Next:[/] ipvae eval demo/model --data patches
+    """
+    _machine(threads)
+    from .demo import run
+
+    run(
+        out, steps=steps, seed=seed, n_latents=latents, eval_steps=eval_steps,
+        timing_seconds=15.0 if timing else 0.0,
+    )  # fmt: skip
+
+
+@app.command()
+@clear_errors
+def train(
+    data: Data = "patches",
+    data_dir: DataDir = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("run"),
+    recipe: Annotated[
+        Recipe,
+        typer.Option(help="short: ours, minutes; released: the paper's, for patches and 28x28 images."),
+    ] = Recipe.SHORT,
+    latents: Annotated[int | None, typer.Option(help="Neurons K.")] = None,
+    t_train: Annotated[int | None, typer.Option(help="Inference steps T unrolled in training.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps; excludes --epochs.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; excludes --max-steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Inputs per optimizer step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of the KL: larger is sparser.")] = None,
+    kl: Annotated[
+        str | None, typer.Option(help="exact, or released (to which the paper's betas belong).")
+    ] = None,
+    estimator: Annotated[
+        str | None,
+        typer.Option(help="sigmoid, linear, cubic, quintic, cosine, fini2, fini3, gumbel or hard."),
+    ] = None,
+    kind: Annotated[KindName, typer.Option(help="poisson: iP-VAE; gaussian: iG-VAE.")] = KindName.POISSON,
+    activation: Annotated[str, typer.Option(help="Of a gaussian model: identity or relu.")] = "identity",
+    motion: Annotated[
+        Motion, typer.Option(help="Train on moving images, a frame per inference step.")
+    ] = Motion.NONE,
+    seed: Seed = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out where it stopped.")
+    ] = False,
+    logger: Annotated[LoggerName, typer.Option(help="Format of the log in OUT/logs.")] = LoggerName.CSV,
+    eval_steps: Annotated[
+        int, typer.Option(min=0, help="Inference steps of the final test; 0: no test.")
+    ] = 1000,
+    backend: Backend = "auto",
+    threads: Threads = None,
+) -> None:
+    """Train a model and leave it in OUT/model.
+
+    Starts from a recipe; every option given overrides it.
+
+    Ctrl-C stops after the step at hand and saves; the same command with --resume continues bit for bit.
+
+    [bold]Examples:[/]
+
+    ipvae train --data digits --out digits
+
+    ipvae train --data patches --recipe released --max-steps 20000 --out patches
+
+    [bold]Next:[/] ipvae eval digits --data digits --readout
+    """
+    _machine(threads, backend)
+    last = out / "checkpoints" / "last.ckpt"
+    if last.exists() and not resume:
+        raise FileExistsError(f"{out} holds a run: --resume continues it, another --out starts a new one")
+    if resume and not last.exists():
+        raise FileNotFoundError(f"--resume: no {last} to continue from; leave it out to start a run")
+    splits = _load_data(data, data_dir)
+    model_config, train_config = _recipe(recipe, data, splits.shape, kind, activation)
+    model_config = _override(
+        model_config, n_latents=latents, t_train=t_train, kl=kl, estimator=estimator, seed=seed
+    )
+    train_config = _override(train_config, batch_size=batch_size, lr=lr, beta_outer=beta, seed=seed)
+    if lr is not None and lr < train_config.lr_min:
+        train_config = dataclasses.replace(train_config, lr_min=lr)
+    if max_steps is not None or epochs is not None:
+        train_config = dataclasses.replace(train_config, max_steps=max_steps, epochs=epochs)
+    typer.echo(f"{splits.about}\n{_describe(model_config, train_config, len(splits.train))}")
+
+    from .model import build_model
+    from .training import train as run
+
+    model = build_model(model_config)
+    frames = _frames(motion, splits, train_config.steps or model_config.t_train)
+    try:
+        result = run(
+            model, splits, train_config, out, resume=resume, logger=logger.value, frames=frames,
+            backend=backend,
+        )  # fmt: skip
+    except KeyboardInterrupt as error:
+        hint = "the same command with --resume continues" if last.exists() else "nothing was saved yet"
+        raise KeyboardInterrupt(f"interrupted; {hint}") from error
+    _report_training(result, splits, eval_steps, seed, backend, moving=frames is not None)
+    typer.echo(f"Model in {result.model_dir}; next: ipvae eval {result.model_dir} --data {data}")
+
+
+@app.command("eval")
+@clear_errors
+def evaluate(
+    model: Model,
+    data: Data = "patches",
+    data_dir: DataDir = None,
+    split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.TEST,
+    steps: Annotated[int, typer.Option(min=1, help="Inference steps.")] = 1000,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples at a time; the result does not depend on it.")
+    ] = 200,
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate the first so many samples.")] = None,
+    readout: Annotated[
+        bool, typer.Option("--readout", help="Logistic regression from latents to labels.")
+    ] = False,
+    readout_limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Fit it to the first so many training samples; all where left out."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all curves and measures here.")
+    ] = None,
+    seed: Seed = 0,
+    backend: Backend = "auto",
+    threads: Threads = None,
+) -> None:
+    """Measure a model as the paper does: hard spike counts, a thousand steps, held-out data.
+
+    Prints R2, squared error, silent neurons, spikes, KL and -ELBO as inference goes on.
+
+    [bold]Examples:[/]
+
+    ipvae eval demo/model --data patches
+
+    ipvae eval digits --data digits --readout --json digits.json
+
+    [bold]Next:[/] ipvae infer digits --data digits --record counts --out spikes.npz
+    """
+    _machine(threads, backend)
+    splits = _load_data(data, data_dir)
+    net = _load_model(model, splits, data)
+    x, labels = _part(splits, split.value, limit)
+    fit = _readout_data(splits, split.value, data, readout_limit) if readout else None
+
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+    from .evaluation import evaluate as run
+
+    marks = _marks(steps)
+    if fit is not None:
+        typer.echo(
+            f"The readout infers {len(fit[0]):,} training samples as well; --readout-limit shortens that."
+        )
+    with tqdm(total=len(x), desc="inference", unit="sample") as bar:
+        result = run(
+            net, x, steps, batch_size=batch_size, marks=marks, labels=None if fit is None else labels,
+            train=fit, seed=seed, backend=backend, progress=lambda done, _: bar.update(done - bar.n),
+        )  # fmt: skip
+    _print_evaluation(result, marks, f"{model} on {len(x):,} {split.value} samples of {data}")
+    if json_file is not None:
+        _write_json(
+            json_file, {"model": str(model), "data": splits.about, "split": split.value, **result.to_dict()}
+        )
+        typer.echo(f"All curves in {json_file}")
+
+
+@app.command()
+@clear_errors
+def infer(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The .npz file to write.")],
+    data: Data = "patches",
+    data_dir: DataDir = None,
+    split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.TEST,
+    steps: Annotated[int, typer.Option(min=1, help="Inference steps.")] = 128,
+    record: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: log_rate, counts, reconstruction, recon, kl, squared_error, spikes, zeros."
+        ),
+    ] = "counts",
+    record_every: Annotated[int, typer.Option(min=1, help="Record every so manyth step.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many samples.")] = 100,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples at a time; the result does not depend on it.")
+    ] = 200,
+    seed: Seed = 0,
+    backend: Backend = "auto",
+    threads: Threads = None,
+) -> None:
+    """Run inference and write what the neurons did to an .npz file.
+
+    The file holds each record as an array (recorded steps, samples, ...) and the numbers of these "steps".
+
+    With them lie the inputs "x", their "labels" if any, and the final state "log_rate_final".
+
+    [bold]Example:[/] ipvae infer demo/model --data patches --record counts,squared_error --out spikes.npz
+
+    [bold]Next:[/] python -c "import numpy as np; print(np.load('spikes.npz')['counts'].shape)"
+    """
+    _machine(threads, backend)
+    names = tuple(dict.fromkeys(name.strip() for name in record.split(",") if name.strip()))
+    splits = _load_data(data, data_dir)
+    net = _load_model(model, splits, data)
+    x, labels = _part(splits, split.value, limit)
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"--out: no folder {out.parent}")
+    _check_size(net, names, len(x), steps // record_every)
+
+    import numpy as np
+    import torch
+
+    from .checkpoint import atomic_file
+
+    states, parts = [], []
+    for start in range(0, len(x), batch_size):
+        state, records = net.infer(
+            x[start : start + batch_size], steps, record=names, record_every=record_every, seed=seed,
+            sample_offset=start, backend=backend,
+        )  # fmt: skip
+        states.append(state.log_rate)
+        parts.append(records)
+    sample_axis = {name: 2 if name == "log_rate" and net.kind == "gaussian" else 1 for name in names}
+    arrays = {name: torch.cat([p[name] for p in parts], sample_axis[name]).numpy() for name in names}
+    arrays |= {"log_rate_final": torch.cat(states, -2).numpy(), "x": x.numpy()}
+    arrays["steps"] = np.arange(record_every, steps + 1, record_every)
+    if labels is not None:
+        arrays["labels"] = labels.numpy()
+    with atomic_file(out) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    for name, array in arrays.items():
+        typer.echo(f"  {name:15} {array.dtype} {list(array.shape)}")
+    typer.echo(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
+
+
+@app.command()
+@clear_errors
+def info() -> None:
+    """What is installed, which backends serve and why others do not. Paste it into bug reports.
+
+    [bold]Example:[/] ipvae info
+    """
+    from importlib import metadata
+
+    from ipvae_kernels.info import info as kernels
+
+    facts = kernels()
+    for name in (
+        "lightning",
+        "numpy",
+        "safetensors",
+        "scikit-learn",
+        "matplotlib",
+        "pooch",
+        "tensorboard",
+        "typer",
+    ):
+        try:
+            facts[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            facts[name] = "not installed (pip install 'ipvae-kernels[train]')"
+    width = max(map(len, facts))
+    for name, text in facts.items():
+        typer.echo(f"{name:{width}}  {text}")
+
+
+def main() -> None:
+    """Entry point of the ``ipvae`` command."""
+    try:
+        app()
+    except KeyboardInterrupt:  # while modules load or Typer parses
+        typer.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _machine(threads: int | None, backend: str = "auto") -> None:
+    """Sets the number of threads, and refuses a backend that cannot serve before any work is done."""
+    import torch
+
+    import ipvae_kernels
+
+    with ipvae_kernels.use_backend(backend):
+        pass
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _load_data(data: str, data_dir: Path | None) -> DataSplits:
+    from .data import load_dataset
+
+    return load_dataset(data, data_dir=data_dir)
+
+
+def _load_model(path: Path, splits: DataSplits, data: str) -> IterativeVAE:
+    """A model's folder, a run's, or a checkpoint of the authors' code, checked against the data's size."""
+    from .model import IterativeVAE
+
+    folders = [folder for folder in (path, path / "model") if (folder / "model.safetensors").is_file()]
+    released = path.is_file() or any(path.glob("*.pt"))
+    net: IterativeVAE
+    if not folders and released:
+        net = IterativeVAE.from_released(path)
+    else:
+        net = IterativeVAE.from_pretrained(folders[0] if folders else path)
+    if net.config.n_inputs != splits.train.shape[1]:
+        sizes = ["x".join(map(str, shape)) for shape in (net.config.shape, splits.shape)]
+        raise ValueError(
+            f"{path} takes inputs of {net.config.n_inputs} numbers ({sizes[0]}), the data {data} have "
+            f"{splits.train.shape[1]} ({sizes[1]}); which --data was it trained on?"
+        )
+    return net
+
+
+def _part(splits: DataSplits, split: str, limit: int | None) -> tuple[Tensor, Tensor | None]:
+    x: Tensor = getattr(splits, split)
+    if len(x) == 0:
+        raise ValueError(f"--split: {splits.name} has no {split} samples")
+    labels = splits.labels.get(split)
+    return x[:limit], None if labels is None else labels[:limit]
+
+
+def _readout_data(splits: DataSplits, split: str, data: str, limit: int | None) -> tuple[Tensor, Tensor]:
+    if split not in splits.labels or "train" not in splits.labels or len(splits.train) == 0:
+        raise ValueError(f"--readout: {data} has no labels for the {split} and the training samples")
+    return splits.train[:limit], splits.labels["train"][:limit]
+
+
+def _recipe(
+    recipe: Recipe, data: str, shape: tuple[int, ...], kind: KindName, activation: str
+) -> tuple[ModelConfig, TrainConfig]:
+    from .recipes import paper_recipe, short_recipe
+
+    choose = short_recipe if recipe is Recipe.SHORT else paper_recipe
+    return choose(data, shape, kind.value, activation)  # type: ignore[arg-type]
+
+
+C = TypeVar("C", "ModelConfig", "TrainConfig")
+
+
+def _override(config: C, **options: Any) -> C:
+    return dataclasses.replace(config, **{name: v for name, v in options.items() if v is not None})
+
+
+def _frames(motion: Motion, splits: DataSplits, steps: int) -> Frames | None:
+    """Makes `steps` frames of each input, as `train` asks for them; None for still ones."""
+    if motion is Motion.NONE:
+        return None
+    from .data import JitterFeeder, RotationFeeder
+
+    def frames(x: Tensor, seed: int) -> Tensor:
+        images = x.reshape(-1, *splits.shape)
+        if motion is Motion.JITTER:
+            return JitterFeeder(images, seed=seed).frames(0, steps)
+        return RotationFeeder(images).frames(0, steps)
+
+    return frames
+
+
+def _describe(model: ModelConfig, train: TrainConfig, n: int) -> str:
+    extra = (
+        f"estimator {model.estimator}, " if model.kind == "poisson" else f"activation {model.activation}, "
+    )
+    return (
+        f"{model.kind} model, {model.n_latents} neurons, {model.t_train} inference steps; "
+        f"{train.total_steps(n):,} updates of {train.batch_size} inputs, lr {train.lr:g}, "
+        f"beta {train.beta_outer:g} ({model.kl} KL), {extra}seed {train.seed}"
+    )
+
+
+def _report_training(
+    result: TrainResult, splits: DataSplits, eval_steps: int, seed: int, backend: str, *, moving: bool
+) -> None:
+    """Prints the last validation, and R2 and sparsity of the test set after T steps and at the end."""
+    import numpy as np
+
+    from .evaluation import evaluate as run
+
+    typer.echo(f"Trained {result.steps:,} steps, {result.seconds:.0f} s in this session.")
+    validated = {
+        name: values[np.isfinite(values)]
+        for name, values in result.history.items()
+        if name.startswith("val_")
+    }
+    if validated.get("val_r2", np.empty(0)).size:
+        typer.echo(
+            f"Validation: R2 {validated['val_r2'][-1]:.4f}, silent {100 * validated['val_zeros'][-1]:.1f} %, "
+            f"-ELBO {validated['val_nelbo'][-1]:.2f} nats"
+        )
+    if eval_steps and len(splits.test):
+        t_train = result.model.config.t_train
+        last = max(eval_steps, t_train)
+        found = run(
+            result.model, splits.test[:1000], last, marks=(), batch_size=200, seed=seed, backend=backend
+        )
+        still = ", still images" if moving else ""
+        for step in sorted({t_train, last}):
+            typer.echo(
+                f"Test ({found.n_samples:,} samples{still}), step {step:,}: R2 {found.r2[step - 1]:.4f}, "
+                f"silent {100 * found.zeros[step - 1]:.1f} %"
+            )
+
+
+def _marks(steps: int) -> list[int]:
+    """1, 16, 64, 256, ... and the last step."""
+    powers = [4**i for i in range(2, 16)]
+    return sorted({mark for mark in (1, *powers) if mark < steps} | {steps})
+
+
+def _print_evaluation(result: Any, marks: list[int], title: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    names = ["step", "R2", "squared error", "silent", "spikes", "KL", "-ELBO"]
+    for name in [*names, "accuracy"] if result.readout else names:
+        table.add_column(name, justify="right")
+    for mark in marks:
+        i = mark - 1
+        row = [
+            f"{mark:,}", f"{result.r2[i]:.4f}", f"{result.squared_error[i]:.3f}",
+            f"{100 * result.zeros[i]:.1f} %", f"{result.spikes[i]:.1f}", f"{result.kl[i]:.4f}",
+            f"{result.nelbo[i]:.2f}",
+        ]  # fmt: skip
+        if result.readout:
+            row.append(f"{100 * result.readout[mark].accuracy:.2f} %")
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    if result.r2[-1] > 0:
+        console.print(
+            f"R2 is at 95 % of its last value from step {result.steps_to(0.95):,}, at 99 % from step "
+            f"{result.steps_to(0.99):,}.",
+            highlight=False,
+        )
+    if result.r2.max() > result.r2[-1] + 0.005:
+        best = int(result.r2.argmax())
+        console.print(f"R2 was highest at step {best + 1:,}: {result.r2[best]:.4f}.", highlight=False)
+    speed = result.summary()["sample_steps_per_second"]
+    console.print(f"{speed:,.0f} sample-steps per second.", highlight=False)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    import json
+
+    from .checkpoint import atomic_file
+
+    with atomic_file(path) as file:
+        file.write(json.dumps(values, indent=1).encode() + b"\n")
+
+
+def _check_size(net: IterativeVAE, names: tuple[str, ...], samples: int, recorded: int) -> None:
+    """Refuses records that would not fit into memory, before hours are spent on them."""
+    wide = {
+        "log_rate": net.config.n_latents * net.n_states,
+        "counts": net.config.n_latents,
+        "reconstruction": net.config.n_inputs,
+    }
+    gib = 4 * samples * recorded * sum(wide.get(name, 1) for name in names) / 2**30
+    if gib > MAX_RECORD_GIB:
+        raise ValueError(
+            f"--record: {gib:.1f} GiB, more than {MAX_RECORD_GIB:g}; "
+            "lower --limit or --steps, or raise --record-every"
+        )

@@ -1,0 +1,457 @@
+"""The demo: train an iP-VAE on natural images, look at what it learned, and time it against plain PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+import ipvae_kernels
+from ipvae_kernels.info import info
+
+from . import baseline, plots
+from .checkpoint import atomic_file
+from .config import ModelConfig, TrainConfig
+from .data import DataSplits, load_dataset
+from .evaluation import evaluate
+from .metrics import r2_from_error, total_variation
+from .model import IPVAE, IterativeVAE
+from .recipes import DEMO_MODEL, DEMO_TRAIN
+
+EVAL_STEPS = 1000
+MARKS = (1, 16, 64, 128, 256, 1000)
+# Step -> (R2, share of silent neurons) in the paper, for van Hateren patches and 120,000 updates.
+PUBLISHED = {
+    16: (0.708, 0.369),
+    64: (0.813, 0.574),
+    128: (0.828, 0.688),
+    256: (0.830, 0.746),
+    1000: (0.830, 0.773),
+}
+RASTER_STEPS = 200
+TIMED_INFERENCE_STEPS = 64
+MIN_REPEATS, MAX_REPEATS = 3, 30
+# What tells the demo's own folder from any other, and what of it a new run replaces.
+METRICS = "metrics.json"
+FIGURES = ("features.png", "convergence.png", "raster.png", "reconstructions.png", "training.png")
+FOLDERS = ("model", "checkpoints", "logs")
+BY = "ipvae demo"
+
+# Inputs [B, M] to reconstruction terms [T, B].
+Run = Callable[[Tensor], Tensor]
+
+
+class Mark(TypedDict):
+    """Measures of the held-out patches at one inference step."""
+
+    step: int
+    r2: float
+    r2_standard_error: float
+    zeros: float
+    spikes: float
+
+
+class Timing(TypedDict):
+    """Medians of interleaved repeats, in seconds, and what was run."""
+
+    what: str
+    batch: int
+    repeats: int
+    plain_seconds: float
+    ours_seconds: float
+    speedup: float
+    plain_threads: int
+    ours_threads: int
+    recon_plain: float
+    recon_ours: float
+
+
+def run(
+    out: str | PathLike[str],
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    n_latents: int | None = None,
+    eval_steps: int = EVAL_STEPS,
+    data: DataSplits | None = None,
+    timing_seconds: float = 15.0,
+    progress: bool = True,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Trains, evaluates, draws and times, and leaves everything in a folder.
+
+    Args:
+        out: the folder; created, or an earlier demo's, whose files are replaced.
+        steps: optimizer steps; None: those of the recipe.
+        seed: of the weights, the order of the data and the noise.
+        n_latents: K; None: that of the recipe.
+        eval_steps: inference steps of the evaluation.
+        data: images with a test set; None: natural-image patches.
+        timing_seconds: about how long the comparison with plain PyTorch may take; 0 leaves it out.
+        progress: draw progress bars.
+        console: where to print; None: standard output.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        FileExistsError: `out` is not empty and not a demo's.
+    """
+    from .training import train
+
+    out, console = Path(out), console or Console()
+    model_config = dataclasses.replace(
+        DEMO_MODEL, seed=seed, n_latents=DEMO_MODEL.n_latents if n_latents is None else n_latents
+    )
+    train_config = dataclasses.replace(
+        DEMO_TRAIN, seed=seed, max_steps=DEMO_TRAIN.max_steps if steps is None else steps
+    )
+    started = time.perf_counter()
+    _claim(out)
+    console.print("[bold]1 of 4[/]  Data: whitening the natural images that come with scikit-learn")
+    splits = load_dataset("patches", seed=seed) if data is None else data
+    if splits.shape != model_config.shape:
+        model_config = dataclasses.replace(
+            model_config, n_inputs=splits.train.shape[1], input_shape=splits.shape
+        )
+    console.print(splits.about, style="dim", highlight=False, markup=False)
+    console.print(f"[bold]2 of 4[/]  Training: {_describe(model_config, train_config)}", highlight=False)
+    model = IPVAE(model_config)
+    result = train(model, splits, train_config, out, accelerator="cpu", progress=progress)
+    console.print(f"[bold]3 of 4[/]  Inference: {eval_steps:,} steps on {len(splits.test)} held-out patches")
+    marks, curves = measure(model, splits.test, eval_steps, seed=seed, progress=progress)
+    draw(model, splits, result.history, curves, out, seed=seed)
+    timings: list[Timing] = []
+    if timing_seconds > 0:
+        console.print("[bold]4 of 4[/]  Speed: the same loop in plain PyTorch (ipvae/baseline.py), in turns")
+        timings = compare(model, splits.train[: train_config.batch_size], timing_seconds, progress=progress)
+    metrics: dict[str, Any] = {
+        "by": BY,
+        "complete": True,
+        "data": splits.about,
+        "model": model_config.to_dict(),
+        "train": train_config.to_dict(),
+        "training_seconds": result.seconds,
+        "total_seconds": time.perf_counter() - started,
+        "marks": marks,
+        "curves": {name: curve.tolist() for name, curve in curves.items()},
+        "speed": timings,
+        "installation": info(),
+    }
+    _write_metrics(out, metrics)
+    report(metrics, out, console)
+    return metrics
+
+
+def measure(
+    model: IterativeVAE, x: Tensor, steps: int, *, seed: int = 0, progress: bool = True
+) -> tuple[list[Mark], dict[str, np.ndarray[Any, Any]]]:
+    """R2 with its standard error over samples, and sparsity, at `MARKS` and the last step; and all curves.
+
+    Args:
+        model: of either kind.
+        x: [N, M].
+        steps: of inference.
+        seed: of the noise.
+        progress: draw a progress bar.
+
+    Returns:
+        The marks, and R2, zeros and spikes of every step.
+    """
+    batch = max(1, -(-len(x) // 20))
+    with tqdm(total=len(x), desc="inference", unit="patch", disable=not progress) as bar:
+        result = evaluate(
+            model, x, steps, batch_size=batch, marks=(), seed=seed,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )  # fmt: skip
+    marks: list[Mark] = []
+    state, done, variation = None, 0, total_variation(x)
+    for mark in sorted({m for m in MARKS if m <= steps} | {steps}):
+        # The same noise as above, this time patch by patch at the mark alone.
+        if mark - 1 > done:
+            state = model.infer(x, mark - 1 - done, state=state, seed=seed).state
+        state, records = model.infer(x, 1, state=state, seed=seed, record=("squared_error",))
+        done = mark
+        r2 = r2_from_error(records["squared_error"][0], variation).double()
+        marks.append(
+            Mark(
+                step=mark, r2=float(r2.mean()), r2_standard_error=float(r2.std() / len(x) ** 0.5),
+                zeros=float(result.zeros[mark - 1]), spikes=float(result.spikes[mark - 1]),
+            )
+        )  # fmt: skip
+    return marks, {"r2": result.r2, "zeros": result.zeros, "spikes": result.spikes}
+
+
+def draw(
+    model: IterativeVAE,
+    splits: DataSplits,
+    history: dict[str, np.ndarray[Any, Any]],
+    curves: dict[str, np.ndarray[Any, Any]],
+    out: Path,
+    *,
+    seed: int = 0,
+) -> None:
+    """Writes the figures of `FIGURES`.
+
+    Args:
+        model: trained.
+        splits: its data, with a test set.
+        history: of the training.
+        curves: "r2" and "zeros" [steps] of the evaluation.
+        out: folder.
+        seed: of the noise.
+    """
+    steps = len(curves["r2"])
+    x = splits.test
+    counts = model.encode(x, steps, last=min(20, steps), counts=True, seed=seed)
+    last = model.infer(x[:10], steps, record=("reconstruction",), record_every=steps, seed=seed).records
+    spikes = model.infer(x[:1], min(RASTER_STEPS, steps), record=("counts",), seed=seed).records["counts"]
+    shape, t_train = model.config.shape, model.config.t_train
+    figures = {
+        "features.png": plots.features(model.dictionary.detach(), shape, use=counts.mean(0)),
+        "convergence.png": plots.convergence(
+            curves["r2"], curves["zeros"], trained_steps=t_train, title="Held-out patches"
+        ),
+        "raster.png": plots.raster(spikes[:, 0], title="Spikes of one held-out patch"),
+        "reconstructions.png": plots.reconstructions(
+            x[:10], last["reconstruction"][0], shape,
+            title=f"Held-out patches, reconstructed from the spikes of step {steps:,}, and the rest",
+        ),
+        "training.png": plots.training_curves(history),
+    }  # fmt: skip
+    for name, figure in figures.items():
+        with atomic_file(out / name) as file:
+            figure.savefig(file, format="png")
+
+
+def compare(model: IPVAE, x: Tensor, seconds: float = 15.0, *, progress: bool = True) -> list[Timing]:
+    """How much faster than the plain PyTorch loop a training step (forward and backward) and inference run.
+
+    Checks first that both compute the same thing: that their mean reconstruction terms agree. Then they take
+    turns, so that whatever else the machine does slows both, each with one thread and with all of them, and
+    the better counts: on a busy machine two threads can be slower than one. Where plain PyTorch would take
+    too long, both get a smaller batch.
+
+    Args:
+        model: trained.
+        x: a batch, [B, M].
+        seconds: about how long all may take.
+        progress: draw a progress bar.
+
+    Raises:
+        RuntimeError: the two disagree, so that a comparison would mean nothing.
+    """
+    t, temperature, beta = model.config.t_train, 0.1, DEMO_TRAIN.beta_outer
+    arrivals = baseline.released_arrivals(model, x, t)
+
+    def training(estimator: str, n_arrivals: int | None) -> tuple[Run, Run]:
+        def plain(x: Tensor) -> Tensor:
+            result = baseline.loss(model, x, t, beta, estimator, temperature, arrivals)
+            return backward(result.loss, result.recon)
+
+        def ours(x: Tensor) -> Tensor:
+            result = ipvae_kernels.elbo(
+                x, model.params, t, beta=beta, estimator=estimator, temperature=temperature,
+                n_arrivals=n_arrivals, kl=model.config.kl, **model.clamps,
+            )  # fmt: skip
+            return backward(result.loss, result.recon)
+
+        return plain, ours
+
+    def backward(loss: Tensor, recon: Tensor) -> Tensor:
+        model.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return recon.detach()
+
+    def plain_inference(x: Tensor) -> Tensor:
+        return baseline.infer(model, x, TIMED_INFERENCE_STEPS).recon
+
+    def our_inference(x: Tensor) -> Tensor:
+        return model.infer(x, TIMED_INFERENCE_STEPS, record=("recon", "kl")).records["recon"]
+
+    estimator = model.config.estimator
+    cases = {f"training step, T = {t}, {estimator}": training(estimator, model.n_arrivals)}
+    if estimator != "sigmoid":
+        cases[f"training step, T = {t}, sigmoid*"] = training("sigmoid", max(arrivals))
+    cases[f"inference, {TIMED_INFERENCE_STEPS} steps"] = (plain_inference, our_inference)
+    timings = []
+    with tqdm(total=len(cases), desc="timing", unit="case", disable=not progress) as bar:
+        for what, (plain, ours) in cases.items():
+            timings.append(_in_turns(what, plain, ours, x, seconds / len(cases)))
+            bar.update()
+    model.zero_grad()
+    return timings
+
+
+def _in_turns(what: str, plain: Run, ours: Run, x: Tensor, seconds: float) -> Timing:
+    """Checks that two ways to the same numbers [T, B] agree, then times them in turns for so long."""
+    probe = x[: max(1, len(x) // 10)]
+    counts = sorted({1, torch.get_num_threads()})
+    plain(probe)  # the warm-up
+    each = min(_seconds(plain, probe, n) for n in counts) / len(probe)
+    batch = len(x)
+    while batch > len(probe) and MIN_REPEATS * len(counts) * each * batch > seconds:
+        batch //= 2
+    x = x[:batch]
+    a, b = plain(x).mean(0).double(), ours(x).mean(0).double()
+    # Both saw the same inputs: what differs is the noise of each, so pairs tell its size.
+    noise = (a - b).std() / batch**0.5 if batch > 1 else a.abs().mean()
+    if not (a - b).mean().abs() < 6.0 * noise + 0.01 * a.abs().mean():
+        raise RuntimeError(
+            f"{what}: mean reconstruction terms differ: {a.mean():.4f} in plain PyTorch, {b.mean():.4f} here"
+        )
+    times: dict[tuple[Run, int], list[float]] = {(f, n): [] for n in counts for f in (plain, ours)}
+    repeats, stop = 0, time.perf_counter() + seconds
+    while repeats < MIN_REPEATS or (time.perf_counter() < stop and repeats < MAX_REPEATS):
+        for (function, n), taken in times.items():
+            taken.append(_seconds(function, x, n))
+        repeats += 1
+    medians = [min((statistics.median(times[f, n]), n) for n in counts) for f in (plain, ours)]
+    (slow, slow_threads), (fast, fast_threads) = medians
+    return Timing(
+        what=what, batch=batch, repeats=repeats, plain_seconds=slow, ours_seconds=fast, speedup=slow / fast,
+        plain_threads=slow_threads, ours_threads=fast_threads,
+        recon_plain=float(a.mean()), recon_ours=float(b.mean()),
+    )  # fmt: skip
+
+
+def _seconds(function: Run, x: Tensor, threads: int) -> float:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        begin = time.perf_counter()
+        function(x)
+        return time.perf_counter() - begin
+    finally:
+        torch.set_num_threads(before)
+
+
+def report(metrics: dict[str, Any], out: Path, console: Console) -> None:
+    """Prints the tables, the verdict and what to try next."""
+    config, recipe, marks = metrics["model"], metrics["train"], metrics["marks"]
+    console.print(_convergence_table(marks, recipe["max_steps"]))
+    console.print(verdict(marks), highlight=False)
+    if metrics["speed"]:
+        kernels = metrics["installation"].get("native CPU kernels", "no compiled kernels")
+        sizes = (
+            f"{config['n_inputs']} pixels, {config['n_latents']} neurons, "
+            f"1 or {torch.get_num_threads()} threads, whichever suits each; kernels: {kernels.split(';')[0]}"
+        )
+        console.print(_speed_table(metrics["speed"], sizes))
+    minutes = metrics["total_seconds"] / 60
+    console.print(f"\nTrained in {metrics['training_seconds']:.0f} s; all of it took {minutes:.1f} min.")
+    console.print(f"Everything is in {out}/:", highlight=False)
+    console.print(f"  model/  checkpoints/last.ckpt  logs/  {METRICS}", highlight=False)
+    console.print(f"  {'  '.join(FIGURES)}", highlight=False)
+    console.print("\n[bold]Next[/]", highlight=False)
+    for command, what in (
+        (f"ipvae eval {out}/model --data patches", "the full table, and measures as JSON"),
+        (f"ipvae infer {out}/model --data patches --record counts --out spikes.npz", "spikes to look at"),
+        ("ipvae train --data digits --out run", "your own model; --help shows the recipes"),
+    ):
+        console.print(f"  {command}", soft_wrap=True, highlight=False)
+        console.print(f"      {what}", style="dim", highlight=False)
+
+
+def verdict(marks: Sequence[Mark]) -> str:
+    """Whether inference went on improving beyond the steps it was trained for, said plainly."""
+    by_step = {mark["step"]: mark for mark in marks}
+    last = marks[-1]
+    if 16 not in by_step or last["step"] == 16:
+        return f"R2 at step {last['step']}: {last['r2']:.3f}."
+    first, change = by_step[16], last["r2"] - by_step[16]["r2"]
+    numbers = f"R2 {first['r2']:.3f} at step 16, {last['r2']:.3f} at step {last['step']:,}"
+    if change < 0:
+        return (
+            f"[bold]Note:[/] R2 is lower at the end than at step 16 ({numbers}): inference of this model "
+            "does not go on improving beyond the steps it was trained for."
+        )
+    sparser = " and sparser" if last["zeros"] > first["zeros"] else ""
+    return f"Inference goes on beyond the steps of training: better{sparser} ({numbers})."
+
+
+def _convergence_table(marks: Sequence[Mark], updates: int) -> Table:
+    table = Table(title="\nHeld-out patches", title_justify="left", title_style="bold")
+    for name in ("step", "R2", "silent", "spikes", "paper* R2", "paper* silent"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for mark in marks:
+        published = PUBLISHED.get(mark["step"])
+        table.add_row(
+            f"{mark['step']:,}", f"{mark['r2']:.3f} ± {mark['r2_standard_error']:.3f}",
+            f"{100 * mark['zeros']:.1f} %", f"{mark['spikes']:.1f}",
+            f"{published[0]:.3f}" if published else "", f"{100 * published[1]:.1f} %" if published else "",
+        )  # fmt: skip
+    table.caption = (
+        f"R2 ± standard error over patches, share of silent neurons, spikes per patch; {updates:,} updates.\n"
+        "* Another data set (van Hateren), 120,000 updates: for orientation, not for comparison."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _speed_table(timings: Sequence[Timing], sizes: str) -> Table:
+    table = Table(title="\nSpeed on this machine", title_justify="left", title_style="bold")
+    for name, justify in (
+        ("", "left"),
+        ("batch", "right"),
+        ("plain PyTorch", "right"),
+        ("ipvae", "right"),
+        ("faster", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for t in timings:
+        table.add_row(
+            t["what"], str(t["batch"]), f"{1e3 * t['plain_seconds']:.1f} ms",
+            f"{1e3 * t['ours_seconds']:.1f} ms", f"{t['speedup']:.1f} x",
+        )  # fmt: skip
+    repeats = min(t["repeats"] for t in timings)
+    table.caption = (
+        f"Medians of at least {repeats} runs in turns; {sizes}.\n"
+        "* The released model's estimator with its cut of the arrivals, temperature 0.1."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _describe(model: ModelConfig, train: TrainConfig) -> str:
+    return (
+        f"{model.n_latents} neurons, {model.t_train} inference steps, {train.max_steps:,} updates of "
+        f"{train.batch_size} patches, beta {train.beta_outer:g}, estimator {model.estimator}"
+    )
+
+
+def _claim(out: Path) -> None:
+    """Makes the folder the demo's: empties it of an earlier demo's files, refuses anyone else's."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out}: expected a folder, found a file")
+    if out.is_dir() and any(out.iterdir()):
+        try:
+            own = json.loads((out / METRICS).read_text()).get("by") == BY
+        except (OSError, ValueError, AttributeError):
+            own = False
+        if not own:
+            raise FileExistsError(f"{out}: not empty and not an earlier demo; give another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_metrics(out, {"by": BY, "complete": False})
+    for name in FIGURES:
+        (out / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def _write_metrics(out: Path, metrics: dict[str, Any]) -> None:
+    with atomic_file(out / METRICS) as file:
+        file.write(json.dumps(metrics, indent=1).encode() + b"\n")

@@ -1,0 +1,167 @@
+"""Measures of reconstruction, sparsity and convergence, and sums that stream over steps and samples.
+
+Nothing here keeps counts: `StepSums` holds one number per step and measure, `SparsitySums` two per neuron.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+FLOAT32_EPS = 1.1920929e-07
+
+
+def total_variation(x: Tensor) -> Tensor:
+    """Sum of squares of every input around its own mean.
+
+    Args:
+        x: [..., M].
+
+    Returns:
+        [...], the denominator of R2.
+    """
+    return (x - x.mean(dim=-1, keepdim=True)).square().sum(dim=-1)
+
+
+def r2_from_error(squared_error: Tensor, variation: Tensor) -> Tensor:
+    """R2 of every sample: 1 - squared error / (variation + 1.2e-7), the released ``compute_r2``."""
+    return 1.0 - squared_error / (variation + FLOAT32_EPS)
+
+
+def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
+    """Squared error of every sample, summed over its pixels: [..., M] and [..., M] to [...]."""
+    return (x - reconstruction).square().sum(dim=-1)
+
+
+def r2(x: Tensor, reconstruction: Tensor) -> Tensor:
+    """R2 of every sample against its own mean: [..., M] and [..., M] to [...]."""
+    return r2_from_error(squared_error(x, reconstruction), total_variation(x))
+
+
+def zeros_fraction(counts: Tensor) -> Tensor:
+    """Share of silent neurons in every sample: counts [..., K] to [...]."""
+    return (counts == 0).to(torch.float32).mean(dim=-1)
+
+
+def poisson_kl(log_rate: Tensor, log_rate_prior: Tensor, kl: str = "exact") -> Tensor:
+    """KL(Poisson(e^u) || Poisson(e^u_prior)) of every neuron, in nats.
+
+    Args:
+        log_rate: u, [..., K].
+        log_rate_prior: [..., K].
+        kl: "exact", e^u_prior (1 + e^d (d - 1)) with d = u - u_prior, or "released", the same times e^d.
+
+    Returns:
+        [..., K].
+
+    Raises:
+        ValueError: for another `kl`.
+    """
+    if kl not in ("exact", "released"):
+        raise ValueError(f"kl: expected 'exact' or 'released', found {kl!r}")
+    d = log_rate - log_rate_prior
+    outer = log_rate_prior if kl == "exact" else log_rate
+    # The same as 1 + e^d (d - 1), whose terms of size 1 would leave nothing of d^2/2 near d = 0.
+    return outer.exp() * (d * d.exp() - torch.expm1(d))
+
+
+def lifetime_sparsity(counts: Tensor) -> Tensor:
+    """Vinje-Gallant sparsity of neurons over samples: counts [N, ..., K] to [..., K]; 1 if silent."""
+    return _sparsity(counts.sum(0, dtype=torch.float64), counts.double().square().sum(0), counts.shape[0])
+
+
+def population_sparsity(counts: Tensor) -> Tensor:
+    """Treves-Rolls sparsity of samples over neurons: counts [..., K] to [...]; 1 if silent."""
+    return _sparsity(counts.sum(-1, dtype=torch.float64), counts.double().square().sum(-1), counts.shape[-1])
+
+
+def _sparsity(total: Tensor, total_square: Tensor, n: int) -> Tensor:
+    """(1 - (sum r)^2 / (n sum r^2)) / (1 - 1/n), 1 where nothing fired: the released ``sparse_score``."""
+    if n < 2:
+        raise ValueError(f"counts: sparsity needs at least 2 entries, found {n}")
+    silent = total_square == 0
+    ratio = total.square() / torch.where(silent, 1.0, total_square)
+    return torch.where(silent, 1.0, (1.0 - ratio / n) / (1.0 - 1.0 / n))
+
+
+def steps_to(curve: NDArray[np.floating], fraction: float) -> int:
+    """The first step, counted from 1, at which a rising curve reaches `fraction` of its last value.
+
+    Args:
+        curve: [steps].
+        fraction: in (0, 1].
+
+    Raises:
+        ValueError: for an empty curve, a last value that is not positive, or a fraction out of range.
+    """
+    values = np.asarray(curve, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"curve: expected one non-empty dimension, found shape {values.shape}")
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"fraction: expected a number in (0, 1], found {fraction}")
+    if not values[-1] > 0.0:
+        raise ValueError(f"curve: expected a positive last value, found {values[-1]}")
+    return int(np.argmax(values >= fraction * values[-1])) + 1
+
+
+class StepSums:
+    """Means over samples of per-step measures, fed in blocks of steps and samples in any order.
+
+    Args:
+        steps: number of steps.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._counts: dict[str, NDArray[np.int64]] = {}
+
+    def add(self, first_step: int, records: Mapping[str, Tensor]) -> None:
+        """Adds measures [R, B] of the steps `first_step` to `first_step + R - 1`."""
+        for name, values in records.items():
+            sums = self._sums.setdefault(name, np.zeros(self.steps))
+            counts = self._counts.setdefault(name, np.zeros(self.steps, dtype=np.int64))
+            steps = slice(first_step, first_step + values.shape[0])
+            if steps.stop > self.steps:
+                raise ValueError(f"{name}: expected steps below {self.steps}, found {steps.stop - 1}")
+            sums[steps] += values.sum(dim=1, dtype=torch.float64).cpu().numpy()
+            counts[steps] += values.shape[1]
+
+    def means(self) -> dict[str, NDArray[np.float64]]:
+        """Mean of every measure at every step, [steps]; NaN where nothing was added."""
+        with np.errstate(invalid="ignore"):
+            return {name: sums / self._counts[name] for name, sums in self._sums.items()}
+
+
+class SparsitySums:
+    """Lifetime and population sparsity of counts that arrive in batches."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._population = 0.0
+        self._total: Tensor | None = None
+        self._total_square: Tensor | None = None
+
+    def add(self, counts: Tensor) -> None:
+        """Adds the counts [B, K] of a batch of samples."""
+        total, square = counts.sum(0, dtype=torch.float64), counts.double().square().sum(0)
+        self._total = total if self._total is None else self._total + total
+        self._total_square = square if self._total_square is None else self._total_square + square
+        self._population += float(population_sparsity(counts).sum())
+        self._n += counts.shape[0]
+
+    def lifetime(self) -> float:
+        """Lifetime sparsity, mean over neurons. Raises ValueError before two samples were added."""
+        if self._total is None or self._total_square is None:
+            raise ValueError("lifetime: no counts were added")
+        return float(_sparsity(self._total, self._total_square, self._n).mean())
+
+    def population(self) -> float:
+        """Population sparsity, mean over samples. Raises ValueError before a sample was added."""
+        if self._n == 0:
+            raise ValueError("population: no counts were added")
+        return self._population / self._n

@@ -1,0 +1,326 @@
+"""`ipvae.training`: the recipe, and that a resumed run is the run that was not interrupted."""
+
+import dataclasses
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import numpy as np
+import pytest
+import torch
+from ipvae import CheckpointError, IterativeVAE, ModelConfig, TrainConfig, build_model, schedules, train
+from ipvae.training import Batches, TrainingError, TrainResult, arrivals_quantile, mix, read_history
+from torch import Tensor
+
+CONFIG = TrainConfig(lr=0.02, max_steps=20, batch_size=8, beta_outer=2.0, seed=5)
+
+
+@dataclasses.dataclass
+class Splits:
+    train: Tensor
+    validation: Tensor | None
+
+
+@pytest.fixture
+def x() -> Tensor:
+    """50 samples: 6 batches of 8 an epoch, so that 20 steps end within the fourth."""
+    return torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+
+
+def fresh(**options: Any) -> IterativeVAE:
+    return build_model(
+        ModelConfig(**{"n_inputs": 10, "n_latents": 12, "t_train": 4, "init_scale": 0.1, **options})
+    )
+
+
+def run(
+    model: IterativeVAE, data: Any, out: Path, config: TrainConfig = CONFIG, **options: Any
+) -> TrainResult:
+    settings = {"progress": False, "accelerator": "cpu", "logger": None}
+    return train(model, data, config, out, **{**settings, **options})
+
+
+def same(a: TrainResult, b: TrainResult) -> None:
+    """Weights, buffers and optimizer are equal bit for bit."""
+    first, second = a.model.state_dict(), b.model.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    states = [torch.load(r.checkpoint, weights_only=True)["optimizer_states"][0]["state"] for r in (a, b)]
+    for index, state in states[0].items():
+        assert all(torch.equal(state[name], states[1][index][name]) for name in state)
+
+
+class Stop(Exception):
+    """Stands for a power cut."""
+
+
+class Cut(lightning.Callback):
+    """Raises or signals when training reaches a step."""
+
+    def __init__(self, step: int, what: type[BaseException] | signal.Signals) -> None:
+        self.step, self.what = step, what
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            if isinstance(self.what, signal.Signals):
+                os.kill(os.getpid(), self.what)
+            else:
+                raise self.what
+
+
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (10, {}),
+        (6, {}),  # the end of an epoch
+        (1, {}),
+        (19, {"n_arrivals": "released", "estimator": "sigmoid", "kl": "released"}),
+        (12, {"kind": "gaussian", "activation": "relu"}),
+    ],
+    ids=["within an epoch", "epoch end", "first step", "last step, released", "gaussian, epoch end"],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    step: int, options: dict[str, Any], x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipvae.training.N_EXP_EVERY", 3)
+    whole = run(fresh(**options), x, tmp_path / "whole", checkpoint_every=7)
+    with pytest.raises(Stop):
+        run(fresh(**options), x, tmp_path / "cut", checkpoint_every=step, callbacks=[Cut(step, Stop)])
+    torch.manual_seed(123)  # no generator state is needed
+    same(run(fresh(**options), x, tmp_path / "cut", resume=True), whole)
+
+
+def test_ctrl_c_saves_the_step_at_hand(x: Tensor, tmp_path: Path) -> None:
+    whole = run(fresh(), x, tmp_path / "whole")
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=r"resume=True continues from .*last\.ckpt"):
+        run(fresh(), x, tmp_path / "cut", checkpoint_every=100, callbacks=[Cut(9, signal.SIGINT)])
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 10
+    assert not (tmp_path / "cut/model").exists()
+    same(run(fresh(), x, tmp_path / "cut", resume=True), whole)
+
+
+def test_an_interrupt_within_a_step_leaves_the_last_checkpoint(x: Tensor, tmp_path: Path) -> None:
+    whole = run(fresh(), x, tmp_path / "whole")
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="resume=True continues"):
+        run(fresh(), x, tmp_path / "cut", checkpoint_every=4, callbacks=[Cut(10, KeyboardInterrupt)])
+    assert signal.getsignal(signal.SIGINT) is handler
+    same(run(fresh(), x, tmp_path / "cut", resume=tmp_path / "cut/checkpoints/last.ckpt"), whole)
+
+
+def test_an_interrupt_before_the_first_checkpoint_says_so(x: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match="before the first checkpoint"):
+        run(fresh(), x, tmp_path, checkpoint_every=10, callbacks=[Cut(2, KeyboardInterrupt)])
+
+
+def test_training_is_the_recipe_written_out(x: Tensor, tmp_path: Path) -> None:
+    """Adamax by hand, without Lightning: schedules, clipping wider in the warm-up, seeds and order."""
+    config = dataclasses.replace(CONFIG, warmup_portion=0.2, grad_clip=50.0)
+    trained = run(fresh(), x, tmp_path, config).model
+    model = fresh()
+    parameters = list(model.parameters())
+    average = [torch.zeros_like(p) for p in parameters]
+    largest = [torch.zeros_like(p) for p in parameters]
+    clipped = 0
+    for step in range(20):
+        if step % 6 == 0:
+            batches = iter(Batches(x, 8, 5, lambda step=step: step))
+        model.set_annealing(temperature=schedules.temperature(step, 20), eps=schedules.eps(step, 20))
+        beta = schedules.beta(step, 20, final=2.0)
+        loss = model(next(batches), beta=beta, seed=mix(5, 0, step)).loss
+        gradients = torch.autograd.grad(loss, parameters)
+        norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+        bound = 150.0 if step < 4 else 50.0
+        clipped += norm > bound
+        lr = (
+            0.02 * step / 4
+            if step < 4
+            else 1e-5 + (0.02 - 1e-5) * (1 + math.cos(math.pi * (step - 4) / 16)) / 2
+        )
+        for p, g, m, v in zip(parameters, gradients, average, largest, strict=True):
+            g = g * min(1.0, bound / (norm + 1e-6)) + 3e-4 * p.detach()
+            m.mul_(0.9).add_(0.1 * g)
+            torch.maximum(0.999 * v, g.abs() + 1e-8, out=v)
+            p.data -= lr / (1 - 0.9 ** (step + 1)) * m / v
+    assert 0 < clipped < 20
+    for (name, expected), found in zip(model.named_parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(
+            found, expected, rtol=2e-4, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.poisson(torch.full((200, 4), 0.5), generator=generator) @ torch.randn(
+        4, 10, generator=generator
+    )
+    config = TrainConfig(lr=0.02, max_steps=150, batch_size=50, beta_outer=1.0)
+    result = run(fresh(), x, tmp_path, config, log_every=10)
+    loss = result.history["loss"]
+    assert loss[-1] < 0.7 * loss[0]
+
+
+def test_the_result_says_where_things_are(x: Tensor, tmp_path: Path) -> None:
+    model = fresh()
+    result = run(model, Splits(x, x[:20]), tmp_path, logger="csv", log_every=5, validate_every=10)
+    assert result.model is model
+    assert (result.steps, result.out_dir) == (20, tmp_path)
+    assert result.seconds > 0
+    loaded = IterativeVAE.from_pretrained(result.model_dir)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
+    )
+    history = result.history
+    assert history["step"].tolist() == [5, 10, 15, 20]
+    assert np.isfinite(history["loss"]).all()
+    assert np.isnan(history["val_r2"]).tolist() == [True, False, True, False]
+    np.testing.assert_allclose(
+        history["lr"], [schedules.learning_rate(s, 20, peak=0.02) for s in (4, 9, 14, 19)]
+    )
+    assert (tmp_path / "logs/version_0/metrics.csv").is_file()
+
+
+def test_logs_of_sessions_are_one_history(x: Tensor, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"logger": "csv", "log_every": 2}
+    with pytest.raises(Stop):
+        run(fresh(), x, tmp_path, checkpoint_every=7, callbacks=[Cut(13, Stop)], **options)
+    resumed = run(fresh(), x, tmp_path, resume=True, **options).history
+    assert resumed["step"].tolist() == list(range(2, 21, 2))
+    whole = run(fresh(), x, tmp_path / "whole", **options).history
+    np.testing.assert_array_equal(resumed["loss"], whole["loss"])
+    assert read_history(tmp_path / "nothing") == {}
+
+
+def test_validation_leaves_training_alone(x: Tensor, tmp_path: Path) -> None:
+    plain = run(fresh(), x, tmp_path / "plain")
+    same(run(fresh(), Splits(x, x[:9]), tmp_path / "validated", validate_every=3), plain)
+
+
+def test_an_empty_validation_split_is_none(x: Tensor, tmp_path: Path) -> None:
+    result = run(fresh(), Splits(x, x[:0]), tmp_path, log_every=10)
+    assert "val_r2" not in result.history
+
+
+def test_moving_input_is_made_per_batch(x: Tensor, tmp_path: Path) -> None:
+    seeds: list[int] = []
+
+    def frames(batch: Tensor, seed: int) -> Tensor:
+        seeds.append(seed)
+        return torch.stack([batch.roll(t, dims=-1) for t in range(4)])
+
+    run(fresh(), Splits(x, x[:5]), tmp_path, frames=frames, validate_every=20)
+    assert len(seeds) == 21
+    assert len(set(seeds)) == 21
+
+
+def test_a_run_is_not_overwritten(x: Tensor, tmp_path: Path) -> None:
+    run(fresh(), x, tmp_path)
+    with pytest.raises(FileExistsError, match="resume=True continues that run"):
+        run(fresh(), x, tmp_path)
+
+
+def test_resuming_a_finished_run_changes_nothing(x: Tensor, tmp_path: Path) -> None:
+    first = run(fresh(), x, tmp_path)
+    again = run(fresh(), x, tmp_path, resume=True)
+    same(again, first)
+
+
+def test_resume_needs_the_same_run(x: Tensor, tmp_path: Path) -> None:
+    run(fresh(), x, tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        run(fresh(t_train=5), x[:40], tmp_path, dataclasses.replace(CONFIG, lr=0.01), resume=True)
+    message = str(caught.value)
+    assert "model.t_train: expected 5, found 4" in message
+    assert "train.lr: expected 0.01, found 0.02" in message
+    assert "data: expected training inputs [40, 10], found [50, 10]" in message
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(x: Tensor, tmp_path: Path) -> None:
+    path = run(fresh(), x, tmp_path).checkpoint
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: damaged"):
+        run(fresh(), x, tmp_path, resume=True)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of ipvae training"):
+        run(fresh(), x, tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="no such file"):
+        run(fresh(), x, tmp_path, resume=tmp_path / "nothing.ckpt")
+
+
+def test_divergence_is_an_error_and_spares_the_checkpoint(x: Tensor, tmp_path: Path) -> None:
+    class Poison(lightning.Callback):
+        def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
+            if trainer.global_step == 6:
+                module.model.layer.log_bias.data[0, 0] = float("nan")
+
+    with pytest.raises(
+        TrainingError, match=r"training diverged: layer\.log_bias is not finite after step 6 of 20"
+    ):
+        run(fresh(), x, tmp_path, checkpoint_every=3, callbacks=[Poison()])
+    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 3
+    assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        (torch.zeros(0, 10), {}, "splits: expected training inputs"),
+        (torch.zeros(8, 9), {}, "x: expected shape"),
+        (torch.zeros(8, 10), {"logger": "paper"}, "logger: expected 'csv'"),
+        (torch.zeros(8, 10), {"devices": 3}, "devices: expected a divisor"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    data: Tensor, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(fresh(), data, tmp_path, **options)
+
+
+def test_training_says_nothing_on_its_own(
+    x: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(fresh(), Splits(x, x[:9]), tmp_path)
+    assert capfd.readouterr() == ("", "")
+    run(fresh(), x, tmp_path / "bar", progress=True)
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert "20/20" in shown.err
+
+
+def test_batches_are_a_function_of_seed_and_step(x: Tensor) -> None:
+    epoch = list(Batches(x, 8, 0, lambda: 6))
+    assert len(epoch) == len(Batches(x, 8, 0, lambda: 0)) == 6
+    rows = torch.cat(epoch)
+    assert len({tuple(row) for row in rows.tolist()}) == 48
+    rest = list(Batches(x, 8, 0, lambda: 10))
+    assert all(torch.equal(a, b) for a, b in zip(rest, epoch[4:], strict=True))
+    assert not torch.equal(next(iter(Batches(x, 8, 0, lambda: 0))), epoch[0])
+    assert not torch.equal(next(iter(Batches(x, 8, 1, lambda: 6))), epoch[0])
+    halves = [next(iter(Batches(x, 8, 0, lambda: 6, rank, 2))) for rank in range(2)]
+    assert torch.equal(torch.cat(halves), epoch[0])
+    assert len(next(iter(Batches(x[:5], 8, 0, lambda: 0)))) == 5
+
+
+def test_mixed_seeds_differ() -> None:
+    seeds = {mix(seed, purpose, index) for seed in (-1, 0, 1) for purpose in range(3) for index in range(100)}
+    assert len(seeds) == 900
+    assert all(-(2**63) <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(("rate", "n"), [(3.0, 10), (1e-3, 1), (0.5, 4), (100.0, 132), (22_026.0, 22_486)])
+def test_the_cut_of_the_arrivals_is_the_quantile_of_the_largest_rate(rate: float, n: int) -> None:
+    """Expected numbers: `scipy.stats.poisson(rate).ppf(1 - 1e-3)`; 10 is where the released code starts."""
+    assert arrivals_quantile(rate) == n
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf])
+def test_no_cut_without_a_rate(rate: float) -> None:
+    with pytest.raises(ValueError, match="rate: expected a positive"):
+        arrivals_quantile(rate)
