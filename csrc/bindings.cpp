@@ -114,6 +114,7 @@ void bind_common(py::module_& m) {
             cpu::evaluate(function, reinterpret_cast<float*>(in), reinterpret_cast<float*>(out), n);
         },
         py::arg("function"), py::arg("input"), py::arg("output"), py::arg("n"));
+    m.def("philox", &cpu::philox, py::arg("counter"), py::arg("key"), py::arg("rounds"));
     m.attr("compiler") = IPVAE_COMPILER;
     m.attr("cuda") = py::none();  // the CUDA toolkit compiled in, once there are CUDA sources
 }

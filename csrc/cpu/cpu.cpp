@@ -187,5 +187,13 @@ void evaluate(const std::string& function, const float* in, float* out, int64_t 
     current().load()->evaluate(function.c_str(), in, out, n);
 }
 
+std::vector<uint32_t> philox(const std::vector<uint32_t>& counter, const std::vector<uint32_t>& key, int rounds) {
+    if (counter.size() != 4 || key.size() != 2 || (rounds != 7 && rounds != 10))
+        throw std::invalid_argument("philox: expected 4 counter words, 2 key words and 7 or 10 rounds");
+    std::vector<uint32_t> out(8);
+    current().load()->philox(counter.data(), key.data(), rounds, out.data());
+    return out;
+}
+
 }  // namespace cpu
 }  // namespace ipvae

@@ -36,5 +36,7 @@ void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const Para
 bool all_finite(const float* data, int64_t n);
 // Evaluates one of the functions of csrc/common at n floats, for accuracy tests.
 void evaluate(const std::string& function, const float* in, float* out, int64_t n);
+// Philox4x32 of 7 or 10 rounds by the current instruction set: four words from scalar code, then four from a vector.
+std::vector<uint32_t> philox(const std::vector<uint32_t>& counter, const std::vector<uint32_t>& key, int rounds);
 
 }  // namespace ipvae::cpu

@@ -133,6 +133,20 @@ static void evaluate(const char* function, const float* in, float* out, int64_t 
     if (same(function, "exponential")) map(in, out, n, [](vf x) { return exponential<vf>(bits(x)); });
 }
 
+template <int kRounds> static void philox_both(const uint32_t* c, const uint32_t* k, uint32_t* out) {
+    Words<uint32_t> one = philox<kRounds>(c[0], c[1], c[2], c[3], k[0], k[1]);
+    vu zero{};
+    Words<vu> many = philox<kRounds>(zero + c[0], zero + c[1], zero + c[2], zero + c[3], k[0], k[1]);
+    for (int i = 0; i < 4; ++i) {
+        out[i] = one.w[i];
+        out[4 + i] = many.w[i][kWidth - 1];
+    }
+}
+
+static void known_philox(const uint32_t* counter, const uint32_t* key, int rounds, uint32_t* out) {
+    rounds == 7 ? philox_both<7>(counter, key, out) : philox_both<10>(counter, key, out);
+}
+
 #define IPVAE_STRING_(x) #x
 #define IPVAE_STRING(x) IPVAE_STRING_(x)
 
@@ -140,6 +154,7 @@ extern const Kernels kernels;
 const Kernels kernels = {
     IPVAE_STRING(IPVAE_TARGET), kTileRows, kPanel, poisson_scratch, poisson, update, update_grad, pack, forward_scratch,
     rollout, backward_scratch, rollout_grad, grad_product_scratch, dictionary_grad_panels, all_finite, evaluate,
+    known_philox,
 };
 
 IPVAE_END

@@ -95,7 +95,10 @@ struct Kernels {
     int64_t (*dictionary_grad_scratch)(const RolloutArgs&);
     void (*dictionary_grad)(const RolloutGradArgs&, int64_t begin, int64_t end, float* scratch);
     bool (*all_finite)(const float* data, int64_t n);
-    void (*evaluate)(const char* function, const float* in, float* out, int64_t n);  // accuracy tests
+    // For tests: functions of csrc/common at n floats, and Philox4x32 with 7 or 10 rounds, [4] words from a scalar and
+    // [4] from a vector evaluation.
+    void (*evaluate)(const char* function, const float* in, float* out, int64_t n);
+    void (*philox)(const uint32_t* counter, const uint32_t* key, int rounds, uint32_t* out);
 };
 
 }  // namespace ipvae

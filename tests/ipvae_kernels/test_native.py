@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,16 @@ def test_words_to_numbers(instruction_set: str) -> None:
     exponential = philox.exponential(words, torch.float64)
     error = (_evaluate("exponential", as_bits).double() - exponential).abs() / exponential
     assert error.max() < 4e-7
+
+
+def test_philox_known_answers(instruction_set: str, shared: Callable[[str], Path]) -> None:
+    lines = shared("kat/philox4x32.txt").read_text().splitlines()
+    rows = [line.split() for line in lines if line and not line.startswith("#")]
+    assert len(rows) == 6
+    for rounds, *words in rows:
+        values = [int(word, 16) for word in words]
+        answer = _native.load().philox(values[:4], values[4:6], int(rounds))
+        assert answer == 2 * values[6:]  # from scalar code, and from a vector
 
 
 @pytest.mark.parametrize(
