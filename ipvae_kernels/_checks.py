@@ -34,6 +34,15 @@ def full_precision(**tensors: Tensor) -> list[Tensor]:
     for name, value in tensors.items():
         tensor(name, value)
     first_name, first = next(iter(tensors.items()))
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.device.type == "meta":
+            raise TypeError(
+                f"{name}: expected a dense tensor with data, found {value.layout} on {value.device}"
+            )
+        if value.device != first.device:
+            raise ValueError(
+                f"{name}: expected device {first.device} as that of {first_name}, found {value.device}"
+            )
     if torch.is_autocast_enabled(first.device.type):
         tensors = {name: value.float() if value.dtype in _HALF else value for name, value in tensors.items()}
         first = tensors[first_name]
@@ -43,10 +52,6 @@ def full_precision(**tensors: Tensor) -> list[Tensor]:
         if value.dtype != first.dtype:
             raise TypeError(
                 f"{name}: expected dtype {first.dtype} as that of {first_name}, found {value.dtype}"
-            )
-        if value.device != first.device:
-            raise ValueError(
-                f"{name}: expected device {first.device} as that of {first_name}, found {value.device}"
             )
     return list(tensors.values())
 
@@ -84,7 +89,7 @@ def flag(name: str, value: object) -> None:
 def finite(**tensors: Tensor) -> None:
     """No NaN and no infinity; looks at the numbers, so it runs inside the ops, on real tensors."""
     for name, value in tensors.items():
-        if not _all_finite(value):
+        if not _native.all_finite(value):
             bad = int((~torch.isfinite(value)).sum())
             raise ValueError(
                 f"{name}: expected finite values, found {bad} of {value.numel()} NaN or infinite"
@@ -94,15 +99,8 @@ def finite(**tensors: Tensor) -> None:
 def finite_result(cause: str, **tensors: Tensor) -> None:
     """Finite results of finite arguments; ``cause`` says what else can be the reason."""
     for name, value in tensors.items():
-        if not _all_finite(value):
+        if not _native.all_finite(value):
             raise ValueError(f"the result {name!r} is not finite: {cause}")
-
-
-def _all_finite(value: Tensor) -> bool:
-    if _native.reason() is None and value.device.type == "cpu" and value.dtype == torch.float32:
-        return _native.all_finite(value)
-    # One pass over the numbers; a sum of finite numbers may overflow, then each is looked at.
-    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
 
 
 def seed(value: object, device: torch.device) -> Tensor:

@@ -20,6 +20,8 @@ KIND_LOSS = 1  # the fresh counts of a step, for the loss
 KIND_ALONE = 2  # stand-alone poisson_sample and poisson_rsample
 SATURATED = 8  # added to a kind: the saturated count of the same relaxed draw
 
+BLOCKS = 2**20  # of one draw
+
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)

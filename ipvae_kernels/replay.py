@@ -79,7 +79,7 @@ class RecordedNoise:
         """All recorded arrivals, with no cut."""
         times = (self._at(self._exponentials, stream).cumsum(0) / rate).flatten(1)
         rows = torch.arange(rate.numel()).expand_as(times)
-        return torch.zeros_like(rate), [(rows.flatten(), times.flatten())]
+        return torch.zeros_like(rate), [(rows.flatten(), 1.0 - times.flatten())]
 
     def normal(self, like: Tensor, stream: Stream) -> Tensor:
         """The recorded normals."""

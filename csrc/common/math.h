@@ -1,7 +1,7 @@
 // exp, expm1, log and the soft clamp without branches, for any lane type, so that CPU and GPU agree.
 //
 // Polynomials are minimax fits (Lawson's iteration at 200 Chebyshev nodes, in double). Largest errors against float64,
-// over the ranges named, are measured by tests/ipvae_kernels/test_math.py and stated there.
+// over the ranges named, are measured by tests/ipvae_kernels/test_native.py and stated there.
 #pragma once
 
 #include "target.h"
@@ -88,7 +88,8 @@ template <class F> IPVAE_HD SoftClamp<F> soft_clamp(F v, float c) {
     F q = exp(below ? -room : room);
     F inv = 1.f / (1.f + q);
     SoftClamp<F> out;
-    out.value = (below ? v : c - (v - v)) - log1p_unit(q);  // v - v: NaN stays NaN
+    F least = v < splat<F>(c) ? v : splat<F>(c);
+    out.value = (v == v ? least : v) - log1p_unit(q);
     out.slope = below ? inv : q * inv;
     return out;
 }

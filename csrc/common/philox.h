@@ -46,6 +46,8 @@ IPVAE_HD Stream saturated(Stream s) {
     return s;
 }
 
+constexpr uint32_t kBlocks = 1u << 20;  // blocks 0 .. kBlocks - 1 belong to one draw
+
 // Word 0 of the four neurons 4 group .. 4 group + 3.
 template <class U> IPVAE_HD Words<U> shared_words(const Stream& s, U group) {
     U zero = group ^ group;

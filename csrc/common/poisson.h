@@ -41,8 +41,10 @@ IPVAE_HD float log_pmf(float k, float rate) {
     } else {
         deviance = k * log(k / rate) - diff;
     }
+    // log k! - (k + 1/2) log k + k - log(2 pi) / 2, whose series is short of digits for k < 4
+    constexpr float first[] = {0.f, 8.10614668e-2f, 4.13406959e-2f, 2.76779257e-2f};
     float i = 1.f / k, i2 = i * i;
-    float stirling = i * (1.f / 12 - i2 * (1.f / 360 - i2 * (1.f / 1260 - i2 * (1.f / 1680))));
+    float stirling = k < 4.f ? first[static_cast<int>(k)] : i * (1.f / 12 - i2 * (1.f / 360 - i2 * (1.f / 1260)));
     return -deviance - stirling - 0.5f * log(6.28318531f * k);
 }
 
@@ -103,13 +105,12 @@ template <Estimator kind, class F> IPVAE_HD Indicated<F> indicator(F x) {
     }
 }
 
-// The window of arrival times that need looking at: f = 1 before `begin`, f = 0 after `end`.
+// The window of arrival times that need looking at: f = 1 before 1 - half, f = 0 after 1 + half.
 struct Window {
-    float begin, end, inv_temperature;
+    float half, inv_temperature;
 };
 IPVAE_HD Window make_window(Estimator e, float temperature) {
-    float c = half_width(e) * temperature;
-    return {1.f - c, 1.f + c, 1.f / temperature};
+    return {half_width(e) * temperature, 1.f / temperature};
 }
 
 // Surrogate slopes dz/du of a hard count (He and Wu, finite-order relaxation).

@@ -172,7 +172,7 @@ void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const Para
         k.rollout_grad(args, begin, end, scratch.get());
     });
     parallel((a.n_latents + k.panel - 1) / k.panel, n_threads, [&](int64_t begin, int64_t end) {
-        Buffer scratch = allocate(k.dictionary_grad_scratch(a));
+        Buffer scratch = allocate(k.dictionary_grad_scratch(a, end - begin));
         k.dictionary_grad(args, begin, end, scratch.get());
     });
     std::vector<double> sums = column_sums(partial.get(), n_tiles, n_partial);

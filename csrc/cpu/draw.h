@@ -50,24 +50,29 @@ IPVAE_HD void first_words(const Stream& stream, uint32_t first, vu out[4]) {
 }
 
 // Neurons of one row whose arrivals go on after the first, packed.
+//
+// Time is kept as what has elapsed since the first moment that matters, `lead` before time 1: at a rate of 10^8 and a
+// window of 10^-3, gaps vanish in the rounding of a time near 1, but not in that of a time within the window.
 struct ArrivalList {
     int32_t* neuron;   // [n]
-    float* time;       // [n] of the last arrival
+    float* lead;       // [n] 1, or half a window where earlier arrivals were drawn at once
+    float* elapsed;    // [n] at the last arrival
     float* remaining;  // [n] arrivals that n_arrivals still allows
     float* rate;       // [n]
     float* count;      // [n]
     float* slope;      // [n] without its last factors
-    static constexpr int arrays = 6;
+    static constexpr int arrays = 7;
 };
 
 IPVAE_HD ArrivalList arrival_list(float* scratch, int64_t n_padded) {
     ArrivalList list;
     list.neuron = (int32_t*)scratch;
-    list.time = scratch + n_padded;
-    list.remaining = scratch + 2 * n_padded;
-    list.rate = scratch + 3 * n_padded;
-    list.count = scratch + 4 * n_padded;
-    list.slope = scratch + 5 * n_padded;
+    list.lead = scratch + n_padded;
+    list.elapsed = scratch + 2 * n_padded;
+    list.remaining = scratch + 3 * n_padded;
+    list.rate = scratch + 4 * n_padded;
+    list.count = scratch + 5 * n_padded;
+    list.slope = scratch + 6 * n_padded;
     return list;
 }
 
@@ -101,62 +106,76 @@ inline void draw_surrogate(const float* u, float* counts, float* slopes, uint32_
         store(slopes + k, surrogate_slope<kind>(load(counts + k), rate_of(load(u + k))));
 }
 
-// One arrival in each lane: its share of the count and of the slope, where it comes before the window's end.
-template <Estimator kind>
-IPVAE_HD void arrive(vu word, vf inv_rate, const Window& window, vf& time, vf& remaining, vf& count, vf& slope) {
-    time = time + exponential<vf>(word) * inv_rate;
-    vi counted = (time <= splat<vf>(window.end)) & (remaining > splat<vf>(0.f));
-    remaining = remaining - 1.f;
-    Indicated<vf> f = indicator<kind>((1.f - time) * window.inv_temperature);
+// The arrivals of kWidth neurons so far.
+struct Arrivals {
+    vf lead, elapsed, remaining, count, slope;
+
+    vi active(const Window& window) const {
+        return (elapsed <= lead + window.half) & (remaining > splat<vf>(0.f));
+    }
+};
+
+// One more arrival in each lane: its share of the count and of the slope, where it comes before the window's end.
+template <Estimator kind> IPVAE_HD void arrive(vu word, vf inv_rate, const Window& window, Arrivals& a) {
+    a.elapsed = a.elapsed + exponential<vf>(word) * inv_rate;
+    vi counted = a.active(window);
+    a.remaining = a.remaining - 1.f;
+    vf early = a.lead - a.elapsed;  // 1 - t
+    Indicated<vf> f = indicator<kind>(early * window.inv_temperature);
     vf zero = splat<vf>(0.f);
-    count = count + (counted ? f.value : zero);
-    slope = slope + (counted ? f.derivative * time : zero);
+    a.count = a.count + (counted ? f.value : zero);
+    a.slope = a.slope + (counted ? f.derivative * (1.f - early) : zero);
 }
 
-// Saturated counts of the lanes that qualify, drawn at once; the arrivals of those lanes start at window.begin.
-inline void saturate(vf rate, const Window& window, const Stream& stream, uint32_t neuron, vf& time, vf& remaining,
-                     vf& count) {
-    vi wanted = rate * window.begin >= splat<vf>(kSaturatedMin);
+// Saturated counts of the lanes that qualify, drawn at once; arrivals of those lanes start half a window before 1.
+inline void saturate(vf rate, const Window& window, const Stream& stream, uint32_t neuron, Arrivals& a) {
+    vi wanted = rate * (1.f - window.half) >= splat<vf>(kSaturatedMin);
     if (__builtin_expect(!any(wanted), 1)) return;
     Stream own = saturated(stream);
     for (int i = 0; i < kWidth; ++i) {
         if (!wanted[i]) continue;
-        float mean = rate[i] * window.begin;
+        float mean = rate[i] * (1.f - window.half);
         uint32_t n = neuron + i;
         float drawn = mean < kInversionMax
                           ? count_by_inversion(mean, shared_words<uint32_t>(own, n >> 2).w[n & 3])
                           : count_by_rejection(mean, own, n);
-        count[i] = drawn < remaining[i] ? drawn : remaining[i];
-        remaining[i] -= count[i];
-        time[i] = window.begin;
+        a.count[i] = drawn < a.remaining[i] ? drawn : a.remaining[i];
+        a.remaining[i] -= a.count[i];
+        a.lead[i] = window.half;
     }
 }
 
-// Arrivals after the first, a block of four at a time, on a list that shrinks as neurons pass the window's end.
+// Arrivals after the first, a block of four at a time, on a list that shrinks as neurons pass the window's end. What they
+// count is added to the saturated counts at the end: one by one it would be lost in the rounding of a large count.
 template <Estimator kind>
 inline void finish_arrivals(ArrivalList list, int64_t n, const Window& window, uint32_t first, const Stream& stream,
                             float* counts, float* slopes) {
     for (uint32_t block = 1; n > 0; ++block) {
-        for (int64_t i = 0; i < n; i += kWidth) {
-            vf time = load(list.time + i), remaining = load(list.remaining + i), count = load(list.count + i);
-            vf slope = load(list.slope + i), inv_rate = 1.f / load(list.rate + i);
+        // kMaxArrivals keeps draws far from here; nothing may run on into the words of another draw.
+        bool spent = block == kBlocks;
+        for (int64_t i = 0; i < n && !spent; i += kWidth) {
+            Arrivals a{load(list.lead + i), load(list.elapsed + i), load(list.remaining + i), load(list.count + i),
+                       load(list.slope + i)};
+            vf inv_rate = 1.f / load(list.rate + i);
             vu neuron = (vu)(*(const vi_unaligned*)(list.neuron + i)) + first;
             Words<vu> words = own_words(stream, neuron, block);
-            for (int j = 0; j < 4; ++j)
-                arrive<kind>(words.w[j], inv_rate, window, time, remaining, count, slope);
-            store(list.time + i, time);
-            store(list.remaining + i, remaining);
-            store(list.count + i, count);
-            store(list.slope + i, slope);
+            for (int j = 0; j < 4; ++j) arrive<kind>(words.w[j], inv_rate, window, a);
+            store(list.elapsed + i, a.elapsed);
+            store(list.remaining + i, a.remaining);
+            store(list.count + i, a.count);
+            store(list.slope + i, a.slope);
         }
         int64_t kept = 0;
         for (int64_t i = 0; i < n; ++i) {
             int32_t k = list.neuron[i];
-            counts[k] = list.count[i];
-            slopes[k] = list.slope[i];
-            if (!(list.time[i] <= window.end && list.remaining[i] > 0.f)) continue;
+            if (spent || !(list.elapsed[i] <= list.lead[i] + window.half && list.remaining[i] > 0.f)) {
+                counts[k] += spent ? kNaN : list.count[i];
+                slopes[k] = spent ? kNaN : list.slope[i];
+                continue;
+            }
             list.neuron[kept] = k;
-            list.time[kept] = list.time[i];
+            list.lead[kept] = list.lead[i];
+            list.elapsed[kept] = list.elapsed[i];
             list.remaining[kept] = list.remaining[i];
             list.rate[kept] = list.rate[i];
             list.count[kept] = list.count[i];
@@ -179,26 +198,28 @@ inline void draw_arrivals(const float* u, float* counts, float* slopes, uint32_t
         for (int j = 0; j < 4; ++j) {
             int64_t at = k + j * kWidth;
             vf rate = rate_of(load(u + at));
-            vf time{}, count{}, slope{}, remaining = splat<vf>(n_arrivals);
-            saturate(rate, window, stream, first + (uint32_t)at, time, remaining, count);
+            Arrivals a{splat<vf>(1.f), vf{}, splat<vf>(n_arrivals), vf{}, vf{}};
+            saturate(rate, window, stream, first + (uint32_t)at, a);
             // Too many arrivals for the words of a draw (or NaN, or an infinite rate): NaN, and nothing to go on with.
-            vi bad = ~((window.end - time) * rate <= splat<vf>(kMaxArrivals));
-            time = bad ? splat<vf>(kNaN) : time;
-            count = bad ? splat<vf>(kNaN) : count;
-            slope = bad ? splat<vf>(kNaN) : slope;
-            arrive<kind>(words[j], 1.f / rate, window, time, remaining, count, slope);
-            store(counts + at, count);
-            store(slopes + at, slope);
-            vi active = (time <= splat<vf>(window.end)) & (remaining > splat<vf>(0.f));
+            vi bad = ~((a.lead + window.half) * rate <= splat<vf>(kMaxArrivals));
+            vf nan = splat<vf>(kNaN), taken = bad ? nan : a.count;
+            a.elapsed = bad ? nan : a.elapsed;
+            a.count = vf{};
+            a.slope = bad ? nan : a.slope;
+            arrive<kind>(words[j], 1.f / rate, window, a);
+            vi active = a.active(window);
+            store(counts + at, active ? taken : taken + a.count);
+            store(slopes + at, a.slope);
             if (!any(active)) continue;
             for (int i = 0; i < kWidth; ++i) {
                 if (!active[i]) continue;
                 list.neuron[listed] = (int32_t)at + i;
-                list.time[listed] = time[i];
-                list.remaining[listed] = remaining[i];
+                list.lead[listed] = a.lead[i];
+                list.elapsed[listed] = a.elapsed[i];
+                list.remaining[listed] = a.remaining[i];
                 list.rate[listed] = rate[i];
-                list.count[listed] = count[i];
-                list.slope[listed] = slope[i];
+                list.count[listed] = a.count[i];
+                list.slope[listed] = a.slope[i];
                 ++listed;
             }
         }

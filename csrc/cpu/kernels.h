@@ -92,7 +92,7 @@ struct Kernels {
     void (*rollout)(const RolloutArgs&, int64_t begin, int64_t end, float* scratch);
     int64_t (*rollout_grad_scratch)(const RolloutArgs&);
     void (*rollout_grad)(const RolloutGradArgs&, int64_t begin, int64_t end, float* scratch);
-    int64_t (*dictionary_grad_scratch)(const RolloutArgs&);
+    int64_t (*dictionary_grad_scratch)(const RolloutArgs&, int64_t n_panels);
     void (*dictionary_grad)(const RolloutGradArgs&, int64_t begin, int64_t end, float* scratch);
     bool (*all_finite)(const float* data, int64_t n);
     // For tests: functions of csrc/common at n floats, and Philox4x32 with 7 or 10 rounds, [4] words from a scalar and

@@ -6,19 +6,38 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 namespace ipvae {
 
+// Runs function(begin, end) on pieces of [0, n). The first exception of any piece is thrown again here, after all threads
+// have ended; a piece whose thread cannot be started runs on the caller's.
 template <class Function> void parallel(int64_t n, int64_t n_threads, Function&& function) {
     n_threads = std::max<int64_t>(1, std::min(n_threads, n));
+    std::vector<std::exception_ptr> errors(n_threads);
+    auto piece = [&](int64_t i) noexcept {
+        try {
+            function(n * i / n_threads, n * (i + 1) / n_threads);
+        } catch (...) {
+            errors[i] = std::current_exception();
+        }
+    };
     std::vector<std::thread> threads;
     threads.reserve(n_threads - 1);
-    for (int64_t i = 1; i < n_threads; ++i)
-        threads.emplace_back([&function, n, n_threads, i] { function(n * i / n_threads, n * (i + 1) / n_threads); });
-    function(0, n / n_threads);
+    int64_t started = 1;
+    try {
+        for (; started < n_threads; ++started) threads.emplace_back(piece, started);
+    } catch (const std::system_error&) {
+        // No more threads to be had.
+    }
+    piece(0);
+    for (int64_t i = started; i < n_threads; ++i) piece(i);
     for (std::thread& thread : threads) thread.join();
+    for (const std::exception_ptr& error : errors)
+        if (error) std::rethrow_exception(error);
 }
 
 }  // namespace ipvae

@@ -108,6 +108,8 @@ inline void update_tile(const RolloutArgs& a, const Tile& t) {
         for (int64_t k = 0; k < t.kp; k += kWidth, at += kWidth)
             store(t.u + at, update_log_rate(load(t.u + at), load(t.u_prior + at), load(t.drive + at),
                                             load(a.inhibition + k), cell));
+        // An infinite learning rate times the padding's zero drive is NaN, which sums over a row must not meet.
+        for (int64_t k = a.n_latents; k < t.kp; ++k) t.u[r * t.kp + k] = kFloor;
     }
 }
 
@@ -178,6 +180,7 @@ inline void rollout_tile(const RolloutArgs& a, int64_t index, float* memory) {
     bool loss_draw = wants_loss_draw(a), counts_are_current = false;
     for (int64_t step = 0; step < a.n_steps; ++step) {
         uint32_t global = a.step + (uint32_t)step;
+        int64_t done = (int64_t)a.step + step + 1;  // up to 2^32, one more than a uint32_t holds
         memcpy(t.u_prior, t.u, t.rows * t.kp * sizeof(float));
         for (int64_t inner = 0; inner < a.n_inner; ++inner) {
             if (!counts_are_current) {
@@ -192,7 +195,7 @@ inline void rollout_tile(const RolloutArgs& a, int64_t index, float* memory) {
                 store_rows(t.drive, t.rows, a.n_latents, t.kp, a.drives + (update * a.n_rows + t.first) * a.n_latents);
             save_path(a, t, update + 1);
         }
-        bool recorded = (global + 1) % a.record_every == 0;
+        bool recorded = done % a.record_every == 0;
         counts_are_current = false;
         if (loss_draw && recorded) {
             draw_tile(a, t, kLoss, 0, global);
@@ -200,7 +203,7 @@ inline void rollout_tile(const RolloutArgs& a, int64_t index, float* memory) {
             save_draw(a, t, step * (a.n_inner + 1) + a.n_inner);
             counts_are_current = a.single_draw;
         }
-        if (recorded) record_tile(a, t, step, (global + 1) / a.record_every - a.step / a.record_every - 1);
+        if (recorded) record_tile(a, t, step, done / a.record_every - a.step / a.record_every - 1);
     }
     store_rows(t.u, t.rows, a.n_latents, t.kp, a.log_rate_out + t.first * a.n_latents);
 }
@@ -371,8 +374,8 @@ inline void rollout_grad_tile(const RolloutGradArgs& g, int64_t index, float* me
 
 constexpr int64_t kDepthBlock = 256;  // rows of the batch packed at a time: a panel of 64 KB, in L2
 
-inline int64_t grad_product_scratch(const RolloutArgs& a) {
-    int64_t panels = padded(a.n_latents) / kPanel, m8 = (a.n_inputs + 7) / 8 * 8;
+inline int64_t grad_product_scratch(const RolloutArgs& a, int64_t panels) {
+    int64_t m8 = (a.n_inputs + 7) / 8 * 8;
     return kDepthBlock * (m8 + kPanel) + panels * m8 * kPanel;
 }
 

@@ -27,7 +27,7 @@ _ARRIVALS_MAX = 2.0**21  # expected arrivals of one draw; half of what its words
 _BLOCKS_MAX = 16  # Philox blocks of arrivals evaluated at once: bounds memory
 
 Arrivals = Iterable[tuple[Tensor, Tensor]]
-"""Chunks of arrivals: flat indices of the counts they belong to (int64 [n]), and their times ([n])."""
+"""Chunks of arrivals: flat indices of the counts they belong to (int64 [n]), and 1 minus their times [n]."""
 
 
 class Indicator(NamedTuple):
@@ -116,46 +116,54 @@ class PhiloxNoise:
         self, rate: Tensor, half_width: float, temperature: float, n_arrivals: int | None, stream: Stream
     ) -> tuple[Tensor, Arrivals]:
         """Saturated counts, and the arrivals in the window where the indicator is neither 0 nor 1."""
-        begin, end = 1.0 - half_width * temperature, 1.0 + half_width * temperature
+        half = half_width * temperature
         saturated = torch.zeros_like(rate)
-        start = torch.zeros_like(rate)
-        if begin > 0.0:
-            busy = rate * begin >= _SATURATED_MIN
+        lead = torch.ones_like(rate)
+        if half < 1.0:
+            busy = rate * (1.0 - half) >= _SATURATED_MIN
             # Rates that skip nothing are replaced by the floor: their draw is thrown away.
-            many = _hard_counts(torch.where(busy, rate * begin, RATE_FLOOR), self.seed, stream.saturated())
+            means = torch.where(busy, rate * (1.0 - half), RATE_FLOOR)
+            many = _hard_counts(means, self.seed, stream.saturated())
             saturated = torch.where(busy, many, saturated)
-            start = torch.where(busy, begin, start)
+            lead = torch.where(busy, half, lead)
         if n_arrivals is not None:
             saturated = saturated.clamp(max=float(n_arrivals))
-        affordable = rate * (end - start) <= _ARRIVALS_MAX
+        affordable = rate * (lead + half) <= _ARRIVALS_MAX
         saturated = torch.where(affordable, saturated, math.nan)
-        start = torch.where(affordable, start, math.nan)
-        return saturated, self._follow(rate, start, end, saturated, n_arrivals, stream)
+        lead = torch.where(affordable, lead, math.nan)
+        return saturated, self._follow(rate, lead, half, saturated, n_arrivals, stream)
 
     def _follow(
-        self, rate: Tensor, start: Tensor, end: float, done: Tensor, n_arrivals: int | None, stream: Stream
+        self, rate: Tensor, lead: Tensor, half: float, done: Tensor, n_arrivals: int | None, stream: Stream
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Arrivals from ``start`` (NaN: none) to ``end``, at most ``n_arrivals - done`` of them."""
+        """Arrivals from ``lead`` before time 1 (NaN: none) to ``half`` after it; n_arrivals - done at most.
+
+        Time is kept as what has elapsed since the start: at a rate of 10^8 in a window of 10^-3, gaps vanish
+        in the float32 rounding of a time near 1, but not in that of a time within the window.
+        """
         neurons = rate.shape[-1]
         left = math.inf if n_arrivals is None else n_arrivals - done.flatten()
-        flat_rate = rate.flatten()
+        flat_rate, lead = rate.flatten(), lead.flatten()
         first = philox.exponential(philox.first_words(self.seed, stream, rate.shape), rate.dtype)
-        time = start.flatten() + first.flatten() / flat_rate
-        rows = ((time <= end) & (left > 0)).nonzero().squeeze(-1)
-        time = time[rows]
-        yield rows, time
+        elapsed = first.flatten() / flat_rate
+        rows = ((elapsed <= lead + half) & (left > 0)).nonzero().squeeze(-1)
+        elapsed = elapsed[rows]
+        yield rows, lead[rows] - elapsed
         block, count, so_far = 1, 1, 1
         while len(rows):
+            if block + count > philox.BLOCKS:  # _ARRIVALS_MAX keeps draws far from here
+                yield rows, torch.full_like(elapsed, math.nan)
+                return
             own = philox.own_words(self.seed, stream, rows // neurons, rows % neurons, block, count)
             gaps = philox.exponential(own, rate.dtype) / flat_rate[rows].unsqueeze(-1)
-            gaps[:, 0] += time
-            times = gaps.cumsum(-1)
-            live = times <= end
+            gaps[:, 0] += elapsed
+            times, leads = gaps.cumsum(-1), lead[rows].unsqueeze(-1)
+            live = times <= leads + half
             if n_arrivals is not None:
                 index = torch.arange(so_far, so_far + 4 * count, device=rate.device)
                 live &= index < (n_arrivals - done.flatten()[rows]).unsqueeze(-1)
-            yield rows.unsqueeze(-1).expand_as(times)[live], times[live]
-            rows, time = rows[live[:, -1]], times[live[:, -1], -1]
+            yield rows.unsqueeze(-1).expand_as(times)[live], (leads - times)[live]
+            rows, elapsed = rows[live[:, -1]], times[live[:, -1], -1]
             block, so_far = block + count, so_far + 4 * count
             count = min(
                 2 * count, _BLOCKS_MAX
@@ -263,24 +271,27 @@ def relaxed_counts(
 
     An arrival time is a standard Gamma variable over the rate: t = S / rate, with S held constant.
     """
-    z, flat_rate = saturated.flatten(), rate.flatten()
-    for rows, time in arrivals:
-        time = time * (flat_rate.detach()[rows] / flat_rate[rows])
-        z = z.index_add(0, rows, indicator.value((1.0 - time) / tau))
-    return z.view_as(rate)
+    flat_rate = rate.flatten()
+    z = torch.zeros_like(flat_rate)
+    for rows, early in arrivals:
+        later = (1.0 - early) * (
+            flat_rate.detach()[rows] / flat_rate[rows] - 1.0
+        )  # 0, with the derivative of t
+        z = z.index_add(0, rows, indicator.value((early - later) / tau))
+    return saturated + z.view_as(rate)
 
 
 def relaxed_counts_and_slopes(
     saturated: Tensor, arrivals: Arrivals, indicator: Indicator, tau: float
 ) -> tuple[Tensor, Tensor]:
     """Relaxed counts z [B, K] and dz / d log(rate) [B, K], in one pass over the arrivals."""
-    z = saturated.flatten()
-    slope = 0.0 * z  # keeps the NaN of what could not be drawn
-    for rows, time in arrivals:
-        x = (1.0 - time) / tau
+    z = torch.zeros_like(saturated).flatten()  # by itself: one by one, arrivals are lost in a large count
+    slope = 0.0 * saturated.flatten()  # keeps the NaN of what could not be drawn
+    for rows, early in arrivals:
+        x = early / tau
         z = z.index_add(0, rows, indicator.value(x))
-        slope = slope.index_add(0, rows, indicator.derivative(x) * time / tau)
-    return z.view_as(saturated), slope.view_as(saturated)
+        slope = slope.index_add(0, rows, indicator.derivative(x) * (1.0 - early) / tau)
+    return saturated + z.view_as(saturated), slope.view_as(saturated)
 
 
 def fini_slope(counts: Tensor, rate: Tensor, order: int) -> Tensor:

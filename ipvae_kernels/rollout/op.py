@@ -414,7 +414,8 @@ def _advanced(task: _Task, log_rate: Tensor) -> State:
 
 
 def _check_finite(tensors: Tensors) -> None:
-    names = ("x", "dictionary", "log_sigma", "log_bias", "log_lr", "log_rate")
+    parameters = ("dictionary", "log_sigma", "log_bias", "log_lr")
+    names = ("x", *(f"params.{name}" for name in parameters), "initial state (params or state)")
     _checks.finite(**dict(zip(names, tensors, strict=True)))
 
 

@@ -7,14 +7,17 @@ same configuration for people and other tools.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import math
 import os
 import pickle
 import secrets
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +32,10 @@ from .config import ConfigError, ModelConfig
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 LAYOUT = "1"
+# The age from which a temporary file belongs to no save that still runs.
+LEFTOVER_SECONDS = 3600.0
+# What the constants of a training run may be; the clamps interpolate by eps.
+RANGES = {"layer.temp": (0.0, math.inf), "layer.eps": (0.0, 1.0)}
 
 
 class CheckpointError(RuntimeError):
@@ -37,8 +44,12 @@ class CheckpointError(RuntimeError):
 
 @contextmanager
 def atomic_file(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write that takes the name `path` at its end, flushed to disk; on an error, no trace."""
+    """A file to write that takes the name `path` at its end, flushed to disk; on an error, no trace.
+
+    What saves of the same name left that were killed more than an hour ago is removed.
+    """
     path = Path(path)
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -48,6 +59,15 @@ def atomic_file(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes the old temporary files of `atomic_file`; one that cannot be removed stays."""
+    pattern = f".{glob.escape(path.name)}.{'[0-9a-f]' * 12}.tmp"
+    for leftover in path.parent.glob(pattern):
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                leftover.unlink()
 
 
 def save_model(folder: str | PathLike[str], config: ModelConfig, state: Mapping[str, Tensor]) -> None:
@@ -115,7 +135,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None
         name: of the source, for the message.
 
     Raises:
-        CheckpointError: listing every key that is missing, unknown, of another shape, or not finite.
+        CheckpointError: listing every key that is missing, unknown, of another shape, not finite or out of
+            range.
     """
     own = model.state_dict()
     wrong = [f"missing {key} {list(own[key].shape)}" for key in own if key not in state]
@@ -130,6 +151,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None
             wrong.append(f"{key}: expected shape {list(own[key].shape)}, found {list(found.shape)}")
         elif not torch.isfinite(found).all():
             wrong.append(f"{key}: holds values that are not finite")
+        elif key in RANGES and found.numel():
+            low, high = RANGES[key]
+            if not (low <= float(found.min()) and float(found.max()) <= high):
+                wrong.append(f"{key}: expected {_range(low, high)}, found {found.tolist()}")
     if wrong:
         raise CheckpointError(f"{name}: does not fit {type(model).__name__}:\n  " + "\n  ".join(wrong))
     model.load_state_dict(dict(state))
@@ -161,6 +186,10 @@ def load_pickled(path: str | PathLike[str], *, safe_globals: list[Any] | None = 
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: damaged or not a file of torch.save ({error})") from error
+
+
+def _range(low: float, high: float) -> str:
+    return f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -75,10 +75,16 @@ class Split(str, Enum):
 Data = Annotated[
     str,
     typer.Option(
-        help="patches, digits (neither needs a download), mnist, fashion-mnist, an IDX folder, a .npy file."
+        help="patches, digits (neither needs a download), mnist, fashion-mnist, idx (IDX files in "
+        "--data-dir), or the path of an IDX folder or a .npy file."
     ),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Where the files of mnist or fashion-mnist lie or go.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where the files of mnist or fashion-mnist lie or go; the folder of idx. Others take none."
+    ),
+]
 Model = Annotated[
     Path, typer.Argument(help="A model: its folder, that of its run, or a checkpoint of the authors' code.")
 ]
@@ -242,7 +248,8 @@ def train(
         hint = "the same command with --resume continues" if last.exists() else "nothing was saved yet"
         raise KeyboardInterrupt(f"interrupted; {hint}") from error
     _report_training(result, splits, eval_steps, seed, backend, moving=frames is not None)
-    typer.echo(f"Model in {result.model_dir}; next: ipvae eval {result.model_dir} --data {data}")
+    source = f"{data} --data-dir {data_dir}" if data_dir is not None else data
+    typer.echo(f"Model in {result.model_dir}; next: ipvae eval {result.model_dir} --data {source}")
 
 
 @app.command("eval")

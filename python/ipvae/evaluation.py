@@ -113,6 +113,7 @@ def evaluate(
     train: tuple[Tensor, Tensor] | None = None,
     seed: int = 0,
     backend: str = "auto",
+    check: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Runs inference with hard counts and measures every step; counts are never kept.
@@ -129,6 +130,7 @@ def evaluate(
         train: inputs [L, M] and labels [L] that the readout is fitted to.
         seed: of the noise; the readout's training inputs use seed + 1.
         backend: of `ipvae_kernels`.
+        check: raise where an input or the result is not finite; False saves a pass over each.
         progress: called with (samples done, samples) after every batch.
 
     Returns:
@@ -157,7 +159,7 @@ def evaluate(
     for start in range(0, n, batch_size):
         batch = x[..., start : start + batch_size, :].to(model.dictionary.device)
         variation = total_variation(batch)
-        for first, records, log_rate in _rollout(model, batch, steps, marks, start, seed, backend):
+        for first, records, log_rate in _rollout(model, batch, steps, marks, start, seed, backend, check):
             counts = records.pop("counts", None)
             error = records["squared_error"]
             moving = variation.ndim == 2
@@ -173,7 +175,9 @@ def evaluate(
     seconds = time.perf_counter() - started
     readout = {}
     if labels is not None and train is not None:
-        fitted = latents_at(model, train[0], marks, batch_size=batch_size, seed=seed + 1, backend=backend)
+        fitted = latents_at(
+            model, train[0], marks, batch_size=batch_size, seed=seed + 1, backend=backend, check=check
+        )
         for mark in marks:
             readout[mark] = linear_readout(fitted[mark], train[1], torch.cat(latents[mark]), labels)
     means = sums.means()
@@ -192,6 +196,7 @@ def latents_at(
     batch_size: int = 1000,
     seed: int = 0,
     backend: str = "auto",
+    check: bool = True,
 ) -> dict[int, Tensor]:
     """The latents without noise, rates of a Poisson model, after some steps of inference.
 
@@ -202,6 +207,7 @@ def latents_at(
         batch_size: samples at a time.
         seed: of the noise.
         backend: of `ipvae_kernels`.
+        check: raise where an input or the result is not finite; False saves a pass over each.
 
     Returns:
         step -> latents [N, K] on the CPU.
@@ -213,7 +219,7 @@ def latents_at(
         state, done = None, 0
         for mark in rows:
             state = model.infer(
-                batch, mark - done, state=state, seed=seed, sample_offset=start, backend=backend
+                batch, mark - done, state=state, seed=seed, sample_offset=start, backend=backend, check=check
             ).state
             done = mark
             rows[mark].append(model.rates(state.log_rate).cpu())
@@ -248,7 +254,14 @@ def linear_readout(
 
 
 def _rollout(
-    model: IterativeVAE, x: Tensor, steps: int, marks: Collection[int], offset: int, seed: int, backend: str
+    model: IterativeVAE,
+    x: Tensor,
+    steps: int,
+    marks: Collection[int],
+    offset: int,
+    seed: int,
+    backend: str,
+    check: bool,
 ) -> Iterator[tuple[int, dict[str, Tensor], Tensor]]:
     """Inference of one batch in stretches of time; a mark is a stretch of one step, with its counts.
 
@@ -260,7 +273,7 @@ def _rollout(
         at_mark = stop in marks
         result = model.infer(
             frames(x, first, stop), stop - first, state=state, seed=seed, sample_offset=offset,
-            record=(*SCALARS, "counts") if at_mark else SCALARS, backend=backend,
+            record=(*SCALARS, "counts") if at_mark else SCALARS, backend=backend, check=check,
         )  # fmt: skip
         state = result.state
         yield first, dict(result.records), state.log_rate

@@ -47,28 +47,6 @@ def zeros_fraction(counts: Tensor) -> Tensor:
     return (counts == 0).to(torch.float32).mean(dim=-1)
 
 
-def poisson_kl(log_rate: Tensor, log_rate_prior: Tensor, kl: str = "exact") -> Tensor:
-    """KL(Poisson(e^u) || Poisson(e^u_prior)) of every neuron, in nats.
-
-    Args:
-        log_rate: u, [..., K].
-        log_rate_prior: [..., K].
-        kl: "exact", e^u_prior (1 + e^d (d - 1)) with d = u - u_prior, or "released", the same times e^d.
-
-    Returns:
-        [..., K].
-
-    Raises:
-        ValueError: for another `kl`.
-    """
-    if kl not in ("exact", "released"):
-        raise ValueError(f"kl: expected 'exact' or 'released', found {kl!r}")
-    d = log_rate - log_rate_prior
-    outer = log_rate_prior if kl == "exact" else log_rate
-    # The same as 1 + e^d (d - 1), whose terms of size 1 would leave nothing of d^2/2 near d = 0.
-    return outer.exp() * (d * d.exp() - torch.expm1(d))
-
-
 def lifetime_sparsity(counts: Tensor) -> Tensor:
     """Vinje-Gallant sparsity of neurons over samples: counts [N, ..., K] to [..., K]; 1 if silent."""
     return _sparsity(counts.sum(0, dtype=torch.float64), counts.double().square().sum(0), counts.shape[0])

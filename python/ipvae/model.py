@@ -178,6 +178,7 @@ class IterativeVAE(nn.Module):
         seed: int | Tensor | None = None,
         sample_offset: int | None = None,
         backend: str = "auto",
+        check: bool = True,
     ) -> ElboResult:
         """The training loss over `steps` of inference, differentiable.
 
@@ -193,14 +194,16 @@ class IterativeVAE(nn.Module):
             sample_offset: global index of the first row, where a batch is split over devices; None: the
                 state's, or 0.
             backend: of `ipvae_kernels`.
+            check: raise where an input or the result is not finite; False saves a pass over each.
 
         Returns:
             loss [], recon [T, B] and kl [T, B] in nats, and the final state.
         """
         return ipvae_kernels.elbo(
-            self.flatten(x), self.params, steps or self.config.t_train,
+            self.flatten(x), self.params, self._steps(steps),
             state=state, beta=beta, truncate=truncate, seed=seed, sample_offset=sample_offset,
-            backend=backend, estimator=estimator or self.config.estimator, n_arrivals=self.n_arrivals,
+            backend=backend, check=check, n_arrivals=self.n_arrivals,
+            estimator=self.config.estimator if estimator is None else estimator,
             temperature=self.temperature if temperature is None else temperature, **self._cell_options(),
         )  # fmt: skip
 
@@ -216,6 +219,7 @@ class IterativeVAE(nn.Module):
         single_draw: bool = False,
         sample_offset: int | None = None,
         backend: str = "auto",
+        check: bool = True,
     ) -> InferResult:
         """Inference with hard counts, no gradient; memory does not grow with `steps` beyond what is recorded.
 
@@ -229,16 +233,20 @@ class IterativeVAE(nn.Module):
             single_draw: use the counts of one step's loss for the next step's update.
             sample_offset: global index of the first row, where a batch is split; None: the state's, or 0.
             backend: of `ipvae_kernels`.
+            check: raise where an input or the result is not finite; False saves a pass over each.
 
         Returns:
             The final state and the records, [R, B, ...] each.
         """
         with torch.no_grad():
             return ipvae_kernels.infer(
-                self.flatten(x), self.params, steps or self.config.t_train,
+                self.flatten(x), self.params, self._steps(steps),
                 state=state, record=record, record_every=record_every, seed=seed, single_draw=single_draw,
-                sample_offset=sample_offset, backend=backend, **self._cell_options(),
+                sample_offset=sample_offset, backend=backend, check=check, **self._cell_options(),
             )  # fmt: skip
+
+    def _steps(self, steps: int | None) -> int:
+        return self.config.t_train if steps is None else steps
 
     def _cell_options(self) -> dict[str, Any]:
         config = self.config
@@ -262,6 +270,7 @@ class IterativeVAE(nn.Module):
         counts: bool = False,
         seed: int | Tensor | None = None,
         backend: str = "auto",
+        check: bool = True,
     ) -> Tensor:
         """Latents of `x`, averaged over the last steps.
 
@@ -272,13 +281,16 @@ class IterativeVAE(nn.Module):
             counts: average sampled counts (Gaussian: activated samples) instead of `rates`.
             seed: of the noise; None: drawn from torch's generator.
             backend: of `ipvae_kernels`.
+            check: raise where an input or the result is not finite; False saves a pass over each.
 
         Returns:
             [B, K].
 
         Raises:
-            ValueError: for a `last` out of range.
+            ValueError: for `steps` or a `last` out of range.
         """
+        if steps < 1:
+            raise ValueError(f"steps: expected at least 1, found {steps}")
         if not 1 <= last <= steps:
             raise ValueError(f"last: expected 1 to steps={steps}, found {last}")
         x = self.flatten(x)
@@ -286,7 +298,9 @@ class IterativeVAE(nn.Module):
             seed = torch.randint(2**62, ())
         state: State | None = None
         if steps > last:
-            state = self.infer(frames(x, 0, steps - last), steps - last, seed=seed, backend=backend).state
+            state = self.infer(
+                frames(x, 0, steps - last), steps - last, seed=seed, backend=backend, check=check
+            ).state
         record = ("counts",) if counts else ("log_rate",)
         total = x.new_zeros(x.shape[-2], self.config.n_latents)
         chunk = max(1, RECORD_ENTRIES // max(total.numel(), 1))
@@ -294,6 +308,7 @@ class IterativeVAE(nn.Module):
             stop = min(first + chunk, steps)
             result = self.infer(
                 frames(x, first, stop), stop - first, record=record, state=state, seed=seed, backend=backend,
+                check=check,
             )  # fmt: skip
             state, rows = result.state, result.records[record[0]]
             total += (rows if counts else self.rates(rows)).sum(0)
@@ -309,9 +324,12 @@ class IterativeVAE(nn.Module):
         counts: bool = False,
         seed: int | Tensor | None = None,
         backend: str = "auto",
+        check: bool = True,
     ) -> Tensor:
         """Decoded latents, [B, M]: Phi times rates (or counts) averaged over steps; see `encode`."""
-        return self.decode(self.encode(x, steps, last=last, counts=counts, seed=seed, backend=backend))
+        return self.decode(
+            self.encode(x, steps, last=last, counts=counts, seed=seed, backend=backend, check=check)
+        )
 
     @torch.no_grad()
     def generate(self, n: int, *, seed: int | Tensor | None = None, pixel_noise: bool = False) -> Tensor:

@@ -72,6 +72,11 @@ def load(
         raise CheckpointError(
             f"{name}: not a checkpoint of the released code, no matrix {DICTIONARY!r} in it"
         )
+    n_exp = state.get("layer.n_exp")
+    if isinstance(n_exp, Tensor) and (n_exp.ndim != 1 or len(n_exp) == 0):
+        raise CheckpointError(
+            f"{name}: layer.n_exp: expected one entry per training step, found shape {list(n_exp.shape)}"
+        )
     try:
         return config or _config(state, settings), dict(state), name
     except ConfigError as error:

@@ -1,6 +1,7 @@
 """`ipvae.checkpoint`: weights come back as they were, or not at all."""
 
 import json
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -167,3 +168,30 @@ def test_damaged_pickles_are_refused(tmp_path: Path) -> None:
             load_pickled(path)
     with pytest.raises(CheckpointError, match="no such file"):
         load_pickled(tmp_path / "nothing.pt")
+
+
+def test_constants_out_of_range_are_refused(tmp_path: Path) -> None:
+    model = small()
+    model.layer.temp.fill_(-0.5)
+    model.layer.eps.fill_(1.5)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        IPVAE.from_pretrained(tmp_path)
+    message = str(caught.value)
+    assert str(tmp_path) in message
+    assert "layer.temp: expected at least 0, found -0.5" in message
+    assert "layer.eps: expected 0 to 1, found 1.5" in message
+    model.set_annealing(temperature=0.0, eps=0.0)
+    model.save_pretrained(tmp_path)
+    assert IPVAE.from_pretrained(tmp_path).temperature == 0.0
+
+
+def test_what_a_killed_save_left_is_removed_when_old(tmp_path: Path) -> None:
+    names = [".file.0123456789ab.tmp", ".file.ba9876543210.tmp", ".file.x.tmp", ".file.b.0123456789ab.tmp"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / names[1])
+    with atomic_file(tmp_path / "file") as file:
+        file.write(b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", *names[1:]}

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from ipvae import IGVAE, IPVAE, ConfigError, IterativeVAE, ModelConfig, build_model
+from ipvae.evaluation import evaluate, latents_at
 from torch import Tensor
 
 import ipvae_kernels
@@ -218,3 +219,26 @@ def test_double_precision_is_kept(x: Tensor) -> None:
     model = small().double()
     assert model.infer(x.double(), 3, seed=0, backend="eager").state.log_rate.dtype == torch.float64
     assert model(x.double(), seed=0, backend="eager").loss.dtype == torch.float64
+
+
+def test_zero_steps_and_an_empty_estimator_are_not_the_defaults(x: Tensor) -> None:
+    model = small()
+    for call in (model, model.infer, model.encode, model.reconstruct):
+        with pytest.raises(ValueError, match=r"^steps: expected"):
+            call(x, 0)
+    with pytest.raises(ValueError, match="estimator: expected one of"):
+        model(x, estimator="")
+
+
+def test_the_check_for_finite_values_can_be_turned_off(model: IterativeVAE, x: Tensor) -> None:
+    x[0, 0] = torch.nan
+    for call in (model, model.infer, model.encode, model.reconstruct):
+        with pytest.raises(ValueError, match="finite"):
+            call(x, 3)
+        call(x, 3, check=False)
+    with pytest.raises(ValueError, match="finite"):
+        evaluate(model, x, 3)
+    assert evaluate(model, x, 3, check=False).steps == 3
+    with pytest.raises(ValueError, match="finite"):
+        latents_at(model, x, [2])
+    assert latents_at(model, x, [2], check=False)[2].shape == (6, 7)

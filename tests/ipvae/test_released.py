@@ -143,3 +143,19 @@ def test_what_is_not_a_released_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_the_kind_must_be_that_of_the_class() -> None:
     with pytest.raises(CheckpointError, match="expected IGVAE, found a poisson model"):
         IGVAE.from_released(poisson())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layer.temp", torch.tensor(-0.01)),
+        ("layer.eps", torch.tensor(-0.1)),
+        ("layer.eps", torch.tensor(1.1)),
+        ("layer.n_exp", torch.zeros(0, dtype=torch.int32)),
+        ("layer.n_exp", torch.tensor(10, dtype=torch.int32)),
+    ],
+)
+def test_constants_out_of_range_are_refused(tmp_path: Path, key: str, value: Tensor) -> None:
+    torch.save(checkpoint(poisson() | {key: value}), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=rf"(?s)model\.pt: .*{key}: expected"):
+        IPVAE.from_released(tmp_path / "model.pt")

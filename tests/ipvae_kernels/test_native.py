@@ -81,6 +81,11 @@ def test_nan_stays_nan(function: str, instruction_set: str) -> None:
     assert _evaluate(function, torch.full((7,), math.nan)).isnan().all()
 
 
+def test_infinities_of_the_soft_clamp(instruction_set: str) -> None:
+    values = _evaluate("soft_clamp", torch.tensor([torch.inf, 1e38, -torch.inf]))
+    assert values.tolist() == [10.0, 10.0, -torch.inf]
+
+
 def test_words_to_numbers(instruction_set: str) -> None:
     edges = [0, 1, 2**30 - 1, 2**30, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
     words = torch.cat([torch.tensor(edges), torch.arange(0, 2**32, 65_537)])

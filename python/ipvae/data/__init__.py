@@ -1,6 +1,5 @@
-"""Data sets, batches of them, and moving input made from them."""
+"""Data sets, and moving input made from them."""
 
-from ipvae.data.batches import BatchLoader, EpochSampler, loader
 from ipvae.data.datasets import DATASETS, load_dataset
 from ipvae.data.feeders import Feeder, JitterFeeder, RotationFeeder, SequenceFeeder
 from ipvae.data.mnist import DownloadError
@@ -8,14 +7,11 @@ from ipvae.data.splits import DataSplits
 
 __all__ = [
     "DATASETS",
-    "BatchLoader",
     "DataSplits",
     "DownloadError",
-    "EpochSampler",
     "Feeder",
     "JitterFeeder",
     "RotationFeeder",
     "SequenceFeeder",
     "load_dataset",
-    "loader",
 ]

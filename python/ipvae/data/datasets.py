@@ -26,14 +26,16 @@ def load_dataset(
 
     Args:
         name: one of `DATASETS`, the path of an IDX folder, or the path of a ``.npy`` file.
-        data_dir: where to look for the files of "mnist" and "fashion-mnist"; the other sets need none.
+        data_dir: where to look for the files of "mnist" and "fashion-mnist", and the folder of "idx"; the
+            other sets take none.
         seed: of whatever is random: the split, or the choice of patches.
         options: passed to the function of the set: `natural_patches` (size, n_train, f0, contrast,
             min_contrast, flip), `digits` (none), `mnist` (validation, download), `fashion_mnist` and
-            `idx_folder` (validation), `npy_file` (validation, test).
+            `idx_folder` (validation; "idx" or a path), `npy_file` (validation, test).
 
     Raises:
-        ValueError: for an unknown name, listing the choices.
+        ValueError: for an unknown name, listing the choices; for a `data_dir` that the set does not take, or
+            that "idx" lacks.
         TypeError: for an option the set does not have, listing those it has.
         FileNotFoundError, DownloadError: where files are missing.
     """
@@ -48,9 +50,31 @@ def load_dataset(
         )
     if "data_dir" in parameters:
         options["data_dir"] = data_dir
+    elif data_dir is not None:
+        takers = [
+            taker for taker, call in DATASETS.items() if "data_dir" in inspect.signature(call).parameters
+        ]
+        raise ValueError(
+            f"data set {name!r} takes no --data-dir (data_dir=), only {', '.join(takers)} do; "
+            f"found {data_dir}"
+        )
     if "seed" in parameters:
         options["seed"] = seed
     return load(name, **options) if name not in DATASETS else load(**options)
+
+
+def idx(data_dir: str | Path | None = None, *, seed: int = 0, validation: float = 0.1) -> DataSplits:
+    """`idx_folder` of `data_dir`: any IDX files in the layout of MNIST.
+
+    Raises:
+        ValueError: without `data_dir`.
+        FileNotFoundError: for a missing folder, or one without images.
+    """
+    if data_dir is None:
+        raise ValueError("data set 'idx' needs its folder: give --data-dir (data_dir=)")
+    if not Path(data_dir).is_dir():
+        raise FileNotFoundError(f"--data-dir (data_dir=): no such folder: {data_dir}")
+    return idx_folder(data_dir, seed=seed, validation=validation)
 
 
 def digits() -> DataSplits:
@@ -139,6 +163,7 @@ DATASETS: dict[str, Callable[..., DataSplits]] = {
     "digits": digits,
     "mnist": mnist,
     "fashion-mnist": fashion_mnist,
+    "idx": idx,
 }
 
 

@@ -227,6 +227,23 @@ def test_unknown_names_list_the_choices() -> None:
         load_dataset("mnist", flip=True)
 
 
+@pytest.mark.parametrize("name", ["digits", "patches", "folder/idx", "file.npy"])
+def test_a_data_dir_that_is_not_taken_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' takes no --data-dir .*only mnist, fashion-mnist, idx"):
+        load_dataset(name, data_dir=tmp_path)
+
+
+def test_idx_by_data_dir(tmp_path: Path) -> None:
+    write_idx(tmp_path, "train", 20)
+    data = load_dataset("idx", data_dir=tmp_path, seed=3, validation=0.2)
+    assert (data.name, len(data.train), len(data.validation)) == (tmp_path.name, 16, 4)
+    assert torch.equal(data.train, load_dataset(tmp_path, seed=3, validation=0.2).train)
+    with pytest.raises(ValueError, match="'idx' needs its folder: give --data-dir"):
+        load_dataset("idx")
+    with pytest.raises(FileNotFoundError, match=r"--data-dir .*no such folder: .*nowhere"):
+        load_dataset("idx", data_dir=tmp_path / "nowhere")
+
+
 # --- MNIST ---
 
 

@@ -291,3 +291,12 @@ def test_gumbel_support_is_the_released_quantile(rate: float, expected: int) -> 
         == expected
         == max(1, stats.poisson.ppf(0.999, rate))
     )
+
+
+@pytest.mark.parametrize("log_rate", [16.0, 18.0, 20.0, 20.6])
+def test_a_narrow_window_at_a_large_rate(log_rate: float, backend: str, dtype: torch.dtype) -> None:
+    # Gaps of 10^-9 in a window of 2 10^-3: lost, and without end, if added to a float32 time near 1.
+    u = torch.full((1, 1), log_rate, dtype=dtype)
+    z = ik.poisson_rsample(u, temperature=1e-3, seed=0, backend=backend)
+    rate = torch.exp(u.double())
+    assert ((z.double() - rate).abs() < 6 * rate.sqrt() + 1e-6 * rate).all()
