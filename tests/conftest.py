@@ -34,6 +34,12 @@ def _strict_torch() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of its own for every test: in the repository, Python would import sources, not the package."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(params=["eager", "native"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend with a hand-written backward; those not available here skip with their reason."""
