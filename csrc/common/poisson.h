@@ -15,19 +15,33 @@ constexpr float kNaN = NAN;
 
 template <class F> IPVAE_HD F rate_of(F log_rate) { return exp(log_rate) + kRateFloor; }
 
-// Inversion on the survival side for rate < 10: the count is the number of k with v < P(Z > k).
-template <class F> IPVAE_HD F count_by_inversion(F rate, lane_u<F> word) {
-    F v = uniform<F>(word);
-    ExpPair<F> e = exp_pair(-rate);
-    F p = e.exp, survival = -e.expm1;
-    F count = rate - rate;  // 0, or NaN
-    for (int k = 1; k <= kInversionSteps; ++k) {
-        auto more = v < survival;
-        if (!any(more)) break;
-        count = more ? count + 1.f : count;
-        p = p * (rate * (1.f / static_cast<float>(k)));
-        survival = survival - p;
+// Inversion on the survival side for rates < 10: the count is the number of k with v < P(Z > k). n at a time: each step of
+// the search waits for the one before, so several searches go side by side.
+template <int n, class F> IPVAE_HD void counts_by_inversion(const F* rate, const lane_u<F>* word, F* count) {
+    F v[n], p[n], survival[n];
+    for (int i = 0; i < n; ++i) {
+        v[i] = uniform<F>(word[i]);
+        ExpPair<F> e = exp_pair(-rate[i]);
+        p[i] = e.exp;
+        survival[i] = -e.expm1;
+        count[i] = rate[i] - rate[i];  // 0, or NaN
     }
+    for (int k = 1; k <= kInversionSteps; ++k) {
+        auto going = v[0] < survival[0];
+        for (int i = 1; i < n; ++i) going = going | (v[i] < survival[i]);
+        if (!any(going)) break;
+        float inverse = 1.f / static_cast<float>(k);
+        for (int i = 0; i < n; ++i) {
+            count[i] = v[i] < survival[i] ? count[i] + 1.f : count[i];
+            p[i] = p[i] * (rate[i] * inverse);
+            survival[i] = survival[i] - p[i];
+        }
+    }
+}
+
+IPVAE_HD float count_by_inversion(float rate, uint32_t word) {
+    float count;
+    counts_by_inversion<1>(&rate, &word, &count);
     return count;
 }
 

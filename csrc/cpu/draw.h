@@ -76,24 +76,21 @@ IPVAE_HD ArrivalList arrival_list(float* scratch, int64_t n_padded) {
     return list;
 }
 
-// Counts of kWidth neurons; rates of 10 and more, rare in a trained model, go one by one.
-IPVAE_HD vf hard_counts(vf rate, vu words, const Stream& stream, uint32_t neuron) {
-    vf count = count_by_inversion(rate, words);
-    vi large = rate >= splat<vf>(kInversionMax);
-    if (__builtin_expect(any(large), 0)) {
-        for (int i = 0; i < kWidth; ++i)
-            if (large[i]) count[i] = count_by_rejection(rate[i], stream, neuron + i);
-    }
-    return count;
-}
-
 inline void draw_hard(const float* u, float* counts, uint32_t first, int64_t n_padded, const Stream& stream) {
     for (int64_t k = 0; k < n_padded; k += kGroup) {
         vu words[4];
         first_words(stream, first + (uint32_t)k, words);
+        vf rate[4], count[4];
+        for (int j = 0; j < 4; ++j) rate[j] = rate_of(load(u + k + j * kWidth));
+        counts_by_inversion<4>(rate, words, count);
         for (int j = 0; j < 4; ++j) {
             int64_t at = k + j * kWidth;
-            store(counts + at, hard_counts(rate_of(load(u + at)), words[j], stream, first + (uint32_t)at));
+            store(counts + at, count[j]);
+            // Rates of 10 and more, rare in a trained model, go one by one.
+            vi large = rate[j] >= splat<vf>(kInversionMax);
+            if (__builtin_expect(!any(large), 1)) continue;
+            for (int i = 0; i < kWidth; ++i)
+                if (large[i]) counts[at + i] = count_by_rejection(rate[j][i], stream, first + (uint32_t)at + i);
         }
     }
 }
