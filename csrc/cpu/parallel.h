@@ -1,6 +1,6 @@
 // Threads for one call: the range is cut into equal contiguous pieces, one per thread.
 //
-// Threads live for the call only. Starting one costs some 20 microseconds, which a whole rollout does not notice; a
+// Threads live for the call only. Starting and joining one takes 54 microseconds (median), which a whole rollout does not notice; a
 // pool of our own would compete with torch's for the cores, and would not survive a fork.
 #pragma once
 
