@@ -10,20 +10,21 @@ template <class U> struct Words {
 };
 
 template <int kRounds = 10, class U>
-IPVAE_HD Words<U> philox(U c0, U c1, U c2, U c3, uint32_t k0, uint32_t k1) {
+IPVAE_HD Words<U> philox(U counter0, U counter1, U counter2, U counter3, uint32_t k0, uint32_t k1) {
+    auto c0 = spread(counter0), c1 = spread(counter1), c2 = spread(counter2), c3 = spread(counter3);
 #pragma GCC unroll 10
     for (int round = 0; round < kRounds; ++round) {
-        U hi0, lo0, hi1, lo1;
+        decltype(c0) hi0, lo0, hi1, lo1;
         mulhilo(c0, 0xD2511F53u, hi0, lo0);
         mulhilo(c2, 0xCD9E8D57u, hi1, lo1);
-        c0 = hi1 ^ c1 ^ k0;
+        c0 = exclusive_or(hi1, c1, k0);
         c1 = lo1;
-        c2 = hi0 ^ c3 ^ k1;
+        c2 = exclusive_or(hi0, c3, k1);
         c3 = lo0;
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    return {{c0, c1, c2, c3}};
+    return {{join(c0), join(c1), join(c2), join(c3)}};
 }
 
 // What a draw is for.
@@ -62,8 +63,7 @@ template <class U> IPVAE_HD Words<U> own_words(const Stream& s, U neuron, uint32
 
 // Uniform in the open interval (0, 1): at least 2^-33, at most 1 - 2^-24.
 template <class F> IPVAE_HD F uniform(lane_u<F> w) {
-    F v = (to_float(w) + 0.5f) * 2.32830644e-10f;
-    return v > splat<F>(0.99999994f) ? splat<F>(0.99999994f) : v;
+    return min_keep_nan((to_float(w) + 0.5f) * 2.32830644e-10f, splat<F>(0.99999994f));
 }
 
 // Standard exponential, with full relative precision at both ends.

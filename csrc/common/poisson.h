@@ -15,71 +15,76 @@ constexpr float kNaN = NAN;
 
 template <class F> IPVAE_HD F rate_of(F log_rate) { return exp(log_rate) + kRateFloor; }
 
-// Inversion on the survival side for rates < 10: the count is the number of k with v < P(Z > k). n at a time: each step of
-// the search waits for the one before, so several searches go side by side.
-template <int n, class F> IPVAE_HD void counts_by_inversion(const F* rate, const lane_u<F>* word, F* count) {
-    F v[n], p[n], survival[n];
-    for (int i = 0; i < n; ++i) {
-        v[i] = uniform<F>(word[i]);
-        ExpPair<F> e = exp_pair(-rate[i]);
-        p[i] = e.exp;
-        survival[i] = -e.expm1;
-        count[i] = rate[i] - rate[i];  // 0, or NaN
-    }
-    for (int k = 1; k <= kInversionSteps; ++k) {
-        auto going = v[0] < survival[0];
-        for (int i = 1; i < n; ++i) going = going | (v[i] < survival[i]);
-        if (!any(going)) break;
-        float inverse = 1.f / static_cast<float>(k);
-        for (int i = 0; i < n; ++i) {
-            count[i] = v[i] < survival[i] ? count[i] + 1.f : count[i];
-            p[i] = p[i] * (rate[i] * inverse);
-            survival[i] = survival[i] - p[i];
-        }
-    }
+// P(count >= 1), what a first word is compared with.
+template <class F> IPVAE_HD F spiking_probability(F rate) { return -expm1(-rate); }
+
+// Inversion on the survival side for rates below kInversionMax: the count is the number of k >= 0 with v < P(Z > k). A
+// search stands at `count`, with p = P(Z = count) and survival = P(Z > count).
+template <class F> struct Inversion {
+    F v, rate, p, survival, count;
+};
+
+// The search after v < P(Z > 0) was found true.
+template <class F> IPVAE_HD Inversion<F> start_inversion(F v, F rate) {
+    ExpPair<F> e = exp_pair(-rate);
+    F p = e.exp * rate;
+    return {v, rate, p, -e.expm1 - p, rate - rate + 1.f};
+}
+
+// Whether the count is k or more, k = 2, 3, ...: the next step of the search.
+template <class F> IPVAE_HD void advance(Inversion<F>& s, float inverse_k) {
+    s.count = s.v < s.survival ? s.count + 1.f : s.count;
+    s.p = s.p * (s.rate * inverse_k);
+    s.survival = s.survival - s.p;
 }
 
 IPVAE_HD float count_by_inversion(float rate, uint32_t word) {
-    float count;
-    counts_by_inversion<1>(&rate, &word, &count);
-    return count;
+    float v = uniform<float>(word);
+    if (!(v < spiking_probability(rate))) return rate - rate;  // 0, or NaN
+    Inversion<float> search = start_inversion(v, rate);
+    for (int k = 2; k <= kInversionSteps && v < search.survival; ++k) advance(search, 1.f / static_cast<float>(k));
+    return search.count;
 }
 
 // log P(Z = k) for k >= 1 in Loader's form (Fast and accurate computation of binomial probabilities, 2000): no term is
 // larger than the result, so float32 stays accurate at large counts.
-IPVAE_HD float log_pmf(float k, float rate) {
-    float diff = k - rate, v = diff / (k + rate), deviance;
-    if (v < 0.1f && v > -0.1f) {
-        float q = v * v;
-        deviance = diff * v + 2.f * k * v * q * (1.f / 3 + q * (1.f / 5 + q * (1.f / 7 + q * (1.f / 9))));
-    } else {
-        deviance = k * log(k / rate) - diff;
-    }
+template <class F> IPVAE_HD F log_pmf(F k, F rate) {
+    F diff = k - rate, v = diff / (k + rate), q = v * v;
+    F near = diff * v + 2.f * k * v * q * (1.f / 3 + q * (1.f / 5 + q * (1.f / 7 + q * (1.f / 9))));
+    F deviance = q < splat<F>(0.01f) ? near : k * log(k / rate) - diff;
     // log k! - (k + 1/2) log k + k - log(2 pi) / 2, whose series is short of digits for k < 4
-    constexpr float first[] = {0.f, 8.10614668e-2f, 4.13406959e-2f, 2.76779257e-2f};
-    float i = 1.f / k, i2 = i * i;
-    float stirling = k < 4.f ? first[static_cast<int>(k)] : i * (1.f / 12 - i2 * (1.f / 360 - i2 * (1.f / 1260)));
+    F i = 1.f / k, i2 = i * i;
+    F stirling = i * (1.f / 12 - i2 * (1.f / 360 - i2 * (1.f / 1260)));
+    stirling = k < splat<F>(4.f) ? splat<F>(2.76779257e-2f) : stirling;
+    stirling = k < splat<F>(3.f) ? splat<F>(4.13406959e-2f) : stirling;
+    stirling = k < splat<F>(2.f) ? splat<F>(8.10614668e-2f) : stirling;
     return -deviance - stirling - 0.5f * log(6.28318531f * k);
 }
 
-// Hoermann's transformed rejection PTRS for rate >= 10.
-IPVAE_HD float count_by_rejection(float rate, const Stream& stream, uint32_t neuron) {
-    if (!(rate < kHugeRate)) return rate;
-    float b = 0.931f + 2.53f * ::sqrtf(rate), a = -0.059f + 0.02483f * b;
-    float inv_alpha = 1.1239f + 1.1328f / (b - 3.4f), v_r = 0.9277f - 3.6224f / (b - 2.f);
-    for (uint32_t block = 1; block <= 32; ++block) {
-        Words<uint32_t> words = own_words(stream, neuron, block);
+// Hoermann's transformed rejection PTRS for rates of kInversionMax and more; what comes out below is not a count.
+template <class F> IPVAE_HD F counts_by_rejection(F rate, const Stream& stream, lane_u<F> neuron) {
+    F b = 0.931f + 2.53f * square_root(rate), a = -0.059f + 0.02483f * b;
+    F inv_alpha = 1.1239f + 1.1328f / (b - 3.4f), v_r = 0.9277f - 3.6224f / (b - 2.f);
+    F count = rate;
+    auto pending = (rate >= splat<F>(kInversionMax)) & (rate < splat<F>(kHugeRate));
+    for (uint32_t block = 1; block <= 32 && any(pending); ++block) {
+        Words<lane_u<F>> words = own_words(stream, neuron, block);
         for (int j = 0; j < 4; j += 2) {
-            float low = uniform<float>(words.w[j]), high = uniform<float>(~words.w[j]);
-            float us = low < high ? low : high, v = uniform<float>(words.w[j + 1]);
-            float k = ::floorf((2.f * a / us + b) * (low - 0.5f) + rate + 0.43f);
-            if (us >= 0.07f && v <= v_r) return k;
-            if (k < 0.f || (us < 0.013f && v > us)) continue;
-            float accept = log(v * inv_alpha / (a / (us * us) + b));
-            if (accept <= (k < 1.f ? -rate : log_pmf(k, rate))) return k;
+            F low = uniform<F>(words.w[j]), high = uniform<F>(~words.w[j]);
+            F us = min_keep_nan(low, high), v = uniform<F>(words.w[j + 1]);
+            F k = round_down((2.f * a / us + b) * (low - 0.5f) + rate + 0.43f);
+            auto accepted = (us >= splat<F>(0.07f)) & (v <= v_r);
+            auto looked_at = pending & !accepted & (k >= splat<F>(0.f)) & ((us >= splat<F>(0.013f)) | (v <= us));
+            if (any(looked_at)) {
+                F ratio = log(v * inv_alpha / (a / (us * us) + b));
+                F log_p = k < splat<F>(1.f) ? -rate : log_pmf(max_keep_nan(k, splat<F>(1.f)), rate);
+                accepted = accepted | (looked_at & (ratio <= log_p));
+            }
+            count = (pending & accepted) ? k : count;
+            pending = pending & !accepted;
         }
     }
-    return ::floorf(rate);
+    return pending ? round_down(rate) : count;
 }
 
 enum Estimator : int { kHard, kSigmoid, kLinear, kCubic, kQuintic, kCosine, kFini2, kFini3 };
@@ -96,13 +101,10 @@ template <class F> struct Indicated {
 // f(x) and f'(x) of the soft indicator of x > 0.
 template <Estimator kind, class F> IPVAE_HD Indicated<F> indicator(F x) {
     if constexpr (kind == kSigmoid) {
-        auto positive = x > splat<F>(0.f);
-        F q = exp(positive ? -x : x), inv = 1.f / (1.f + q);
-        return {positive ? inv : q * inv, q * inv * inv};
+        F q = exp(-abs(x)), inv = reciprocal(1.f + q);
+        return {x > splat<F>(0.f) ? inv : q * inv, q * inv * inv};
     } else {
-        F w = 0.5f * x + 0.5f;
-        w = w < splat<F>(0.f) ? splat<F>(0.f) : w;
-        w = w > splat<F>(1.f) ? splat<F>(1.f) : w;
+        F w = min_keep_nan(max_keep_nan(0.5f * x + 0.5f, splat<F>(0.f)), splat<F>(1.f));
         F wc = 1.f - w;
         if constexpr (kind == kLinear) {
             auto inside = (w > splat<F>(0.f)) & (w < splat<F>(1.f));

@@ -18,8 +18,8 @@ struct CellConstants {
 
 template <class F> IPVAE_HD F update_log_rate(F u, F u_prior, F drive, F inhibition, const CellConstants& c) {
     F pre = c.learning_rate * (drive - inhibition - c.leak * (u - u_prior));
-    F du = soft_clamp(max_keep_nan(pre, kFloor), c.clamp_du).value;
-    return soft_clamp(max_keep_nan(u + du, kFloor), c.clamp_u).value;
+    F du = soft_clamp(max_keep_nan(pre, splat<F>(kFloor)), c.clamp_du).value;
+    return soft_clamp(max_keep_nan(u + du, splat<F>(kFloor)), c.clamp_u).value;
 }
 
 // Gradients of the update; `pre` is what log_lr multiplies, so d/d log_lr = grad_pre pre.
@@ -30,9 +30,9 @@ template <class F> struct UpdateGrad {
 template <class F>
 IPVAE_HD UpdateGrad<F> update_log_rate_grad(F grad, F u, F u_prior, F drive, F inhibition, const CellConstants& c) {
     F pre = c.learning_rate * (drive - inhibition - c.leak * (u - u_prior));
-    SoftClamp<F> soft_du = soft_clamp(max_keep_nan(pre, kFloor), c.clamp_du);
+    SoftClamp<F> soft_du = soft_clamp(max_keep_nan(pre, splat<F>(kFloor)), c.clamp_du);
     F v = u + soft_du.value;
-    SoftClamp<F> soft_u = soft_clamp(max_keep_nan(v, kFloor), c.clamp_u);
+    SoftClamp<F> soft_u = soft_clamp(max_keep_nan(v, splat<F>(kFloor)), c.clamp_u);
     F zero = splat<F>(0.f);
     F grad_v = v < splat<F>(kFloor) ? zero : grad * soft_u.slope;
     F grad_pre = pre < splat<F>(kFloor) ? zero : grad_v * soft_du.slope;
@@ -46,31 +46,26 @@ IPVAE_HD UpdateGrad<F> update_log_rate_grad(F grad, F u, F u_prior, F drive, F i
 }
 
 // 1 + e^d (d - 1), which is d^2/2 for small d: the closed form loses all digits there, the series does not.
-template <class F> IPVAE_HD F kl_shape(F d, F exp_d) {
+template <class F> IPVAE_HD F kl_shape(F d) {
     F series = 0.5f + d * (1.f / 3 + d * (1.f / 8 + d * (1.f / 30 + d * (1.f / 144 + d * (1.f / 840 + d * (1.f / 5760))))));
-    return abs(d) < splat<F>(0.5f) ? d * d * series : 1.f + exp_d * (d - 1.f);
-}
-
-// KL of one neuron; "released" is e^d times the exact one (design: the released code's formula).
-template <Kl kind, class F> IPVAE_HD F kl_divergence(F u, F u_prior) {
-    F d = u - u_prior;
-    return exp(kind == kExact ? u_prior : u) * kl_shape(d, exp(d));
+    series = d * d * series;
+    auto large = abs(d) >= splat<F>(0.5f);
+    if (!any(large)) return series;
+    return large ? 1.f + exp(d) * (d - 1.f) : series;
 }
 
 template <class F> struct KlGrad {
     F u, u_prior;
 };
 
-template <Kl kind, class F> IPVAE_HD KlGrad<F> kl_divergence_grad(F u, F u_prior) {
+// Gradient of KL = e^u_prior kl_shape(u - u_prior); "released" is e^(u - u_prior) times that, the released code's formula.
+template <class F> IPVAE_HD KlGrad<F> kl_divergence_grad(F u, F u_prior, Kl kind) {
     F d = u - u_prior;
     ExpPair<F> e = exp_pair(d);
-    if constexpr (kind == kExact) {
-        F prior_rate = exp(u_prior);
-        return {prior_rate * e.exp * d, -prior_rate * e.expm1};
-    } else {
-        F rate = exp(u), slope = rate * e.exp * d;
-        return {rate * kl_shape(d, e.exp) + slope, -slope};
-    }
+    F prior_rate = exp(u_prior);
+    if (kind == kExact) return {prior_rate * e.exp * d, -prior_rate * e.expm1};
+    F rate = prior_rate * e.exp, slope = rate * e.exp * d;
+    return {rate * kl_shape(d) + slope, -slope};
 }
 
 IPVAE_END

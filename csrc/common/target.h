@@ -57,7 +57,19 @@ IPVAE_HD void mulhilo(uint32_t a, uint32_t b, uint32_t& hi, uint32_t& lo) {
     hi = static_cast<uint32_t>(product >> 32);
     lo = static_cast<uint32_t>(product);
 }
+IPVAE_HD uint32_t exclusive_or(uint32_t a, uint32_t b, uint32_t c) { return a ^ b ^ c; }
+// To and from the form in which a lane type multiplies 32-bit integers.
+IPVAE_HD uint32_t spread(uint32_t v) { return v; }
+IPVAE_HD uint32_t join(uint32_t v) { return v; }
 
 IPVAE_HD bool any(bool mask) { return mask; }
+
+// The smaller and the larger of two numbers; NaN in `a` stays NaN.
+IPVAE_HD float min_keep_nan(float a, float b) { return b < a ? b : a; }
+IPVAE_HD float max_keep_nan(float a, float b) { return a < b ? b : a; }
+IPVAE_HD float square_root(float a) { return ::sqrtf(a); }
+IPVAE_HD float round_down(float a) { return ::floorf(a); }
+// 1 / a for normal a, to one rounding and a half.
+IPVAE_HD float reciprocal(float a) { return 1.f / a; }
 
 IPVAE_END

@@ -86,7 +86,7 @@ Derived derive(const Kernels& k, RolloutArgs& args, const Parameters& p, int64_t
     return d;
 }
 
-int64_t tiles(const Kernels& k, const RolloutArgs& args) { return (args.n_rows + k.tile_rows - 1) / k.tile_rows; }
+int64_t row_blocks(const RolloutArgs& args) { return (args.n_rows + kRowBlock - 1) / kRowBlock; }
 
 // Column sums of partial [n_partials, n], in order, so that they do not depend on the threads.
 std::vector<double> column_sums(const float* partial, int64_t n_partials, int64_t n) {
@@ -122,8 +122,9 @@ void poisson(const PoissonArgs& args, int64_t n_threads) {
     const Kernels& k = *current().load();
     // Some 10^4 neurons take as long as starting a thread.
     n_threads = std::min(n_threads, 1 + args.n_rows * args.n_latents / 10000);
-    parallel(args.n_rows, n_threads, [&](int64_t begin, int64_t end) {
-        Buffer scratch = allocate(k.poisson_scratch(args.n_latents));
+    int64_t chunks = args.n_rows * ((args.n_latents + kPoissonChunk - 1) / kPoissonChunk);
+    parallel(chunks, n_threads, [&](int64_t begin, int64_t end) {
+        Buffer scratch = allocate(k.poisson_scratch());
         k.poisson(args, begin, end, scratch.get());
     });
 }
@@ -149,7 +150,7 @@ void update_grad(UpdateGradArgs args, float* grad_log_bias, float* grad_log_lr, 
 void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads) {
     const Kernels& k = *current().load();
     Derived derived = derive(k, args, parameters, n_threads);
-    parallel(tiles(k, args), n_threads, [&](int64_t begin, int64_t end) {
+    parallel(row_blocks(args), n_threads, [&](int64_t begin, int64_t end) {
         Buffer scratch = allocate(k.rollout_scratch(args));
         k.rollout(args, begin, end, scratch.get());
     });
@@ -159,15 +160,15 @@ void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const Para
     const Kernels& k = *current().load();
     RolloutArgs& a = args.forward;
     Derived derived = derive(k, a, parameters, n_threads);
-    int64_t n_tiles = tiles(k, a), n_partial = a.n_inputs + a.n_latents + 1;
+    int64_t n_blocks = row_blocks(a), n_partial = a.n_inputs + a.n_latents + 1;
     Buffer grad_errors = allocate(a.n_steps * (a.n_inner + 1) * a.n_rows * a.n_inputs);
     Buffer grad_drives = allocate(a.n_steps * a.n_inner * a.n_rows * a.n_latents);
-    Buffer partial = allocate(n_tiles * n_partial);
+    Buffer partial = allocate(n_blocks * n_partial);
     args.grad_errors = grad_errors.get();
     args.grad_drives = grad_drives.get();
     args.partial = partial.get();
     args.grad_dictionary = grads.dictionary;
-    parallel(n_tiles, n_threads, [&](int64_t begin, int64_t end) {
+    parallel(n_blocks, n_threads, [&](int64_t begin, int64_t end) {
         Buffer scratch = allocate(k.rollout_grad_scratch(a));
         k.rollout_grad(args, begin, end, scratch.get());
     });
@@ -175,7 +176,7 @@ void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const Para
         Buffer scratch = allocate(k.dictionary_grad_scratch(a, end - begin));
         k.dictionary_grad(args, begin, end, scratch.get());
     });
-    std::vector<double> sums = column_sums(partial.get(), n_tiles, n_partial);
+    std::vector<double> sums = column_sums(partial.get(), n_blocks, n_partial);
     for (int64_t i = 0; i < a.n_inputs; ++i) grads.log_sigma[i] = static_cast<float>(sums[i]);
     for (int64_t i = 0; i < a.n_latents; ++i) grads.log_bias[i] = static_cast<float>(sums[a.n_inputs + i]);
     *grads.log_lr = static_cast<float>(sums[n_partial - 1]);

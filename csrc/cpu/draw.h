@@ -1,7 +1,10 @@
-// Draws for one row of log rates: counts, and the slope dz/du where an estimator gives one.
+// Draws for one row of rates: counts, and the slope dz/du where an estimator gives one.
 //
-// Rows are padded: n_padded is a multiple of kGroup (of 64 for every instruction set), and both u and the outputs have
-// that many entries. What is drawn for the padding is the caller's to ignore or zero.
+// Rows are padded: n_padded is a multiple of kGroup (of 64 for every instruction set), and all arrays of a row have that
+// many entries. What is drawn for the padding is the caller's to ignore or zero.
+//
+// Most neurons are decided by their first word. Those that are not are packed side by side, and only they are looked at
+// again; the list shrinks as they finish.
 #pragma once
 
 #include "simd.h"
@@ -49,7 +52,140 @@ IPVAE_HD void first_words(const Stream& stream, uint32_t first, vu out[4]) {
     transpose(shared_words(stream, group_of_lane() + (first >> 2)), out);
 }
 
-// Neurons of one row whose arrivals go on after the first, packed.
+// What the draws from one row of log rates have in common; a step's fresh draw and the next update's share it.
+struct Rates {
+    float* rate;     // [n_padded]
+    float* spiking;  // [n_padded] P(count >= 1), or kAlways where inversion does not serve; for hard counts only
+};
+constexpr float kAlways = 2.f;
+
+IPVAE_HD void store_rates(const Rates& rates, int64_t at, vf rate, bool hard) {
+    store(rates.rate + at, rate);
+    if (!hard) return;
+    store(rates.spiking + at, rate < splat<vf>(kInversionMax) ? spiking_probability(rate) : splat<vf>(kAlways));
+}
+
+inline void rates_of(const float* u, int64_t n_padded, bool hard, const Rates& rates) {
+    for (int64_t k = 0; k < n_padded; k += kWidth) store_rates(rates, k, rate_of(load(u + k)), hard);
+}
+
+// ---- hard counts --------------------------------------------------------------------------------------------------
+
+// Searches that are not over, packed.
+struct SearchList {
+    int32_t *neuron, *large;                    // [n]; `large` lists neurons whose rate is beyond inversion
+    float *v, *rate, *p, *survival, *count;     // [n] an Inversion each
+    static constexpr int arrays = 7;
+};
+
+constexpr int kSideBySide = 4;  // searches in flight: each step of one waits for the step before
+constexpr int64_t kListSlack = kSideBySide * kWidth;
+
+inline SearchList search_list(float* scratch, int64_t n_padded) {
+    int64_t n = n_padded + kListSlack;
+    return {(int32_t*)scratch, (int32_t*)(scratch + n), scratch + 2 * n, scratch + 3 * n, scratch + 4 * n, scratch + 5 * n,
+            scratch + 6 * n};
+}
+
+// Lanes beyond the end of the list must not search on.
+inline void end_list(const SearchList& list, int64_t n) {
+    for (int64_t i = 0; i < kListSlack; i += kWidth) store(list.v + n + i, splat<vf>(kAlways));
+}
+
+// Takes n searches from count first - 1 to last at most. Those that end go to `counts`, the others to the front of the
+// list, and their number is returned.
+template <bool kStart> inline int64_t search(const SearchList& list, int64_t n, int first, int last, float* counts) {
+    int64_t kept = 0;
+    for (int64_t i = 0; i < n; i += kListSlack) {
+        Inversion<vf> s[kSideBySide];
+        for (int j = 0; j < kSideBySide; ++j) {
+            int64_t at = i + j * kWidth;
+            if constexpr (kStart)
+                s[j] = start_inversion(load(list.v + at), load(list.rate + at));
+            else
+                s[j] = {load(list.v + at), load(list.rate + at), load(list.p + at), load(list.survival + at),
+                        load(list.count + at)};
+        }
+        for (int k = first; k <= last; ++k) {
+            uint32_t going = 0;
+            for (int j = 0; j < kSideBySide; ++j) going |= lanes_below(s[j].v, s[j].survival);
+            if (!going) break;
+            float inverse = 1.f / static_cast<float>(k);
+            for (int j = 0; j < kSideBySide; ++j) advance(s[j], inverse);
+        }
+        for (int j = 0; j < kSideBySide && i + j * kWidth < n; ++j) {
+            int64_t at = i + j * kWidth;
+            uint32_t valid = first_lanes(n - at);
+            uint32_t going = last < kInversionSteps ? lanes_below(s[j].v, s[j].survival) & valid : 0;
+            vi neuron = load_index(list.neuron + at);
+            scatter(counts, neuron, s[j].count, valid & ~going);
+            if (!going) continue;
+            pack_lanes(list.neuron + kept, neuron, going);
+            pack_lanes(list.v + kept, s[j].v, going);
+            pack_lanes(list.rate + kept, s[j].rate, going);
+            pack_lanes(list.p + kept, s[j].p, going);
+            pack_lanes(list.survival + kept, s[j].survival, going);
+            pack_lanes(list.count + kept, s[j].count, going);
+            kept += __builtin_popcount(going);
+        }
+    }
+    end_list(list, kept);
+    return kept;
+}
+
+inline void draw_large(const Rates& rates, const int32_t* listed, int64_t n, const Stream& stream, uint32_t first,
+                       float* counts) {
+    for (int64_t i = 0; i < n; i += kWidth) {
+        uint32_t valid = first_lanes(n - i);
+        vi neuron = valid == kAllLanes ? load_index(listed + i) : vi{} + listed[i];
+        for (int j = 0; valid != kAllLanes && i + j < n; ++j) neuron[j] = listed[i + j];
+        scatter(counts, neuron, counts_by_rejection(gather(rates.rate, neuron), stream, (vu)neuron + first), valid);
+    }
+}
+
+inline void draw_hard(const Rates& rates, float* counts, uint32_t first, int64_t n_padded, const Stream& stream,
+                      float* scratch) {
+    SearchList list = search_list(scratch, n_padded);
+    memset(counts, 0, n_padded * sizeof(float));
+    int64_t n = 0, n_large = 0;
+    for (int64_t k = 0; k < n_padded; k += kGroup) {
+        vu words[4];
+        first_words(stream, first + (uint32_t)k, words);
+        for (int j = 0; j < 4; ++j) {
+            int64_t at = k + j * kWidth;
+            vf v = uniform<vf>(words[j]), spiking = load(rates.spiking + at);
+            vi neuron = lane_numbers() + (int32_t)at;
+            uint32_t lanes = lanes_below(v, spiking), large = lanes_below(splat<vf>(1.f), spiking);
+            if (__builtin_expect(large != 0, 0)) {
+                pack_lanes(list.large + n_large, neuron, large);
+                n_large += __builtin_popcount(large);
+                v = spiking > splat<vf>(1.f) ? splat<vf>(kAlways) : v;
+            }
+            pack_lanes(list.neuron + n, neuron, lanes);
+            pack_lanes(list.v + n, v, lanes);
+            pack_lanes(list.rate + n, load(rates.rate + at), lanes);
+            n += __builtin_popcount(lanes);
+        }
+    }
+    end_list(list, n);
+    // Most searches are short: the rest is packed again after counts of 4 and 8.
+    n = search<true>(list, n, 2, 4, counts);
+    n = search<false>(list, n, 5, 8, counts);
+    search<false>(list, n, 9, kInversionSteps, counts);
+    draw_large(rates, list.large, n_large, stream, first, counts);
+}
+
+template <Estimator kind>
+inline void draw_surrogate(const Rates& rates, float* counts, float* slopes, uint32_t first, int64_t n_padded,
+                           const Stream& stream, float* scratch) {
+    draw_hard(rates, counts, first, n_padded, stream, scratch);
+    for (int64_t k = 0; k < n_padded; k += kWidth)
+        store(slopes + k, surrogate_slope<kind>(load(counts + k), load(rates.rate + k)));
+}
+
+// ---- relaxed counts -----------------------------------------------------------------------------------------------
+
+// Neurons whose arrivals go on after the first, packed.
 //
 // Time is kept as what has elapsed since the first moment that matters, `lead` before time 1: at a rate of 10^8 and a
 // window of 10^-3, gaps vanish in the rounding of a time near 1, but not in that of a time within the window.
@@ -58,49 +194,15 @@ struct ArrivalList {
     float* lead;       // [n] 1, or half a window where earlier arrivals were drawn at once
     float* elapsed;    // [n] at the last arrival
     float* remaining;  // [n] arrivals that n_arrivals still allows
-    float* rate;       // [n]
+    float* inv_rate;   // [n]
     float* count;      // [n]
     float* slope;      // [n] without its last factors
     static constexpr int arrays = 7;
 };
 
-IPVAE_HD ArrivalList arrival_list(float* scratch, int64_t n_padded) {
-    ArrivalList list;
-    list.neuron = (int32_t*)scratch;
-    list.lead = scratch + n_padded;
-    list.elapsed = scratch + 2 * n_padded;
-    list.remaining = scratch + 3 * n_padded;
-    list.rate = scratch + 4 * n_padded;
-    list.count = scratch + 5 * n_padded;
-    list.slope = scratch + 6 * n_padded;
-    return list;
-}
-
-inline void draw_hard(const float* u, float* counts, uint32_t first, int64_t n_padded, const Stream& stream) {
-    for (int64_t k = 0; k < n_padded; k += kGroup) {
-        vu words[4];
-        first_words(stream, first + (uint32_t)k, words);
-        vf rate[4], count[4];
-        for (int j = 0; j < 4; ++j) rate[j] = rate_of(load(u + k + j * kWidth));
-        counts_by_inversion<4>(rate, words, count);
-        for (int j = 0; j < 4; ++j) {
-            int64_t at = k + j * kWidth;
-            store(counts + at, count[j]);
-            // Rates of 10 and more, rare in a trained model, go one by one.
-            vi large = rate[j] >= splat<vf>(kInversionMax);
-            if (__builtin_expect(!any(large), 1)) continue;
-            for (int i = 0; i < kWidth; ++i)
-                if (large[i]) counts[at + i] = count_by_rejection(rate[j][i], stream, first + (uint32_t)at + i);
-        }
-    }
-}
-
-template <Estimator kind>
-inline void draw_surrogate(const float* u, float* counts, float* slopes, uint32_t first, int64_t n_padded,
-                           const Stream& stream) {
-    draw_hard(u, counts, first, n_padded, stream);
-    for (int64_t k = 0; k < n_padded; k += kWidth)
-        store(slopes + k, surrogate_slope<kind>(load(counts + k), rate_of(load(u + k))));
+inline ArrivalList arrival_list(float* scratch, int64_t n_padded) {
+    int64_t n = n_padded + kListSlack;
+    return {(int32_t*)scratch, scratch + n, scratch + 2 * n, scratch + 3 * n, scratch + 4 * n, scratch + 5 * n, scratch + 6 * n};
 }
 
 // The arrivals of kWidth neurons so far.
@@ -110,7 +212,20 @@ struct Arrivals {
     vi active(const Window& window) const {
         return (elapsed <= lead + window.half) & (remaining > splat<vf>(0.f));
     }
+    uint32_t active_lanes(const Window& window) const {
+        return lanes_below(vf{}, active(window) ? splat<vf>(1.f) : vf{});
+    }
 };
+
+inline void pack_arrivals(const ArrivalList& list, int64_t at, vi neuron, vf inv_rate, const Arrivals& a, uint32_t lanes) {
+    pack_lanes(list.neuron + at, neuron, lanes);
+    pack_lanes(list.lead + at, a.lead, lanes);
+    pack_lanes(list.elapsed + at, a.elapsed, lanes);
+    pack_lanes(list.remaining + at, a.remaining, lanes);
+    pack_lanes(list.inv_rate + at, inv_rate, lanes);
+    pack_lanes(list.count + at, a.count, lanes);
+    pack_lanes(list.slope + at, a.slope, lanes);
+}
 
 // One more arrival in each lane: its share of the count and of the slope, where it comes before the window's end.
 template <Estimator kind> IPVAE_HD void arrive(vu word, vf inv_rate, const Window& window, Arrivals& a) {
@@ -135,56 +250,44 @@ inline void saturate(vf rate, const Window& window, const Stream& stream, uint32
         uint32_t n = neuron + i;
         float drawn = mean < kInversionMax
                           ? count_by_inversion(mean, shared_words<uint32_t>(own, n >> 2).w[n & 3])
-                          : count_by_rejection(mean, own, n);
+                          : counts_by_rejection(mean, own, n);
         a.count[i] = drawn < a.remaining[i] ? drawn : a.remaining[i];
         a.remaining[i] -= a.count[i];
         a.lead[i] = window.half;
     }
 }
 
-// Arrivals after the first, a block of four at a time, on a list that shrinks as neurons pass the window's end. What they
-// count is added to the saturated counts at the end: one by one it would be lost in the rounding of a large count.
+// Arrivals after the first, a block of four at a time. What they count is added to the saturated counts at the end: one by
+// one it would be lost in the rounding of a large count.
 template <Estimator kind>
-inline void finish_arrivals(ArrivalList list, int64_t n, const Window& window, uint32_t first, const Stream& stream,
-                            float* counts, float* slopes) {
-    for (uint32_t block = 1; n > 0; ++block) {
-        // kMaxArrivals keeps draws far from here; nothing may run on into the words of another draw.
-        bool spent = block == kBlocks;
-        for (int64_t i = 0; i < n && !spent; i += kWidth) {
+inline void finish_arrivals(const ArrivalList& list, int64_t n, const Window& window, uint32_t first,
+                            const Stream& stream, float* counts, float* slopes) {
+    for (uint32_t block = 1; n > 0 && block < kBlocks; ++block) {
+        int64_t kept = 0;
+        for (int64_t i = 0; i < n; i += kWidth) {
             Arrivals a{load(list.lead + i), load(list.elapsed + i), load(list.remaining + i), load(list.count + i),
                        load(list.slope + i)};
-            vf inv_rate = 1.f / load(list.rate + i);
-            vu neuron = (vu)(*(const vi_unaligned*)(list.neuron + i)) + first;
-            Words<vu> words = own_words(stream, neuron, block);
+            vf inv_rate = load(list.inv_rate + i);
+            vi neuron = load_index(list.neuron + i);
+            Words<vu> words = own_words(stream, (vu)neuron + first, block);
             for (int j = 0; j < 4; ++j) arrive<kind>(words.w[j], inv_rate, window, a);
-            store(list.elapsed + i, a.elapsed);
-            store(list.remaining + i, a.remaining);
-            store(list.count + i, a.count);
-            store(list.slope + i, a.slope);
-        }
-        int64_t kept = 0;
-        for (int64_t i = 0; i < n; ++i) {
-            int32_t k = list.neuron[i];
-            if (spent || !(list.elapsed[i] <= list.lead[i] + window.half && list.remaining[i] > 0.f)) {
-                counts[k] += spent ? kNaN : list.count[i];
-                slopes[k] = spent ? kNaN : list.slope[i];
-                continue;
+            uint32_t valid = first_lanes(n - i), active = a.active_lanes(window) & valid, done = valid & ~active;
+            if (done) {
+                // Lanes beyond the end may hold any index, so the counts are not gathered as a vector.
+                for (uint32_t left = done; left; left &= left - 1) counts[neuron[__builtin_ctz(left)]] += a.count[__builtin_ctz(left)];
+                scatter(slopes, neuron, a.slope, done);
             }
-            list.neuron[kept] = k;
-            list.lead[kept] = list.lead[i];
-            list.elapsed[kept] = list.elapsed[i];
-            list.remaining[kept] = list.remaining[i];
-            list.rate[kept] = list.rate[i];
-            list.count[kept] = list.count[i];
-            list.slope[kept] = list.slope[i];
-            ++kept;
+            pack_arrivals(list, kept, neuron, inv_rate, a, active);
+            kept += __builtin_popcount(active);
         }
         n = kept;
     }
+    // kMaxArrivals keeps draws far from here; nothing may run on into the words of another draw.
+    for (int64_t i = 0; i < n; ++i) counts[list.neuron[i]] = slopes[list.neuron[i]] = kNaN;
 }
 
 template <Estimator kind>
-inline void draw_arrivals(const float* u, float* counts, float* slopes, uint32_t first, int64_t n_padded,
+inline void draw_arrivals(const Rates& rates, float* counts, float* slopes, uint32_t first, int64_t n_padded,
                           const Stream& stream, float temperature, float n_arrivals, float* scratch) {
     Window window = make_window(kind, temperature);
     ArrivalList list = arrival_list(scratch, n_padded);
@@ -194,7 +297,7 @@ inline void draw_arrivals(const float* u, float* counts, float* slopes, uint32_t
         first_words(stream, first + (uint32_t)k, words);
         for (int j = 0; j < 4; ++j) {
             int64_t at = k + j * kWidth;
-            vf rate = rate_of(load(u + at));
+            vf rate = load(rates.rate + at), inv_rate = reciprocal(rate);
             Arrivals a{splat<vf>(1.f), vf{}, splat<vf>(n_arrivals), vf{}, vf{}};
             saturate(rate, window, stream, first + (uint32_t)at, a);
             // Too many arrivals for the words of a draw (or NaN, or an infinite rate): NaN, and nothing to go on with.
@@ -203,28 +306,19 @@ inline void draw_arrivals(const float* u, float* counts, float* slopes, uint32_t
             a.elapsed = bad ? nan : a.elapsed;
             a.count = vf{};
             a.slope = bad ? nan : a.slope;
-            arrive<kind>(words[j], 1.f / rate, window, a);
+            arrive<kind>(words[j], inv_rate, window, a);
             vi active = a.active(window);
             store(counts + at, active ? taken : taken + a.count);
             store(slopes + at, a.slope);
-            if (!any(active)) continue;
-            for (int i = 0; i < kWidth; ++i) {
-                if (!active[i]) continue;
-                list.neuron[listed] = (int32_t)at + i;
-                list.lead[listed] = a.lead[i];
-                list.elapsed[listed] = a.elapsed[i];
-                list.remaining[listed] = a.remaining[i];
-                list.rate[listed] = rate[i];
-                list.count[listed] = a.count[i];
-                list.slope[listed] = a.slope[i];
-                ++listed;
-            }
+            uint32_t lanes = a.active_lanes(window);
+            pack_arrivals(list, listed, lane_numbers() + (int32_t)at, inv_rate, a, lanes);
+            listed += __builtin_popcount(lanes);
         }
     }
     finish_arrivals<kind>(list, listed, window, first, stream, counts, slopes);
     for (int64_t k = 0; k < n_padded; k += kWidth) {
-        vf rate = exp(load(u + k));
-        store(slopes + k, load(slopes + k) * (window.inv_temperature * (rate / (rate + kRateFloor))));
+        vf rate = load(rates.rate + k);
+        store(slopes + k, load(slopes + k) * (window.inv_temperature * (rate - kRateFloor) * reciprocal(rate)));
     }
 }
 
@@ -232,24 +326,29 @@ struct DrawOptions {
     Estimator estimator;
     float temperature;
     float n_arrivals;  // infinity: untruncated
+
+    bool hard() const { return !uses_arrivals(estimator); }
 };
 
 // Floats of scratch that a draw of a row needs.
-inline int64_t draw_scratch(int64_t n_padded) { return ArrivalList::arrays * n_padded; }
+inline int64_t draw_scratch(int64_t n_padded) {
+    static_assert(SearchList::arrays == ArrivalList::arrays, "one scratch serves both");
+    return ArrivalList::arrays * (n_padded + kListSlack);
+}
 
 // Counts [n_padded] and, except for hard ones, slopes [n_padded] of the row that starts at global neuron `first`.
-inline void draw(const DrawOptions& options, const float* u, float* counts, float* slopes, uint32_t first,
+inline void draw(const DrawOptions& options, const Rates& rates, float* counts, float* slopes, uint32_t first,
                  int64_t n_padded, const Stream& stream, float* scratch) {
     float tau = options.temperature, cut = options.n_arrivals;
     switch (options.estimator) {
-        case kHard: return draw_hard(u, counts, first, n_padded, stream);
-        case kFini2: return draw_surrogate<kFini2>(u, counts, slopes, first, n_padded, stream);
-        case kFini3: return draw_surrogate<kFini3>(u, counts, slopes, first, n_padded, stream);
-        case kSigmoid: return draw_arrivals<kSigmoid>(u, counts, slopes, first, n_padded, stream, tau, cut, scratch);
-        case kLinear: return draw_arrivals<kLinear>(u, counts, slopes, first, n_padded, stream, tau, cut, scratch);
-        case kCubic: return draw_arrivals<kCubic>(u, counts, slopes, first, n_padded, stream, tau, cut, scratch);
-        case kQuintic: return draw_arrivals<kQuintic>(u, counts, slopes, first, n_padded, stream, tau, cut, scratch);
-        case kCosine: return draw_arrivals<kCosine>(u, counts, slopes, first, n_padded, stream, tau, cut, scratch);
+        case kHard: return draw_hard(rates, counts, first, n_padded, stream, scratch);
+        case kFini2: return draw_surrogate<kFini2>(rates, counts, slopes, first, n_padded, stream, scratch);
+        case kFini3: return draw_surrogate<kFini3>(rates, counts, slopes, first, n_padded, stream, scratch);
+        case kSigmoid: return draw_arrivals<kSigmoid>(rates, counts, slopes, first, n_padded, stream, tau, cut, scratch);
+        case kLinear: return draw_arrivals<kLinear>(rates, counts, slopes, first, n_padded, stream, tau, cut, scratch);
+        case kCubic: return draw_arrivals<kCubic>(rates, counts, slopes, first, n_padded, stream, tau, cut, scratch);
+        case kQuintic: return draw_arrivals<kQuintic>(rates, counts, slopes, first, n_padded, stream, tau, cut, scratch);
+        case kCosine: return draw_arrivals<kCosine>(rates, counts, slopes, first, n_padded, stream, tau, cut, scratch);
     }
 }
 

@@ -7,40 +7,27 @@ IPVAE_BEGIN
 
 // ---- poisson ------------------------------------------------------------------------------------------------------
 
-static int64_t poisson_scratch(int64_t n_latents) {
-    int64_t kp = padded(n_latents);
-    return 3 * kp + draw_scratch(kp);
-}
+static int64_t poisson_scratch() { return 5 * kPoissonChunk + draw_scratch(kPoissonChunk); }
 
 static void poisson(const PoissonArgs& a, int64_t begin, int64_t end, float* memory) {
-    int64_t kp = padded(a.n_latents);
     Scratch scratch{memory};
-    float *u = scratch.take(kp), *counts = scratch.take(kp), *slopes = scratch.take(kp);
+    float *u = scratch.take(kPoissonChunk), *counts = scratch.take(kPoissonChunk), *slopes = scratch.take(kPoissonChunk);
+    Rates rates{scratch.take(kPoissonChunk), scratch.take(kPoissonChunk)};
     DrawOptions options{(Estimator)a.estimator, a.temperature, a.n_arrivals};
-    for (int64_t row = begin; row < end; ++row) {
-        load_rows(a.log_rate + row * a.n_latents, 1, a.n_latents, kp, kFloor, u);
+    int64_t chunks = (a.n_latents + kPoissonChunk - 1) / kPoissonChunk;
+    for (int64_t unit = begin; unit < end; ++unit) {
+        int64_t row = unit / chunks, first = unit % chunks * kPoissonChunk, at = row * a.n_latents + first;
+        int64_t n = a.n_latents - first < kPoissonChunk ? a.n_latents - first : kPoissonChunk, np = padded(n);
+        load_rows(a.log_rate + at, 1, n, np, kFloor, u);
+        rates_of(u, np, options.hard(), rates);
         Stream stream = make_stream(a.seed, a.kind, a.inner, a.step, a.sample_offset + (uint32_t)row);
-        draw(options, u, counts, slopes, 0, kp, stream, scratch.next);
-        store_rows(counts, 1, a.n_latents, kp, a.counts + row * a.n_latents);
-        if (a.slopes) store_rows(slopes, 1, a.n_latents, kp, a.slopes + row * a.n_latents);
+        draw(options, rates, counts, slopes, (uint32_t)first, np, stream, scratch.next);
+        store_rows(counts, 1, n, np, a.counts + at);
+        if (a.slopes) store_rows(slopes, 1, n, np, a.slopes + at);
     }
 }
 
 // ---- update -------------------------------------------------------------------------------------------------------
-
-// A vector's worth of a row, the last one padded with zeros.
-IPVAE_HD vf load_part(const float* p, int64_t n) {
-    if (n >= kWidth) return load(p);
-    float lanes[kWidth] = {};
-    memcpy(lanes, p, n * sizeof(float));
-    return load(lanes);
-}
-IPVAE_HD void store_part(float* p, int64_t n, vf v) {
-    if (n >= kWidth) return store(p, v);
-    float lanes[kWidth];
-    store(lanes, v);
-    memcpy(p, lanes, n * sizeof(float));
-}
 
 static void update(const UpdateArgs& a, int64_t begin, int64_t end) {
     CellConstants cell{a.learning_rate, a.leak, a.clamp_u, a.clamp_du};
@@ -94,11 +81,13 @@ static void pack(const float* matrix, int64_t depth, int64_t n, bool transposed,
 }
 
 static void rollout(const RolloutArgs& a, int64_t begin, int64_t end, float* scratch) {
-    for (int64_t tile = begin; tile < end; ++tile) rollout_tile(a, tile, scratch);
+    for_tiles(a.n_rows, begin, end,
+              [&](int64_t first, int rows) { rollout_tile<PoissonCell>(a, first, rows, scratch); });
 }
 
 static void rollout_grad(const RolloutGradArgs& g, int64_t begin, int64_t end, float* scratch) {
-    for (int64_t tile = begin; tile < end; ++tile) rollout_grad_tile(g, tile, scratch);
+    for_tiles(g.forward.n_rows, begin, end,
+              [&](int64_t first, int rows) { rollout_grad_tile<PoissonCell>(g, first, rows, scratch); });
 }
 
 // ---- checks -------------------------------------------------------------------------------------------------------
@@ -127,7 +116,7 @@ static void evaluate(const char* function, const float* in, float* out, int64_t 
     if (same(function, "soft_clamp_slope")) map(in, out, n, [](vf x) { return soft_clamp(x, 10.f).slope; });
     if (same(function, "sinpi")) map(in, out, n, [](vf x) { return sinpi(x); });
     if (same(function, "cospi")) map(in, out, n, [](vf x) { return cospi(x); });
-    if (same(function, "kl_shape")) map(in, out, n, [](vf x) { return kl_shape(x, exp(x)); });
+    if (same(function, "kl_shape")) map(in, out, n, [](vf x) { return kl_shape(x); });
     // These two read the bits of `in` as Philox words.
     if (same(function, "uniform")) map(in, out, n, [](vf x) { return uniform<vf>(bits(x)); });
     if (same(function, "exponential")) map(in, out, n, [](vf x) { return exponential<vf>(bits(x)); });
@@ -152,8 +141,8 @@ static void known_philox(const uint32_t* counter, const uint32_t* key, int round
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    IPVAE_STRING(IPVAE_TARGET), kTileRows, kPanel, poisson_scratch, poisson, update, update_grad, pack, forward_scratch,
-    rollout, backward_scratch, rollout_grad, grad_product_scratch, dictionary_grad_panels, all_finite, evaluate,
+    IPVAE_STRING(IPVAE_TARGET), kPanel, poisson_scratch, poisson, update, update_grad, pack,
+    forward_scratch<PoissonCell>, rollout, backward_scratch<PoissonCell>, rollout_grad, grad_product_scratch, dictionary_grad_panels, all_finite, evaluate,
     known_philox,
 };
 

@@ -18,6 +18,8 @@ struct PoissonArgs {
     float* counts;          // [n_rows, n_latents]
     float* slopes;          // [n_rows, n_latents] or null for hard counts
 };
+// Neurons of a row drawn at a time, so that long rows are shared among threads and their lists stay in the L1 cache.
+constexpr int64_t kPoissonChunk = 1024;
 
 struct UpdateArgs {
     int64_t n_rows, n_latents;
@@ -65,6 +67,9 @@ struct RolloutArgs {
     float* drives;        // [n_steps * n_inner, n_rows, n_latents]
 };
 
+// Rows whose parameter gradients are summed into one partial, whatever the tile and the thread they belong to.
+constexpr int64_t kRowBlock = 4;
+
 struct RolloutGradArgs {
     RolloutArgs forward;         // with the trajectory filled in
     const float *grad_recon, *grad_kl;  // [n_steps, n_rows]
@@ -73,16 +78,16 @@ struct RolloutGradArgs {
     float* grad_x;               // as x
     float* grad_errors;          // [n_steps, n_inner + 1, n_rows, n_inputs] scratch
     float* grad_drives;          // [n_steps * n_inner, n_rows, n_latents] scratch
-    float* partial;              // [n_tiles, n_inputs + n_latents + 1] d log_sigma, d log_bias, d log_lr
+    float* partial;              // [row blocks, n_inputs + n_latents + 1] d log_sigma, d log_bias, d log_lr
     float* grad_dictionary;      // [n_inputs, n_latents]
 };
 
-// Work units: rows for poisson and update, groups of rows for update_grad, tiles of rows for the rollouts, panels of
-// columns for pack and dictionary_grad.
+// Work units: chunks of rows for poisson, rows for update, groups of rows for update_grad, row blocks for the rollouts,
+// panels of columns for pack and dictionary_grad.
 struct Kernels {
     const char* name;
-    int64_t tile_rows, panel;
-    int64_t (*poisson_scratch)(int64_t n_latents);  // floats, per thread
+    int64_t panel;
+    int64_t (*poisson_scratch)();  // floats, per thread
     void (*poisson)(const PoissonArgs&, int64_t begin, int64_t end, float* scratch);
     void (*update)(const UpdateArgs&, int64_t begin, int64_t end);
     void (*update_grad)(const UpdateGradArgs&, int64_t begin, int64_t end);

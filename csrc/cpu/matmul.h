@@ -5,18 +5,15 @@
 // tile with nor on whether zero coefficients were skipped.
 #pragma once
 
-#include "simd.h"
+#include "rows.h"
 
 IPVAE_BEGIN
 
-constexpr int kPanel = 64;
 constexpr int kTileRows = 8;
 
-IPVAE_HD int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
-
-// C [kRows, kVectors * kWidth] (+)= sign * A B for a column block of one panel. A's element (row, depth) is at
+// C [kRows, kVectors * kWidth] (+)= A B for a column block of one panel. A's element (row, depth) is at
 // a[row * a_row + depth * a_depth].
-template <int kRows, int kVectors, bool kSubtract>
+template <int kRows, int kVectors>
 inline void block_product(const float* a, int64_t a_row, int64_t a_depth, int64_t depth, const float* panel, float* c,
                           int64_t c_row, bool accumulate) {
     vf acc[kRows][kVectors];
@@ -30,91 +27,90 @@ inline void block_product(const float* a, int64_t a_row, int64_t a_depth, int64_
         for (int r = 0; r < kRows; ++r) {
             vf coefficient = splat<vf>(a[r * a_row + d * a_depth]);
 #pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v)
-                acc[r][v] = kSubtract ? acc[r][v] - coefficient * b[v] : acc[r][v] + coefficient * b[v];
+            for (int v = 0; v < kVectors; ++v) acc[r][v] = acc[r][v] + coefficient * b[v];
         }
     }
     for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) store(c + r * c_row + v * kWidth, acc[r][v]);
 }
 
-template <int kRows, bool kSubtract>
+template <int kRows>
 inline void panel_product(const float* a, int64_t a_row, int64_t a_depth, int64_t depth, const float* panel, float* c,
                           int64_t c_row, bool accumulate) {
     // Two vectors a row fill the registers with eight rows (AVX-512) or four (16 registers); one or two rows take four
     // to have enough independent sums in flight.
     constexpr int kVectors = kRows <= 2 ? 4 : 2;
     for (int n = 0; n < kPanel; n += kVectors * kWidth)
-        block_product<kRows, kVectors, kSubtract>(a, a_row, a_depth, depth, panel + n, c + n, c_row, accumulate);
+        block_product<kRows, kVectors>(a, a_row, a_depth, depth, panel + n, c + n, c_row, accumulate);
 }
 
 // `rows` rows of C's panel; kTileRows at most.
-template <bool kSubtract>
 inline void rows_product(int rows, const float* a, int64_t a_row, int64_t a_depth, int64_t depth, const float* panel,
                          float* c, int64_t c_row, bool accumulate) {
 #if defined(__AVX512F__)
-    if (rows == 8) return panel_product<8, kSubtract>(a, a_row, a_depth, depth, panel, c, c_row, accumulate);
+    for (; rows >= 8; rows -= 8, a += 8 * a_row, c += 8 * c_row)
+        panel_product<8>(a, a_row, a_depth, depth, panel, c, c_row, accumulate);
 #endif
     for (; rows >= 4; rows -= 4, a += 4 * a_row, c += 4 * c_row)
-        panel_product<4, kSubtract>(a, a_row, a_depth, depth, panel, c, c_row, accumulate);
+        panel_product<4>(a, a_row, a_depth, depth, panel, c, c_row, accumulate);
     for (; rows >= 2; rows -= 2, a += 2 * a_row, c += 2 * c_row)
-        panel_product<2, kSubtract>(a, a_row, a_depth, depth, panel, c, c_row, accumulate);
-    if (rows == 1) panel_product<1, kSubtract>(a, a_row, a_depth, depth, panel, c, c_row, accumulate);
+        panel_product<2>(a, a_row, a_depth, depth, panel, c, c_row, accumulate);
+    if (rows == 1) panel_product<1>(a, a_row, a_depth, depth, panel, c, c_row, accumulate);
 }
 
-// C [rows, n] = A [rows, depth] B, all panels of B.
-inline void dense_product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t n, float* c,
-                          int64_t c_row) {
-    for (int64_t at = 0; at < n; at += kPanel)
-        rows_product<false>(rows, a, a_row, 1, depth, b + at * depth, c + at, c_row, false);
-}
-
-// One row: c [n] -= sum over the listed depths of a[depth] B[depth, :].
-inline void sparse_subtract(const float* a, const int32_t* listed, int64_t n_listed, int64_t depth, const float* b,
-                            int64_t n, float* c) {
+// One row: c [n] = sum over the listed depths of a[depth] B[depth, :].
+inline void sparse_product(const float* a, const int32_t* listed, int64_t n_listed, int64_t depth, const float* b,
+                           int64_t n, float* c) {
     constexpr int kVectors = kPanel / kWidth < 8 ? kPanel / kWidth : 8;
     for (int64_t at = 0; at < n; at += kVectors * kWidth) {
         const float* block = b + at / kPanel * kPanel * depth + at % kPanel;
-        vf acc[kVectors];
-        for (int v = 0; v < kVectors; ++v) acc[v] = load(c + at + v * kWidth);
+        vf acc[kVectors] = {};
         for (int64_t i = 0; i < n_listed; ++i) {
             int32_t d = listed[i];
             vf coefficient = splat<vf>(a[d]);
 #pragma GCC unroll 8
-            for (int v = 0; v < kVectors; ++v)
-                acc[v] = acc[v] - coefficient * load(block + (int64_t)d * kPanel + v * kWidth);
+            for (int v = 0; v < kVectors; ++v) acc[v] = acc[v] + coefficient * load(block + (int64_t)d * kPanel + v * kWidth);
         }
         for (int v = 0; v < kVectors; ++v) store(c + at + v * kWidth, acc[v]);
     }
 }
 
+IPVAE_HD uint32_t nonzero_lanes(vf v) { return lanes_below(vf{}, from_bits(bits(v) & 0x7FFFFFFFu)); }
+
 inline int64_t list_nonzero(const float* a, int64_t n, int32_t* listed) {
     int64_t count = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        listed[count] = (int32_t)i;
-        count += a[i] != 0.f;
+    for (int64_t i = 0; i < n; i += kWidth) {
+        uint32_t lanes = nonzero_lanes(load(a + i));
+        pack_lanes(listed + count, lane_numbers() + (int32_t)i, lanes);
+        count += __builtin_popcount(lanes);
     }
     return count;
 }
 
-// Below this share of non-zero counts a row is decoded spike by spike. A dense tile reads each dictionary element once
-// for eight rows, a sparse row once for itself; measured, the two meet near 0.4 (docs/decisions.md).
+// Below this share of non-zero coefficients a row is multiplied spike by spike. A dense tile reads each element of the
+// dictionary once for eight rows, a sparse row once for itself; measured, the two meet near 0.4 (docs/decisions.md).
 constexpr float kSparseShare = 0.4f;
 
-// C [rows, n] -= A [rows, depth] B where A may be mostly zero. `listed` [depth] is scratch.
-inline void subtract_product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t n, float* c,
-                             int64_t c_row, int32_t* listed) {
+struct ProductScratch {
+    int32_t* listed;  // [depth + kWidth]
+};
+inline int64_t product_scratch(int64_t depth) { return depth + kPanel; }
+inline ProductScratch product_scratch_at(float* memory) { return {(int32_t*)memory}; }
+
+// C [rows, n] = A [rows, depth] B, by spikes where A is mostly zero. A's rows are zero up to padded(depth).
+inline void product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t n, float* c,
+                    int64_t c_row, const ProductScratch& scratch) {
     int64_t nonzero = 0;
     for (int r = 0; r < rows; ++r)
-        for (int64_t d = 0; d < depth; ++d) nonzero += a[r * a_row + d] != 0.f;
+        for (int64_t d = 0; d < depth; d += kWidth) nonzero += __builtin_popcount(nonzero_lanes(load(a + r * a_row + d)));
     if (nonzero >= kSparseShare * rows * depth) {
         for (int64_t at = 0; at < n; at += kPanel)
-            rows_product<true>(rows, a, a_row, 1, depth, b + at * depth, c + at, c_row, true);
+            rows_product(rows, a, a_row, 1, depth, b + at * depth, c + at, c_row, false);
         return;
     }
     for (int r = 0; r < rows; ++r) {
-        int64_t n_listed = list_nonzero(a + r * a_row, depth, listed);
-        sparse_subtract(a + r * a_row, listed, n_listed, depth, b, n, c + r * c_row);
+        int64_t n_listed = list_nonzero(a + r * a_row, depth, scratch.listed);
+        sparse_product(a + r * a_row, scratch.listed, n_listed, depth, b, n, c + r * c_row);
     }
 }
 

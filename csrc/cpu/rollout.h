@@ -1,115 +1,122 @@
 // A whole rollout, and its gradient, for one tile of rows: the state stays in the tile's scratch for all steps.
+//
+// The driver owns the loop over time, the linear decoder and the records; a cell (poisson_rows.h) draws from a row's
+// state, updates it and compares it with its prior.
 #pragma once
 
-#include "draw.h"
-#include "kernels.h"
 #include "matmul.h"
-
-#include "../common/poisson_cell.h"
+#include "poisson_rows.h"
 
 IPVAE_BEGIN
 
-// Hands out pieces of a thread's scratch.
-struct Scratch {
-    float* next;
-    float* take(int64_t n) {
-        float* piece = next;
-        next += n;
-        return piece;
-    }
-};
-
-inline void load_rows(const float* from, int rows, int64_t n, int64_t n_padded, float fill, float* to) {
-    for (int r = 0; r < rows; ++r) {
-        memcpy(to + r * n_padded, from + r * n, n * sizeof(float));
-        for (int64_t i = n; i < n_padded; ++i) to[r * n_padded + i] = fill;
-    }
-}
-
-inline void store_rows(const float* from, int rows, int64_t n, int64_t n_padded, float* to) {
-    for (int r = 0; r < rows; ++r) memcpy(to + r * n, from + r * n_padded, n * sizeof(float));
-}
-
-inline CellConstants cell_constants(const RolloutArgs& a) {
-    return {a.learning_rate, a.leak, a.clamp_u, a.clamp_du};
-}
-
 // ---- forward ------------------------------------------------------------------------------------------------------
 
-struct Tile {
+template <class Cell> struct Tile {
     int64_t first;  // row of the batch
     int rows;
-    int64_t kp, mp;            // padded numbers of latents and inputs
-    float *u, *u_prior;        // [rows, kp]
-    float *counts, *slopes;    // [rows, kp]
-    float* drive;              // [rows, kp]
-    float *error, *weighted;   // [rows, mp] residual, and residual times precision
+    int64_t kp, mp;           // padded numbers of latents and inputs
+    float *state, *prior;     // [rows, kStates, kp]
+    float* aux;               // [rows, kAux, kp]
+    float *code, *memo;       // [rows, kp] what the decoder sees (counts), and what the backward needs of it (slopes)
+    float* drive;             // [rows, kp]
+    float *error, *weighted;  // [rows, mp] residual, and residual times precision
+    float* kl;                // [rows] of the last update
     float* draw_scratch;
-    int32_t* listed;           // [kp]
+    ProductScratch product;
+
+    float* state_of(int r) const { return state + r * Cell::kStates * kp; }
+    float* prior_of(int r) const { return prior + r * Cell::kStates * kp; }
+    float* aux_of(int r) const { return aux + r * Cell::kAux * kp; }
 };
 
-inline int64_t forward_scratch(const RolloutArgs& a) {
+template <class Cell> inline int64_t forward_scratch(const RolloutArgs& a) {
     int64_t kp = padded(a.n_latents), mp = padded(a.n_inputs);
-    return kTileRows * (5 * kp + 2 * mp) + draw_scratch(kp) + kp;
+    return kTileRows * ((2 * Cell::kStates + Cell::kAux + 3) * kp + 2 * mp) + kPanel + draw_scratch(kp) +
+           product_scratch(kp > mp ? kp : mp);
 }
 
-inline Tile make_tile(const RolloutArgs& a, int64_t index, float* memory) {
+template <class Cell> inline Tile<Cell> make_tile(const RolloutArgs& a, int64_t first, int rows, float* memory) {
     Scratch scratch{memory};
-    Tile t;
-    t.first = index * kTileRows;
-    t.rows = (int)(a.n_rows - t.first < kTileRows ? a.n_rows - t.first : kTileRows);
+    Tile<Cell> t;
+    t.first = first;
+    t.rows = rows;
     t.kp = padded(a.n_latents);
     t.mp = padded(a.n_inputs);
-    t.u = scratch.take(kTileRows * t.kp);
-    t.u_prior = scratch.take(kTileRows * t.kp);
-    t.counts = scratch.take(kTileRows * t.kp);
-    t.slopes = scratch.take(kTileRows * t.kp);
+    t.state = scratch.take(kTileRows * Cell::kStates * t.kp);
+    t.prior = scratch.take(kTileRows * Cell::kStates * t.kp);
+    t.aux = scratch.take(kTileRows * Cell::kAux * t.kp);
+    t.code = scratch.take(kTileRows * t.kp);
+    t.memo = scratch.take(kTileRows * t.kp);
     t.drive = scratch.take(kTileRows * t.kp);
     t.error = scratch.take(kTileRows * t.mp);
     t.weighted = scratch.take(kTileRows * t.mp);
+    t.kl = scratch.take(kPanel);
+    static_assert(kTileRows <= kPanel, "one panel holds a number per row");
     t.draw_scratch = scratch.take(draw_scratch(t.kp));
-    t.listed = (int32_t*)scratch.take(t.kp);
+    t.product = product_scratch_at(scratch.next);
     return t;
 }
 
-// Counts and slopes of every row from its log rates; zero in the padding.
-inline void draw_tile(const RolloutArgs& a, const Tile& t, uint32_t kind, uint32_t inner, uint32_t step) {
-    DrawOptions options{(Estimator)a.estimator, a.temperature, a.n_arrivals};
+// States [kStates, n_rows, n_latents] of the batch to and from the rows of a tile.
+template <class Cell>
+inline void load_states(const RolloutArgs& a, int64_t first, int rows, const float* from, float fill, float* to) {
+    int64_t kp = padded(a.n_latents);
+    for (int r = 0; r < rows; ++r)
+        for (int s = 0; s < Cell::kStates; ++s)
+            load_rows(from + (s * a.n_rows + first + r) * a.n_latents, 1, a.n_latents, kp, fill,
+                      to + (r * Cell::kStates + s) * kp);
+}
+template <class Cell> inline void store_states(const RolloutArgs& a, int64_t first, int rows, const float* from, float* to) {
+    int64_t kp = padded(a.n_latents);
+    for (int r = 0; r < rows; ++r)
+        for (int s = 0; s < Cell::kStates; ++s)
+            store_rows(from + (r * Cell::kStates + s) * kp, 1, a.n_latents, kp, to + (s * a.n_rows + first + r) * a.n_latents);
+}
+
+template <class Cell>
+inline void draw_tile(const RolloutArgs& a, const Cell& cell, const Tile<Cell>& t, uint32_t kind, uint32_t inner,
+                      uint32_t step) {
     for (int r = 0; r < t.rows; ++r) {
-        float *counts = t.counts + r * t.kp, *slopes = t.slopes + r * t.kp;
         Stream stream = make_stream(a.seed, kind, inner, step, a.sample_offset + (uint32_t)(t.first + r));
-        draw(options, t.u + r * t.kp, counts, slopes, 0, t.kp, stream, t.draw_scratch);
-        for (int64_t k = a.n_latents; k < t.kp; ++k) counts[k] = slopes[k] = 0.f;
+        cell.draw(t.state_of(r), t.aux_of(r), t.code + r * t.kp, t.memo + r * t.kp, stream, t.draw_scratch);
     }
 }
 
-// error = x - dictionary counts
-inline void decode_tile(const RolloutArgs& a, const Tile& t, int64_t step) {
-    load_rows(a.x + step * a.x_step + t.first * a.n_inputs, t.rows, a.n_inputs, t.mp, 0.f, t.error);
-    subtract_product(t.rows, t.counts, t.kp, a.n_latents, a.decoder, t.mp, t.error, t.mp, t.listed);
+// error = x - dictionary code, and the same times precision; zero in the padding
+template <class Cell> inline void decode_tile(const RolloutArgs& a, const Tile<Cell>& t, int64_t step) {
+    product(t.rows, t.code, t.kp, a.n_latents, a.decoder, t.mp, t.error, t.mp, t.product);
+    for (int r = 0; r < t.rows; ++r) {
+        const float* x = a.x + step * a.x_step + (t.first + r) * a.n_inputs;
+        for (int64_t i = 0; i < t.mp; i += kWidth) {
+            int64_t at = r * t.mp + i;
+            vf e = (i < a.n_inputs ? load_part(x + i, a.n_inputs - i) : vf{}) - load(t.error + at);
+            store(t.error + at, e);
+            store(t.weighted + at, e * load(a.precision + i));
+        }
+    }
 }
 
-inline void save_draw(const RolloutArgs& a, const Tile& t, int64_t draw_index) {
+template <class Cell> inline void save_draw(const RolloutArgs& a, const Tile<Cell>& t, int64_t draw_index) {
     if (!a.drawn) return;
     int64_t row = draw_index * a.n_rows + t.first;
-    store_rows(t.counts, t.rows, a.n_latents, t.kp, a.drawn + row * a.n_latents);
-    store_rows(t.slopes, t.rows, a.n_latents, t.kp, a.slopes + row * a.n_latents);
+    store_rows(t.code, t.rows, a.n_latents, t.kp, a.drawn + row * a.n_latents);
+    store_rows(t.memo, t.rows, a.n_latents, t.kp, a.slopes + row * a.n_latents);
     store_rows(t.error, t.rows, a.n_inputs, t.mp, a.errors + row * a.n_inputs);
 }
 
-inline void update_tile(const RolloutArgs& a, const Tile& t) {
-    for (int r = 0; r < t.rows; ++r)
-        for (int64_t i = 0; i < t.mp; i += kWidth)
-            store(t.weighted + r * t.mp + i, load(t.error + r * t.mp + i) * load(a.precision + i));
-    dense_product(t.rows, t.weighted, t.mp, a.n_inputs, a.encoder, t.kp, t.drive, t.kp);
-    CellConstants cell = cell_constants(a);
+// Precision-weighted errors of a tile to drives, and one update of every row.
+template <class Cell>
+inline void update_tile(const RolloutArgs& a, const Cell& cell, const Tile<Cell>& t, bool first, bool kl) {
+    product(t.rows, t.weighted, t.mp, a.n_inputs, a.encoder, t.kp, t.drive, t.kp, t.product);
     for (int r = 0; r < t.rows; ++r) {
-        int64_t at = r * t.kp;
-        for (int64_t k = 0; k < t.kp; k += kWidth, at += kWidth)
-            store(t.u + at, update_log_rate(load(t.u + at), load(t.u_prior + at), load(t.drive + at),
-                                            load(a.inhibition + k), cell));
-        // An infinite learning rate times the padding's zero drive is NaN, which sums over a row must not meet.
-        for (int64_t k = a.n_latents; k < t.kp; ++k) t.u[r * t.kp + k] = kFloor;
+        float *state = t.state_of(r), *prior = t.prior_of(r), *aux = t.aux_of(r);
+        const float *drive = t.drive + r * t.kp, *code = t.code + r * t.kp, *memo = t.memo + r * t.kp;
+        if (first)
+            t.kl[r] = kl ? cell.template update<true, true>(state, prior, aux, drive, code, memo)
+                         : cell.template update<false, true>(state, prior, aux, drive, code, memo);
+        else
+            t.kl[r] = kl ? cell.template update<true, false>(state, prior, aux, drive, code, memo)
+                         : cell.template update<false, false>(state, prior, aux, drive, code, memo);
     }
 }
 
@@ -117,25 +124,25 @@ inline bool wants_loss_draw(const RolloutArgs& a) {
     return a.drawn || a.recon || a.squared_error || a.spikes || a.zeros || a.counts || a.reconstruction;
 }
 
-inline void record_reconstruction_terms(const RolloutArgs& a, const Tile& t, int64_t at) {
+template <class Cell>
+inline void record_reconstruction_terms(const RolloutArgs& a, const Tile<Cell>& t, int64_t at) {
     for (int r = 0; r < t.rows; ++r) {
         vf squared{}, weighted{};
-        for (int64_t i = 0; i < t.mp; i += kWidth) {
-            // The padding of the error is zero: x and the packed decoder are zero there.
-            vf e = load(t.error + r * t.mp + i), e2 = e * e;
-            squared = squared + e2;
-            weighted = weighted + e2 * load(a.precision + i);
+        for (int64_t i = r * t.mp; i < (r + 1) * t.mp; i += kWidth) {
+            vf e = load(t.error + i);
+            squared = squared + e * e;
+            weighted = weighted + e * load(t.weighted + i);
         }
         if (a.recon) a.recon[at + r] = 0.5f * sum(weighted) + a.log_normalizer;
         if (a.squared_error) a.squared_error[at + r] = sum(squared);
     }
 }
 
-inline void record_count_terms(const RolloutArgs& a, const Tile& t, int64_t at) {
+template <class Cell> inline void record_count_terms(const RolloutArgs& a, const Tile<Cell>& t, int64_t at) {
     for (int r = 0; r < t.rows; ++r) {
         vf spikes{}, silent{};
         for (int64_t k = 0; k < t.kp; k += kWidth) {
-            vf z = load(t.counts + r * t.kp + k);
+            vf z = load(t.code + r * t.kp + k);
             spikes = spikes + z;
             silent = silent + (z == vf{} ? splat<vf>(1.f) : vf{});
         }
@@ -144,22 +151,14 @@ inline void record_count_terms(const RolloutArgs& a, const Tile& t, int64_t at) 
     }
 }
 
-template <Kl kind> inline void record_kl(const Tile& t, float* out) {
-    for (int r = 0; r < t.rows; ++r) {
-        vf total{};
-        for (int64_t at = r * t.kp; at < (r + 1) * t.kp; at += kWidth)
-            total = total + kl_divergence<kind>(load(t.u + at), load(t.u_prior + at));
-        out[r] = sum(total);
-    }
-}
-
-inline void record_tile(const RolloutArgs& a, const Tile& t, int64_t step, int64_t index) {
+template <class Cell> inline void record_tile(const RolloutArgs& a, const Tile<Cell>& t, int64_t step, int64_t index) {
     int64_t at = index * a.n_rows + t.first;
     if (a.recon || a.squared_error) record_reconstruction_terms(a, t, at);
     if (a.spikes || a.zeros) record_count_terms(a, t, at);
-    if (a.kl_out) a.kl == kExact ? record_kl<kExact>(t, a.kl_out + at) : record_kl<kReleased>(t, a.kl_out + at);
-    if (a.log_rates) store_rows(t.u, t.rows, a.n_latents, t.kp, a.log_rates + at * a.n_latents);
-    if (a.counts) store_rows(t.counts, t.rows, a.n_latents, t.kp, a.counts + at * a.n_latents);
+    if (a.kl_out) memcpy(a.kl_out + at, t.kl, t.rows * sizeof(float));
+    if (a.log_rates)
+        store_states<Cell>(a, t.first, t.rows, t.state, a.log_rates + index * Cell::kStates * a.n_rows * a.n_latents);
+    if (a.counts) store_rows(t.code, t.rows, a.n_latents, t.kp, a.counts + at * a.n_latents);
     if (a.reconstruction) {
         const float* x = a.x + step * a.x_step + t.first * a.n_inputs;
         for (int r = 0; r < t.rows; ++r)
@@ -168,206 +167,211 @@ inline void record_tile(const RolloutArgs& a, const Tile& t, int64_t step, int64
     }
 }
 
-inline void save_path(const RolloutArgs& a, const Tile& t, int64_t index) {
-    if (a.path) store_rows(t.u, t.rows, a.n_latents, t.kp, a.path + (index * a.n_rows + t.first) * a.n_latents);
+template <class Cell> inline void save_path(const RolloutArgs& a, const Tile<Cell>& t, int64_t index) {
+    if (a.path)
+        store_states<Cell>(a, t.first, t.rows, t.state, a.path + index * Cell::kStates * a.n_rows * a.n_latents);
 }
 
-inline void rollout_tile(const RolloutArgs& a, int64_t index, float* memory) {
-    Tile t = make_tile(a, index, memory);
-    load_rows(a.log_rate + t.first * a.n_latents, t.rows, a.n_latents, t.kp, kFloor, t.u);
-    memset(t.slopes, 0, t.rows * t.kp * sizeof(float));  // hard draws leave them alone
+template <class Cell> inline void rollout_tile(const RolloutArgs& a, int64_t first, int rows, float* memory) {
+    Cell cell(a);
+    Tile<Cell> t = make_tile<Cell>(a, first, rows, memory);
+    load_states<Cell>(a, first, rows, a.log_rate, Cell::kPadding, t.state);
+    for (int r = 0; r < rows; ++r) cell.prepare(t.state_of(r), t.aux_of(r));
+    memset(t.memo, 0, rows * t.kp * sizeof(float));  // hard draws leave it alone
     save_path(a, t, 0);
-    bool loss_draw = wants_loss_draw(a), counts_are_current = false;
+    bool loss_draw = wants_loss_draw(a), code_is_current = false;
     for (int64_t step = 0; step < a.n_steps; ++step) {
         uint32_t global = a.step + (uint32_t)step;
         int64_t done = (int64_t)a.step + step + 1;  // up to 2^32, one more than a uint32_t holds
-        memcpy(t.u_prior, t.u, t.rows * t.kp * sizeof(float));
+        bool recorded = done % a.record_every == 0;
+        if (a.n_inner > 1) memcpy(t.prior, t.state, rows * Cell::kStates * t.kp * sizeof(float));
         for (int64_t inner = 0; inner < a.n_inner; ++inner) {
-            if (!counts_are_current) {
+            if (!code_is_current) {
                 bool reuse = a.single_draw && global > 0;
-                draw_tile(a, t, reuse ? kLoss : kUpdate, (uint32_t)inner, reuse ? global - 1 : global);
+                draw_tile(a, cell, t, reuse ? kLoss : kUpdate, (uint32_t)inner, reuse ? global - 1 : global);
+                decode_tile(a, t, step);
+            } else if (a.x_step) {
+                decode_tile(a, t, step);
             }
-            decode_tile(a, t, step);
             save_draw(a, t, step * (a.n_inner + 1) + inner);
-            update_tile(a, t);
+            update_tile(a, cell, t, inner == 0, recorded && a.kl_out && inner == a.n_inner - 1);
             int64_t update = step * a.n_inner + inner;
             if (a.drives)
-                store_rows(t.drive, t.rows, a.n_latents, t.kp, a.drives + (update * a.n_rows + t.first) * a.n_latents);
+                store_rows(t.drive, rows, a.n_latents, t.kp, a.drives + (update * a.n_rows + first) * a.n_latents);
             save_path(a, t, update + 1);
         }
-        bool recorded = done % a.record_every == 0;
-        counts_are_current = false;
+        code_is_current = false;
         if (loss_draw && recorded) {
-            draw_tile(a, t, kLoss, 0, global);
+            draw_tile(a, cell, t, kLoss, 0, global);
             decode_tile(a, t, step);
             save_draw(a, t, step * (a.n_inner + 1) + a.n_inner);
-            counts_are_current = a.single_draw;
+            code_is_current = a.single_draw;
         }
         if (recorded) record_tile(a, t, step, done / a.record_every - a.step / a.record_every - 1);
     }
-    store_rows(t.u, t.rows, a.n_latents, t.kp, a.log_rate_out + t.first * a.n_latents);
+    store_states<Cell>(a, first, rows, t.state, a.log_rate_out);
+}
+
+// Calls function(first row, rows) for tiles that cover the row blocks [begin, end), as even as whole blocks allow.
+constexpr int64_t kTileBlocks = kTileRows / kRowBlock;
+template <class Function> inline void for_tiles(int64_t n_rows, int64_t begin, int64_t end, Function function) {
+    int64_t blocks = end - begin, tiles = (blocks + kTileBlocks - 1) / kTileBlocks;
+    for (int64_t i = 0; i < tiles; ++i) {
+        int64_t first = (begin + blocks * i / tiles) * kRowBlock, last = (begin + blocks * (i + 1) / tiles) * kRowBlock;
+        function(first, (int)((last < n_rows ? last : n_rows) - first));
+    }
 }
 
 // ---- backward -----------------------------------------------------------------------------------------------------
 
-struct GradTile {
+template <class Cell> struct GradTile {
     int64_t first;
     int rows;
     int64_t kp, mp;
-    float *grad_u, *grad_u_prior;            // [rows, kp]
-    float *u, *u_prior, *drive, *slopes;     // [rows, kp] of the trajectory
-    float *grad_counts, *grad_drive;         // [rows, kp]
-    float *error, *grad_error, *grad_x;      // [rows, mp]
-    float *grad_log_sigma, *grad_log_bias;   // [mp], [kp], summed over the tile's rows and steps
-    float grad_log_lr;
+    float *grad_state, *grad_prior, *state, *prior;     // [rows, kStates, kp]
+    float *drive, *code, *memo;                         // [rows, kp] of the trajectory
+    float *grad_code, *grad_drive;                      // [rows, kp]
+    float *error, *grad_error, *grad_x;                 // [rows, mp]
+    float *grad_log_sigma, *grad_log_bias;              // [row blocks, mp], [row blocks, kp]
+    float* grad_log_lr;                                 // [row blocks, kStates]
+    ProductScratch product;
+
+    int64_t state_of(int r) const { return r * Cell::kStates * kp; }
 };
 
-inline int64_t backward_scratch(const RolloutArgs& a) {
+template <class Cell> inline int64_t backward_scratch(const RolloutArgs& a) {
     int64_t kp = padded(a.n_latents), mp = padded(a.n_inputs);
-    return kTileRows * (8 * kp + 3 * mp) + mp + kp;
+    return kTileRows * ((4 * Cell::kStates + 5) * kp + 3 * mp) + kTileBlocks * (mp + kp + kPanel) +
+           product_scratch(kp > mp ? kp : mp);
 }
 
-inline GradTile make_grad_tile(const RolloutArgs& a, int64_t index, float* memory) {
+template <class Cell> inline GradTile<Cell> make_grad_tile(const RolloutArgs& a, int64_t first, int rows, float* memory) {
     Scratch scratch{memory};
-    GradTile t;
-    t.first = index * kTileRows;
-    t.rows = (int)(a.n_rows - t.first < kTileRows ? a.n_rows - t.first : kTileRows);
+    GradTile<Cell> t;
+    t.first = first;
+    t.rows = rows;
     t.kp = padded(a.n_latents);
     t.mp = padded(a.n_inputs);
-    float** of_latents[] = {&t.grad_u, &t.grad_u_prior, &t.u, &t.u_prior, &t.drive, &t.slopes, &t.grad_counts, &t.grad_drive};
+    float** of_states[] = {&t.grad_state, &t.grad_prior, &t.state, &t.prior};
+    float** of_latents[] = {&t.drive, &t.code, &t.memo, &t.grad_code, &t.grad_drive};
     float** of_inputs[] = {&t.error, &t.grad_error, &t.grad_x};
+    for (float** piece : of_states) *piece = scratch.take(kTileRows * Cell::kStates * t.kp);
     for (float** piece : of_latents) *piece = scratch.take(kTileRows * t.kp);
     for (float** piece : of_inputs) *piece = scratch.take(kTileRows * t.mp);
-    t.grad_log_sigma = scratch.take(t.mp);
-    t.grad_log_bias = scratch.take(t.kp);
-    t.grad_log_lr = 0.f;
-    memset(t.grad_log_sigma, 0, t.mp * sizeof(float));
-    memset(t.grad_log_bias, 0, t.kp * sizeof(float));
+    t.grad_log_sigma = scratch.take(kTileBlocks * t.mp);
+    t.grad_log_bias = scratch.take(kTileBlocks * t.kp);
+    t.grad_log_lr = scratch.take(kTileBlocks * kPanel);
+    memset(t.grad_log_sigma, 0, kTileBlocks * (t.mp + t.kp + kPanel) * sizeof(float));
+    t.product = product_scratch_at(scratch.next);
     return t;
 }
 
-// grad_u -= slope * (grad_error encoder): the gradient that reaches the log rates through the counts of one draw.
-inline void through_counts(const RolloutArgs& a, const GradTile& t, int64_t draw_index) {
+// The draw's code and memo and the residual it left.
+template <class Cell> inline void load_draw(const RolloutArgs& a, const GradTile<Cell>& t, int64_t draw_index) {
     int64_t row = draw_index * a.n_rows + t.first;
-    load_rows(a.slopes + row * a.n_latents, t.rows, a.n_latents, t.kp, 0.f, t.slopes);
-    dense_product(t.rows, t.grad_error, t.mp, a.n_inputs, a.encoder, t.kp, t.grad_counts, t.kp);
-    for (int64_t i = 0; i < t.rows * t.kp; i += kWidth)
-        store(t.grad_u + i, load(t.grad_u + i) - load(t.slopes + i) * load(t.grad_counts + i));
+    if (Cell::kStates > 1) load_rows(a.drawn + row * a.n_latents, t.rows, a.n_latents, t.kp, 0.f, t.code);
+    load_rows(a.slopes + row * a.n_latents, t.rows, a.n_latents, t.kp, 0.f, t.memo);
+    load_rows(a.errors + row * a.n_inputs, t.rows, a.n_inputs, t.mp, 0.f, t.error);
 }
 
-inline void save_grad_error(const RolloutGradArgs& g, const GradTile& t, int64_t draw_index) {
-    int64_t m = g.forward.n_inputs;
-    store_rows(t.grad_error, t.rows, m, t.mp, g.grad_errors + (draw_index * g.forward.n_rows + t.first) * m);
+template <class Cell> inline void load_path(const RolloutArgs& a, const GradTile<Cell>& t, int64_t index, float* to) {
+    load_states<Cell>(a, t.first, t.rows, a.path + index * Cell::kStates * a.n_rows * a.n_latents, Cell::kPadding, to);
+}
+
+// From grad_error on: to x, to the dictionary (later), and through the code of one draw to the state in t.state.
+template <class Cell>
+inline void through_draw(const RolloutGradArgs& g, const Cell& cell, const GradTile<Cell>& t, int64_t draw_index) {
+    const RolloutArgs& a = g.forward;
+    int64_t row = draw_index * a.n_rows + t.first;
+    store_rows(t.grad_error, t.rows, a.n_inputs, t.mp, g.grad_errors + row * a.n_inputs);
     for (int64_t i = 0; i < t.rows * t.mp; i += kWidth)
         store(t.grad_x + i, load(t.grad_x + i) + load(t.grad_error + i));
-}
-
-inline void load_error(const RolloutArgs& a, const GradTile& t, int64_t draw_index) {
-    const float* errors = a.errors + (draw_index * a.n_rows + t.first) * a.n_inputs;
-    load_rows(errors, t.rows, a.n_inputs, t.mp, 0.f, t.error);
-}
-
-inline void load_path(const RolloutArgs& a, const GradTile& t, int64_t index, float* to) {
-    load_rows(a.path + (index * a.n_rows + t.first) * a.n_latents, t.rows, a.n_latents, t.kp, kFloor, to);
+    product(t.rows, t.grad_error, t.mp, a.n_inputs, a.encoder, t.kp, t.grad_code, t.kp, t.product);
+    for (int r = 0; r < t.rows; ++r)
+        cell.draw_backward(t.grad_code + r * t.kp, t.state + t.state_of(r), t.code + r * t.kp, t.memo + r * t.kp,
+                           t.grad_state + t.state_of(r));
 }
 
 // recon = sum e^2 precision / 2 + log sigma: d/de = e precision, d/d log sigma = 1 - e^2 precision
-inline void recon_backward(const RolloutGradArgs& g, GradTile& t, int64_t step) {
+template <class Cell>
+inline void recon_backward(const RolloutGradArgs& g, const Cell& cell, const GradTile<Cell>& t, int64_t step) {
     const RolloutArgs& a = g.forward;
     int64_t draw_index = step * (a.n_inner + 1) + a.n_inner;
-    load_error(a, t, draw_index);
+    load_draw(a, t, draw_index);
     for (int r = 0; r < t.rows; ++r) {
-        vf grad = splat<vf>(g.grad_recon[step * a.n_rows + t.first + r]);
+        float grad = g.grad_recon[step * a.n_rows + t.first + r];
+        float* log_sigma = t.grad_log_sigma + r / kRowBlock * t.mp;
         for (int64_t i = 0; i < t.mp; i += kWidth) {
             int64_t at = r * t.mp + i;
             vf e = load(t.error + at), weighted = e * load(a.precision + i);
             store(t.grad_error + at, grad * weighted);
-            store(t.grad_log_sigma + i, load(t.grad_log_sigma + i) + grad * (1.f - e * weighted));
+            store(log_sigma + i, load(log_sigma + i) + grad * (1.f - e * weighted));
         }
     }
-    save_grad_error(g, t, draw_index);
-    through_counts(a, t, draw_index);
+    through_draw(g, cell, t, draw_index);
 }
 
-// Adds to grad_u and starts grad_u_prior.
-template <Kl kind> inline void kl_backward(const RolloutGradArgs& g, GradTile& t, int64_t step) {
-    const RolloutArgs& a = g.forward;
-    load_path(a, t, (step + 1) * a.n_inner, t.u);
-    for (int r = 0; r < t.rows; ++r) {
-        vf grad = splat<vf>(g.grad_kl[step * a.n_rows + t.first + r]);
-        for (int64_t at = r * t.kp; at < (r + 1) * t.kp; at += kWidth) {
-            KlGrad<vf> kl = kl_divergence_grad<kind>(load(t.u + at), load(t.u_prior + at));
-            store(t.grad_u + at, load(t.grad_u + at) + grad * kl.u);
-            store(t.grad_u_prior + at, grad * kl.u_prior);
-        }
-    }
-}
-
-inline void update_backward(const RolloutArgs& a, GradTile& t) {
-    CellConstants cell = cell_constants(a);
-    vf grad_log_lr{};
-    for (int r = 0; r < t.rows; ++r) {
-        for (int64_t k = 0; k < t.kp; k += kWidth) {
-            int64_t at = r * t.kp + k;
-            vf inhibition = load(a.inhibition + k);
-            UpdateGrad<vf> d = update_log_rate_grad(load(t.grad_u + at), load(t.u + at), load(t.u_prior + at),
-                                                    load(t.drive + at), inhibition, cell);
-            store(t.grad_u + at, d.u);
-            store(t.grad_u_prior + at, load(t.grad_u_prior + at) + d.u_prior);
-            store(t.grad_drive + at, d.drive);
-            store(t.grad_log_bias + k, load(t.grad_log_bias + k) + d.inhibition * inhibition);
-            grad_log_lr = grad_log_lr + d.log_lr;
-        }
-    }
-    t.grad_log_lr += sum(grad_log_lr);
-}
-
-inline void inner_backward(const RolloutGradArgs& g, GradTile& t, int64_t step, int64_t inner) {
+template <class Cell>
+inline void inner_backward(const RolloutGradArgs& g, const Cell& cell, const GradTile<Cell>& t, int64_t step, int64_t inner) {
     const RolloutArgs& a = g.forward;
     int64_t update = step * a.n_inner + inner, draw_index = step * (a.n_inner + 1) + inner;
     int64_t row = update * a.n_rows + t.first;
-    load_path(a, t, update, t.u);
+    load_path(a, t, update, t.state);
+    load_draw(a, t, draw_index);
     load_rows(a.drives + row * a.n_latents, t.rows, a.n_latents, t.kp, 0.f, t.drive);
-    update_backward(a, t);
+    for (int r = 0; r < t.rows; ++r) {
+        int64_t k = r * t.kp, s = t.state_of(r), block = r / kRowBlock;
+        cell.update_backward(t.state + s, t.prior + s, t.drive + k, t.code + k, t.memo + k, t.grad_state + s,
+                             t.grad_prior + s, t.grad_drive + k, t.grad_log_bias + block * t.kp,
+                             t.grad_log_lr + block * Cell::kStates);
+    }
     store_rows(t.grad_drive, t.rows, a.n_latents, t.kp, g.grad_drives + row * a.n_latents);
     // drive = encoder (e precision): d/de = precision * (dictionary grad_drive), d/d log sigma = -2 e d/de
-    dense_product(t.rows, t.grad_drive, t.kp, a.n_latents, a.decoder, t.mp, t.grad_error, t.mp);
-    load_error(a, t, draw_index);
+    product(t.rows, t.grad_drive, t.kp, a.n_latents, a.decoder, t.mp, t.grad_error, t.mp, t.product);
     for (int r = 0; r < t.rows; ++r) {
+        float* log_sigma = t.grad_log_sigma + r / kRowBlock * t.mp;
         for (int64_t i = 0; i < t.mp; i += kWidth) {
             int64_t at = r * t.mp + i;
             vf grad = load(t.grad_error + at) * load(a.precision + i);
             store(t.grad_error + at, grad);
-            store(t.grad_log_sigma + i, load(t.grad_log_sigma + i) - 2.f * load(t.error + at) * grad);
+            store(log_sigma + i, load(log_sigma + i) - 2.f * load(t.error + at) * grad);
         }
     }
-    save_grad_error(g, t, draw_index);
-    through_counts(a, t, draw_index);
+    through_draw(g, cell, t, draw_index);
 }
 
-inline void rollout_grad_tile(const RolloutGradArgs& g, int64_t index, float* memory) {
+template <class Cell> inline void rollout_grad_tile(const RolloutGradArgs& g, int64_t first, int rows, float* memory) {
     const RolloutArgs& a = g.forward;
-    GradTile t = make_grad_tile(a, index, memory);
-    load_rows(g.grad_log_rate + t.first * a.n_latents, t.rows, a.n_latents, t.kp, 0.f, t.grad_u);
-    memset(t.grad_x, 0, t.rows * t.mp * sizeof(float));
+    Cell cell(a);
+    GradTile<Cell> t = make_grad_tile<Cell>(a, first, rows, memory);
+    load_states<Cell>(a, first, rows, g.grad_log_rate, 0.f, t.grad_state);
+    int64_t states = rows * Cell::kStates * t.kp;
+    memset(t.grad_x, 0, rows * t.mp * sizeof(float));
     for (int64_t step = a.n_steps - 1; step >= 0; --step) {
-        load_path(a, t, step * a.n_inner, t.u_prior);
-        recon_backward(g, t, step);
-        a.kl == kExact ? kl_backward<kExact>(g, t, step) : kl_backward<kReleased>(g, t, step);
-        for (int64_t inner = a.n_inner - 1; inner >= 0; --inner) inner_backward(g, t, step, inner);
-        for (int64_t i = 0; i < t.rows * t.kp; i += kWidth)
-            store(t.grad_u + i, load(t.grad_u + i) + load(t.grad_u_prior + i));
+        load_path(a, t, step * a.n_inner, t.prior);
+        load_path(a, t, (step + 1) * a.n_inner, t.state);
+        recon_backward(g, cell, t, step);
+        for (int r = 0; r < rows; ++r) {
+            int64_t s = t.state_of(r);
+            cell.kl_backward(g.grad_kl[step * a.n_rows + first + r], t.state + s, t.prior + s, t.grad_state + s,
+                             t.grad_prior + s);
+        }
+        for (int64_t inner = a.n_inner - 1; inner >= 0; --inner) inner_backward(g, cell, t, step, inner);
+        for (int64_t i = 0; i < states; i += kWidth) store(t.grad_state + i, load(t.grad_state + i) + load(t.grad_prior + i));
         if (a.x_step) {
-            store_rows(t.grad_x, t.rows, a.n_inputs, t.mp, g.grad_x + step * a.x_step + t.first * a.n_inputs);
-            memset(t.grad_x, 0, t.rows * t.mp * sizeof(float));
+            store_rows(t.grad_x, rows, a.n_inputs, t.mp, g.grad_x + step * a.x_step + first * a.n_inputs);
+            memset(t.grad_x, 0, rows * t.mp * sizeof(float));
         }
     }
-    if (!a.x_step) store_rows(t.grad_x, t.rows, a.n_inputs, t.mp, g.grad_x + t.first * a.n_inputs);
-    store_rows(t.grad_u, t.rows, a.n_latents, t.kp, g.grad_log_rate_in + t.first * a.n_latents);
-    float* partial = g.partial + index * (a.n_inputs + a.n_latents + 1);
-    memcpy(partial, t.grad_log_sigma, a.n_inputs * sizeof(float));
-    memcpy(partial + a.n_inputs, t.grad_log_bias, a.n_latents * sizeof(float));
-    partial[a.n_inputs + a.n_latents] = t.grad_log_lr;
+    if (!a.x_step) store_rows(t.grad_x, rows, a.n_inputs, t.mp, g.grad_x + first * a.n_inputs);
+    store_states<Cell>(a, first, rows, t.grad_state, g.grad_log_rate_in);
+    int64_t n_partial = a.n_inputs + a.n_latents + Cell::kStates;
+    for (int64_t block = 0; block * kRowBlock < rows; ++block) {
+        float* partial = g.partial + (first / kRowBlock + block) * n_partial;
+        memcpy(partial, t.grad_log_sigma + block * t.mp, a.n_inputs * sizeof(float));
+        memcpy(partial + a.n_inputs, t.grad_log_bias + block * t.kp, a.n_latents * sizeof(float));
+        memcpy(partial + a.n_inputs + a.n_latents, t.grad_log_lr + block * Cell::kStates, Cell::kStates * sizeof(float));
+    }
 }
 
 // ---- the dictionary's gradient: one large product over all steps and rows -----------------------------------------
@@ -398,7 +402,7 @@ inline void add_outer(const RolloutArgs& a, const float* left, const float* scal
         for (int64_t p = begin; p < end; ++p) {
             pack_panel(right + row * a.n_latents, a.n_latents, depth, a.n_latents, p * kPanel, panel);
             for (int64_t m = 0; m < m8; m += 8)
-                rows_product<false>(8, packed_left + m * depth, 1, 8, depth, panel,
+                rows_product(8, packed_left + m * depth, 1, 8, depth, panel,
                                     out + ((p - begin) * m8 + m) * kPanel, kPanel, true);
         }
     }

@@ -1,0 +1,107 @@
+// The Poisson cell of the rollout driver (rollout.h), a row at a time: log rates in, counts out.
+#pragma once
+
+#include "draw.h"
+#include "kernels.h"
+
+#include "../common/poisson_cell.h"
+
+IPVAE_BEGIN
+
+struct PoissonCell {
+    static constexpr int kStates = 1;  // the log rate
+    static constexpr int kAux = 2;     // rate and P(count >= 1), computed once for the two draws that share a log rate
+    static constexpr float kPadding = kFloor;
+
+    DrawOptions draw_options;
+    CellConstants constants;
+    const float* inhibition;  // [kp]
+    Kl kl_kind;
+    int64_t n_latents, kp;
+
+    explicit PoissonCell(const RolloutArgs& a)
+        : draw_options{(Estimator)a.estimator, a.temperature, a.n_arrivals},
+          constants{a.learning_rate, a.leak, a.clamp_u, a.clamp_du},
+          inhibition(a.inhibition), kl_kind((Kl)a.kl), n_latents(a.n_latents), kp(padded(a.n_latents)) {}
+
+    Rates rates(float* aux) const { return {aux, aux + kp}; }
+
+    // What the draws from a new state need.
+    void prepare(const float* u, float* aux) const {
+        rates_of(u, kp, draw_options.hard(), rates(aux));
+        silence_padding(aux);
+    }
+
+    void draw(const float*, const float* aux, float* counts, float* slopes, const Stream& stream, float* scratch) const {
+        // The draw only reads the rates.
+        ipvae::IPVAE_TARGET::draw(draw_options, rates(const_cast<float*>(aux)), counts, slopes, 0, kp, stream, scratch);
+        for (int64_t k = n_latents; k < kp; ++k) counts[k] = slopes[k] = 0.f;
+    }
+
+    // One update of u and of what the draws need; kFirst: u is the prior. Returns, with kKl, KL(result || prior).
+    template <bool kKl, bool kFirst>
+    float update(float* u, const float* prior, float* aux, const float* drive, const float*, const float*) const {
+        Rates r = rates(aux);
+        bool hard = draw_options.hard();
+        vf total{};
+        for (int64_t k = 0; k < kp; k += kWidth) {
+            vf before = load(u + k), start = kFirst ? before : load(prior + k);
+            vf after = update_log_rate(before, start, load(drive + k), load(inhibition + k), constants);
+            vf rate = rate_of(after);
+            if constexpr (kKl) {
+                vf scale = kl_kind == kReleased ? rate - kRateFloor : kFirst ? load(r.rate + k) - kRateFloor : exp(start);
+                total = total + keep_first(scale * kl_shape(after - start), n_latents - k);
+            }
+            store(u + k, after);
+            store_rates(r, k, rate, hard);
+        }
+        // An infinite learning rate times the padding's zero drive is NaN, which nothing of the row may meet.
+        for (int64_t k = n_latents; k < kp; ++k) u[k] = kPadding;
+        silence_padding(aux);
+        return sum(total);
+    }
+
+    // Adds grad dKL/du to grad_u and writes grad dKL/d prior.
+    void kl_backward(float grad, const float* u, const float* prior, float* grad_u, float* grad_prior) const {
+        for (int64_t k = 0; k < kp; k += kWidth) {
+            KlGrad<vf> kl = kl_divergence_grad(load(u + k), load(prior + k), kl_kind);
+            store(grad_u + k, load(grad_u + k) + grad * kl.u);
+            store(grad_prior + k, grad * kl.u_prior);
+        }
+    }
+
+    // From the gradient of the result of an update, in grad_u, to those of its arguments. grad_prior and grad_log_bias are
+    // added to, grad_u and grad_drive written; returns that of log_lr.
+    void update_backward(const float* u, const float* prior, const float* drive, const float*, const float*, float* grad_u,
+                         float* grad_prior, float* grad_drive, float* grad_log_bias, float* grad_log_lr) const {
+        vf log_lr{};
+        for (int64_t k = 0; k < kp; k += kWidth) {
+            vf bias = load(inhibition + k);
+            UpdateGrad<vf> d = update_log_rate_grad(load(grad_u + k), load(u + k), load(prior + k), load(drive + k), bias,
+                                                    constants);
+            store(grad_u + k, d.u);
+            store(grad_prior + k, load(grad_prior + k) + d.u_prior);
+            store(grad_drive + k, d.drive);
+            store(grad_log_bias + k, load(grad_log_bias + k) + d.inhibition * bias);
+            log_lr = log_lr + d.log_lr;
+        }
+        grad_log_lr[0] += sum(log_lr);
+    }
+
+    // Adds to grad_u what reaches it through the counts, whose gradient is -grad_counts.
+    void draw_backward(const float* grad_counts, const float*, const float*, const float* slopes, float* grad_u) const {
+        for (int64_t k = 0; k < kp; k += kWidth)
+            store(grad_u + k, load(grad_u + k) - load(slopes + k) * load(grad_counts + k));
+    }
+
+  private:
+    void silence_padding(float* aux) const {
+        Rates r = rates(aux);
+        for (int64_t k = n_latents; k < kp; ++k) {
+            r.rate[k] = kRateFloor;
+            r.spiking[k] = 0.f;
+        }
+    }
+};
+
+IPVAE_END
