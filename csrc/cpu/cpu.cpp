@@ -6,12 +6,21 @@
 #include <new>
 #include <stdexcept>
 
+#if defined(IPVAE_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "parallel.h"
 
 namespace ipvae {
 
 // Defined by kernels.cpp, once per instruction set.
 #if defined(IPVAE_X86)
+#if defined(IPVAE_AMX)
+namespace amx { extern const Kernels kernels; }
+#endif
 namespace avx512 { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
 #endif
@@ -20,14 +29,29 @@ namespace baseline { extern const Kernels kernels; }
 namespace cpu {
 namespace {
 
+#if defined(IPVAE_AMX)
+// Tiles of bfloat16, and the kernel's leave to use them (Linux 5.16 and later ask for it, once a process).
+bool amx_granted() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile)) != (kBf16 | kTile)) return false;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
 std::vector<const Kernels*> supported() {
     std::vector<const Kernels*> sets;
 #if defined(IPVAE_X86)
     __builtin_cpu_init();
     bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+#if defined(IPVAE_AMX)
+        if (amx_granted()) sets.push_back(&amx::kernels);
+#endif
         sets.push_back(&avx512::kernels);
+    }
     if (fma) sets.push_back(&avx2::kernels);
 #endif
     sets.push_back(&baseline::kernels);
@@ -51,9 +75,10 @@ Buffer allocate(int64_t n) {
 
 Buffer packed(const Kernels& k, const float* matrix, int64_t depth, int64_t n, bool transposed, int64_t n_threads) {
     int64_t panels = (n + k.panel - 1) / k.panel;
-    Buffer buffer = allocate(panels * k.panel * depth);
-    parallel(panels, depth * n > 1 << 18 ? n_threads : 1, [&](int64_t begin, int64_t end) {
-        k.pack(matrix, depth, n, transposed, buffer.get(), begin, end);
+    Buffer buffer = allocate(panels * k.panel_floats(depth));
+    parallel(panels, n_threads, [&](int64_t begin, int64_t end) {
+        Buffer scratch = allocate(k.pack_scratch(depth));
+        k.pack(matrix, depth, n, transposed, buffer.get(), begin, end, scratch.get());
     });
     return buffer;
 }

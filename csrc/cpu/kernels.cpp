@@ -69,14 +69,28 @@ static void update_grad(const UpdateGradArgs& g, int64_t begin, int64_t end) {
 
 // ---- rollout ------------------------------------------------------------------------------------------------------
 
+#if defined(__AMX_BF16__)
+static int64_t pack_scratch(int64_t depth) { return kPanel * depth; }
+#else
+static int64_t pack_scratch(int64_t) { return 0; }
+#endif
+
 static void pack(const float* matrix, int64_t depth, int64_t n, bool transposed, float* packed, int64_t begin,
-                 int64_t end) {
+                 int64_t end, float* scratch) {
     for (int64_t p = begin; p < end; ++p) {
-        float* panel = packed + p * kPanel * depth;
+        float* to = packed + p * panel_floats(depth);
+#if defined(__AMX_BF16__)
+        float* panel = scratch;
+#else
+        float* panel = to;
+#endif
         if (transposed)
             pack_panel_transposed(matrix, depth, depth, n, p * kPanel, panel);
         else
             pack_panel(matrix, n, depth, n, p * kPanel, panel);
+#if defined(__AMX_BF16__)
+        pack_pieces(panel, depth, (uint16_t*)to);
+#endif
     }
 }
 
@@ -141,8 +155,8 @@ static void known_philox(const uint32_t* counter, const uint32_t* key, int round
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    IPVAE_STRING(IPVAE_TARGET), kPanel, poisson_scratch, poisson, update, update_grad, pack,
-    forward_scratch<PoissonCell>, rollout, backward_scratch<PoissonCell>, rollout_grad, grad_product_scratch, dictionary_grad_panels, all_finite, evaluate,
+    IPVAE_STRING(IPVAE_TARGET), kPanel, poisson_scratch, poisson, update, update_grad, panel_floats,
+    pack_scratch, pack,     forward_scratch<PoissonCell>, rollout, backward_scratch<PoissonCell>, rollout_grad, grad_product_scratch, dictionary_grad_panels, all_finite, evaluate,
     known_philox,
 };
 

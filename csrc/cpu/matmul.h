@@ -7,9 +7,11 @@
 
 #include "rows.h"
 
-IPVAE_BEGIN
+#if defined(__AMX_BF16__)
+#include "amx.h"
+#endif
 
-constexpr int kTileRows = 8;
+IPVAE_BEGIN
 
 // C [kRows, kVectors * kWidth] (+)= A B for a column block of one panel. A's element (row, depth) is at
 // a[row * a_row + depth * a_depth].
@@ -57,6 +59,32 @@ inline void rows_product(int rows, const float* a, int64_t a_row, int64_t a_dept
         panel_product<2>(a, a_row, a_depth, depth, panel, c, c_row, accumulate);
     if (rows == 1) panel_product<1>(a, a_row, a_depth, depth, panel, c, c_row, accumulate);
 }
+
+// Columns [at, at + kPanel) of B [depth, n] (row stride b_row) as one panel.
+inline void pack_panel(const float* b, int64_t b_row, int64_t depth, int64_t n, int64_t at, float* panel) {
+    int64_t width = n - at < kPanel ? n - at : kPanel;
+    for (int64_t d = 0; d < depth; ++d) {
+        memcpy(panel + d * kPanel, b + d * b_row + at, width * sizeof(float));
+        for (int64_t i = width; i < kPanel; ++i) panel[d * kPanel + i] = 0.f;
+    }
+}
+
+// The same of B transposed: B' [depth, n] is B [n, depth] in memory.
+inline void pack_panel_transposed(const float* b, int64_t b_row, int64_t depth, int64_t n, int64_t at, float* panel) {
+    for (int64_t i = 0; i < kPanel; ++i)
+        for (int64_t d = 0; d < depth; ++d) panel[d * kPanel + i] = at + i < n ? b[(at + i) * b_row + d] : 0.f;
+}
+
+#if !defined(__AMX_BF16__)
+
+constexpr int kTileRows = 8;
+
+inline int64_t panel_floats(int64_t depth) { return kPanel * depth; }
+
+// Sets up nothing; the products of other instruction sets need it.
+struct TileScope {
+    explicit TileScope(int) {}
+};
 
 // One row: c [n] = sum over the listed depths of a[depth] B[depth, :].
 inline void sparse_product(const float* a, const int32_t* listed, int64_t n_listed, int64_t depth, const float* b,
@@ -114,19 +142,6 @@ inline void product(int rows, const float* a, int64_t a_row, int64_t depth, cons
     }
 }
 
-// Columns [at, at + kPanel) of B [depth, n] (row stride b_row) as one panel.
-inline void pack_panel(const float* b, int64_t b_row, int64_t depth, int64_t n, int64_t at, float* panel) {
-    int64_t width = n - at < kPanel ? n - at : kPanel;
-    for (int64_t d = 0; d < depth; ++d) {
-        memcpy(panel + d * kPanel, b + d * b_row + at, width * sizeof(float));
-        for (int64_t i = width; i < kPanel; ++i) panel[d * kPanel + i] = 0.f;
-    }
-}
-
-// The same of B transposed: B' [depth, n] is B [n, depth] in memory.
-inline void pack_panel_transposed(const float* b, int64_t b_row, int64_t depth, int64_t n, int64_t at, float* panel) {
-    for (int64_t i = 0; i < kPanel; ++i)
-        for (int64_t d = 0; d < depth; ++d) panel[d * kPanel + i] = at + i < n ? b[(at + i) * b_row + d] : 0.f;
-}
+#endif
 
 IPVAE_END

@@ -174,6 +174,7 @@ template <class Cell> inline void save_path(const RolloutArgs& a, const Tile<Cel
 
 template <class Cell> inline void rollout_tile(const RolloutArgs& a, int64_t first, int rows, float* memory) {
     Cell cell(a);
+    TileScope scope(rows);
     Tile<Cell> t = make_tile<Cell>(a, first, rows, memory);
     load_states<Cell>(a, first, rows, a.log_rate, Cell::kPadding, t.state);
     for (int r = 0; r < rows; ++r) cell.prepare(t.state_of(r), t.aux_of(r));
@@ -343,6 +344,7 @@ inline void inner_backward(const RolloutGradArgs& g, const Cell& cell, const Gra
 template <class Cell> inline void rollout_grad_tile(const RolloutGradArgs& g, int64_t first, int rows, float* memory) {
     const RolloutArgs& a = g.forward;
     Cell cell(a);
+    TileScope scope(rows);
     GradTile<Cell> t = make_grad_tile<Cell>(a, first, rows, memory);
     load_states<Cell>(a, first, rows, g.grad_log_rate, 0.f, t.grad_state);
     int64_t states = rows * Cell::kStates * t.kp;
