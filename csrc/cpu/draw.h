@@ -158,12 +158,16 @@ inline void draw_hard(const Rates& rates, float* counts, uint32_t first, int64_t
     SearchList list = search_list(scratch, n_padded);
     int64_t n = 0, n_large = 0;
     vf one = splat<vf>(1.f), zero{};
+    float* uniforms = counts;  // until the count takes the place
     for (int64_t k = 0; k < n_padded; k += kGroup) {
         vu words[4];
         first_words(stream, first + (uint32_t)k, words);
+        for (int j = 0; j < 4; ++j) store(uniforms + k + j * kWidth, uniform<vf>(words[j]));
+    }
+    for (int64_t k = 0; k < n_padded; k += kGroup) {
         for (int j = 0; j < 4; ++j) {
             int64_t at = k + j * kWidth;
-            vf v = uniform<vf>(words[j]), count{};
+            vf v = load(uniforms + at), count{};
             for (int level = 0; level < kLevels; ++level)
                 count = count + (v < load(rates.survival + level * n_padded + at) ? one : zero);
             store(counts + at, count);
