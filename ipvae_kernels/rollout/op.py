@@ -549,10 +549,17 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*inputs[:5], *output[3:], inputs[6])
     ctx.constants = inputs[7:-1]  # the configuration, the window and the backend
+    # Else autograd hands the backward zeros as large as the whole trajectory.
+    ctx.set_materialize_grads(False)
+    ctx.shapes = [part.shape for part in output[:3]]
 
 
 def _backward(ctx, grad_recon, grad_kl, grad_log_rate, *_unused):  # type: ignore[no-untyped-def]
-    gradients = _elbo_backward(grad_recon, grad_kl, grad_log_rate, *ctx.saved_tensors, *ctx.constants)
+    upstream = [
+        ctx.saved_tensors[0].new_zeros(shape) if grad is None else grad
+        for grad, shape in zip((grad_recon, grad_kl, grad_log_rate), ctx.shapes, strict=True)
+    ]
+    gradients = _elbo_backward(*upstream, *ctx.saved_tensors, *ctx.constants)
     return *gradients, *(None,) * (4 + _FIELDS)
 
 
