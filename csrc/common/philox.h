@@ -55,10 +55,10 @@ template <class U> IPVAE_HD Words<U> shared_words(const Stream& s, U group) {
     return philox(group, zero + s.sample, zero + s.step, zero + s.kind_inner, s.k0, s.k1);
 }
 
-// Words 4 (block - 1) + 1 .. 4 block of one neuron; block = 1, 2, ...
-template <class U> IPVAE_HD Words<U> own_words(const Stream& s, U neuron, uint32_t block) {
+// Words 4 (block - 1) + 1 .. 4 block of one neuron of one sample; block = 1, 2, ... The stream's sample is not used.
+template <class U> IPVAE_HD Words<U> own_words(const Stream& s, U neuron, U sample, uint32_t block) {
     U zero = neuron ^ neuron;
-    return philox(neuron, zero + s.sample, zero + s.step, zero + (s.kind_inner | block), s.k0, s.k1);
+    return philox(neuron, sample, zero + s.step, zero + (s.kind_inner | block), s.k0, s.k1);
 }
 
 // Uniform in the open interval (0, 1): at least 2^-33, at most 1 - 2^-24.

@@ -55,13 +55,14 @@ template <class F> IPVAE_HD F log_pmf(F k, F rate) {
 }
 
 // Hoermann's transformed rejection PTRS for rates of kInversionMax and more; what comes out below is not a count.
-template <class F> IPVAE_HD F counts_by_rejection(F rate, const Stream& stream, lane_u<F> neuron) {
+template <class F>
+IPVAE_HD F counts_by_rejection(F rate, const Stream& stream, lane_u<F> neuron, lane_u<F> sample) {
     F b = 0.931f + 2.53f * square_root(rate), a = -0.059f + 0.02483f * b;
     F inv_alpha = 1.1239f + 1.1328f / (b - 3.4f), v_r = 0.9277f - 3.6224f / (b - 2.f);
     F count = rate;
     auto pending = (rate >= splat<F>(kInversionMax)) & (rate < splat<F>(kHugeRate));
     for (uint32_t block = 1; block <= 32 && any(pending); ++block) {
-        Words<lane_u<F>> words = own_words(stream, neuron, block);
+        Words<lane_u<F>> words = own_words(stream, neuron, sample, block);
         for (int j = 0; j < 4; j += 2) {
             F low = uniform<F>(words.w[j]), high = uniform<F>(~words.w[j]);
             F us = min_keep_nan(low, high), v = uniform<F>(words.w[j + 1]);

@@ -7,7 +7,7 @@
 // again; the list shrinks as they finish.
 #pragma once
 
-#include "simd.h"
+#include "rows.h"
 
 #include "../common/poisson.h"
 
@@ -80,31 +80,68 @@ inline void rates_of(const float* u, int64_t n_padded, bool hard, const Rates& r
 
 // ---- hard counts --------------------------------------------------------------------------------------------------
 
-// Searches that are not over, packed.
-struct SearchList {
-    int32_t *neuron, *large;                    // [n]; `large` lists neurons whose rate is beyond inversion
-    float *v, *rate, *p, *survival, *count;     // [n] an Inversion each
-    static constexpr int arrays = 7;
+// Neurons of some rows whose counts the first words did not decide, packed. A row has few of them, and a search is a chain
+// of instructions that wait for each other, so those of many rows go side by side.
+struct Undecided {
+    int64_t n, n_large;
+    int32_t *at, *large_at;               // [n], [n_large] index of the count
+    float *v, *rate, *p, *survival, *count;  // [n] an Inversion each
+    float* large_rate;                    // [n_large] beyond inversion
+    int32_t *large_neuron, *large_sample;    // [n_large]
+    static constexpr int arrays = 10;
 };
 
 constexpr int kSideBySide = 4;  // searches in flight: each step of one waits for the step before
 constexpr int64_t kListSlack = kSideBySide * kWidth;
 
-inline SearchList search_list(float* scratch, int64_t n_padded) {
-    int64_t n = n_padded + kListSlack;
-    return {(int32_t*)scratch, (int32_t*)(scratch + n), scratch + 2 * n, scratch + 3 * n, scratch + 4 * n, scratch + 5 * n,
-            scratch + 6 * n};
+inline Undecided undecided(float* scratch, int64_t capacity) {
+    int64_t n = capacity + kListSlack;
+    auto array = [&](int i) { return scratch + i * n; };
+    return {0, 0, (int32_t*)array(0), (int32_t*)array(1), array(2), array(3), array(4), array(5), array(6), array(7),
+            (int32_t*)array(8), (int32_t*)array(9)};
 }
 
-// Lanes beyond the end of the list must not search on.
-inline void end_list(const SearchList& list, int64_t n) {
+// First words and counts up to kLevels of a row; counts lie at `at` of the array that finish_hard is given.
+inline void start_hard(const Rates& rates, float* counts, int64_t at, uint32_t first, int64_t n_padded,
+                       const Stream& stream, Undecided& list) {
+    vf one = splat<vf>(1.f), zero{};
+    float* uniforms = counts + at;  // until the count takes the place
+    for (int64_t k = 0; k < n_padded; k += kGroup) {
+        vu words[4];
+        first_words(stream, first + (uint32_t)k, words);
+        for (int j = 0; j < 4; ++j) store(uniforms + k + j * kWidth, uniform<vf>(words[j]));
+    }
+    for (int64_t k = 0; k < n_padded; k += kWidth) {
+        vf v = load(uniforms + k), last{}, count{};
+        for (int level = 0; level < kLevels; ++level) {
+            last = load(rates.survival + level * n_padded + k);
+            count = count + (v < last ? one : zero);
+        }
+        store(counts + at + k, count);
+        uint32_t lanes = lanes_below(v, last);
+        if (!lanes) continue;
+        vi index = lane_numbers() + (int32_t)(at + k);
+        uint32_t large = lanes_below(one, last);
+        if (__builtin_expect(large != 0, 0)) {
+            pack_lanes(list.large_at + list.n_large, index, large);
+            pack_lanes(list.large_rate + list.n_large, load(rates.rate + k), large);
+            pack_lanes(list.large_neuron + list.n_large, lane_numbers() + (int32_t)(first + k), large);
+            pack_lanes(list.large_sample + list.n_large, vi{} + (int32_t)stream.sample, large);
+            list.n_large += __builtin_popcount(large);
+            lanes &= ~large;
+        }
+        pack_lanes(list.at + list.n, index, lanes);
+        pack_lanes(list.v + list.n, v, lanes);
+        pack_lanes(list.rate + list.n, load(rates.rate + k), lanes);
+        list.n += __builtin_popcount(lanes);
+    }
+}
+
+// Takes the searches from count first - 1 to last at most. Those that end go to `counts`, the others to the front.
+template <bool kStart> inline void search(Undecided& list, int first, int last, float* counts) {
+    int64_t n = list.n, kept = 0;
+    // Lanes beyond the end must not search on.
     for (int64_t i = 0; i < kListSlack; i += kWidth) store(list.v + n + i, splat<vf>(kAlways));
-}
-
-// Takes n searches from count first - 1 to last at most. Those that end go to `counts`, the others to the front of the
-// list, and their number is returned.
-template <bool kStart> inline int64_t search(const SearchList& list, int64_t n, int first, int last, float* counts) {
-    int64_t kept = 0;
     for (int64_t i = 0; i < n; i += kListSlack) {
         Inversion<vf> s[kSideBySide];
         for (int j = 0; j < kSideBySide; ++j) {
@@ -112,9 +149,10 @@ template <bool kStart> inline int64_t search(const SearchList& list, int64_t n, 
             if constexpr (kStart) {
                 s[j] = start_inversion(load(list.v + at), load(list.rate + at));
                 for (int k = 1; k <= kLevels; ++k) advance(s[j], 1.f / static_cast<float>(k));
-            } else
+            } else {
                 s[j] = {load(list.v + at), load(list.rate + at), load(list.p + at), load(list.survival + at),
                         load(list.count + at)};
+            }
         }
         for (int k = first; k <= last; ++k) {
             uint32_t going = 0;
@@ -127,10 +165,10 @@ template <bool kStart> inline int64_t search(const SearchList& list, int64_t n, 
             int64_t at = i + j * kWidth;
             uint32_t valid = first_lanes(n - at);
             uint32_t going = last < kInversionSteps ? lanes_below(s[j].v, s[j].survival) & valid : 0;
-            vi neuron = load_index(list.neuron + at);
-            scatter(counts, neuron, s[j].count, valid & ~going);
+            vi index = load_index(list.at + at);
+            scatter(counts, index, s[j].count, valid & ~going);
             if (!going) continue;
-            pack_lanes(list.neuron + kept, neuron, going);
+            pack_lanes(list.at + kept, index, going);
             pack_lanes(list.v + kept, s[j].v, going);
             pack_lanes(list.rate + kept, s[j].rate, going);
             pack_lanes(list.p + kept, s[j].p, going);
@@ -139,68 +177,23 @@ template <bool kStart> inline int64_t search(const SearchList& list, int64_t n, 
             kept += __builtin_popcount(going);
         }
     }
-    end_list(list, kept);
-    return kept;
+    list.n = kept;
 }
 
-inline void draw_large(const Rates& rates, const int32_t* listed, int64_t n, const Stream& stream, uint32_t first,
-                       float* counts) {
-    for (int64_t i = 0; i < n; i += kWidth) {
-        uint32_t valid = first_lanes(n - i);
-        vi neuron = valid == kAllLanes ? load_index(listed + i) : vi{} + listed[i];
-        for (int j = 0; valid != kAllLanes && i + j < n; ++j) neuron[j] = listed[i + j];
-        scatter(counts, neuron, counts_by_rejection(gather(rates.rate, neuron), stream, (vu)neuron + first), valid);
-    }
-}
-
-inline void draw_hard(const Rates& rates, float* counts, uint32_t first, int64_t n_padded, const Stream& stream,
-                      float* scratch) {
-    SearchList list = search_list(scratch, n_padded);
-    int64_t n = 0, n_large = 0;
-    vf one = splat<vf>(1.f), zero{};
-    float* uniforms = counts;  // until the count takes the place
-    for (int64_t k = 0; k < n_padded; k += kGroup) {
-        vu words[4];
-        first_words(stream, first + (uint32_t)k, words);
-        for (int j = 0; j < 4; ++j) store(uniforms + k + j * kWidth, uniform<vf>(words[j]));
-    }
-    for (int64_t k = 0; k < n_padded; k += kGroup) {
-        for (int j = 0; j < 4; ++j) {
-            int64_t at = k + j * kWidth;
-            vf v = load(uniforms + at), count{};
-            for (int level = 0; level < kLevels; ++level)
-                count = count + (v < load(rates.survival + level * n_padded + at) ? one : zero);
-            store(counts + at, count);
-            vf last = load(rates.survival + (kLevels - 1) * n_padded + at);
-            uint32_t lanes = lanes_below(v, last);
-            if (!lanes) continue;
-            vi neuron = lane_numbers() + (int32_t)at;
-            uint32_t large = lanes_below(one, last);
-            if (__builtin_expect(large != 0, 0)) {
-                pack_lanes(list.large + n_large, neuron, large);
-                n_large += __builtin_popcount(large);
-                v = last > one ? splat<vf>(kAlways) : v;
-            }
-            pack_lanes(list.neuron + n, neuron, lanes);
-            pack_lanes(list.v + n, v, lanes);
-            pack_lanes(list.rate + n, load(rates.rate + at), lanes);
-            n += __builtin_popcount(lanes);
-        }
-    }
-    end_list(list, n);
+// The counts that start_hard left open, and an empty list.
+inline void finish_hard(Undecided& list, float* counts, const Stream& stream) {
     // Most searches are short: the rest is packed again after counts of 6 and 10.
-    n = search<true>(list, n, kLevels + 1, 6, counts);
-    n = search<false>(list, n, 7, 10, counts);
-    search<false>(list, n, 11, kInversionSteps, counts);
-    draw_large(rates, list.large, n_large, stream, first, counts);
-}
-
-template <Estimator kind>
-inline void draw_surrogate(const Rates& rates, float* counts, float* slopes, uint32_t first, int64_t n_padded,
-                           const Stream& stream, float* scratch) {
-    draw_hard(rates, counts, first, n_padded, stream, scratch);
-    for (int64_t k = 0; k < n_padded; k += kWidth)
-        store(slopes + k, surrogate_slope<kind>(load(counts + k), load(rates.rate + k)));
+    search<true>(list, kLevels + 1, 6, counts);
+    search<false>(list, 7, 10, counts);
+    search<false>(list, 11, kInversionSteps, counts);
+    for (int64_t i = 0; i < list.n_large; i += kWidth) {
+        uint32_t valid = first_lanes(list.n_large - i);
+        vf rate = keep_first(load(list.large_rate + i), list.n_large - i);
+        vf drawn = counts_by_rejection(rate, stream, (vu)load_index(list.large_neuron + i),
+                                       (vu)load_index(list.large_sample + i));
+        scatter(counts, load_index(list.large_at + i), drawn, valid);
+    }
+    list.n = list.n_large = 0;
 }
 
 // ---- relaxed counts -----------------------------------------------------------------------------------------------
@@ -270,7 +263,7 @@ inline void saturate(vf rate, const Window& window, const Stream& stream, uint32
         uint32_t n = neuron + i;
         float drawn = mean < kInversionMax
                           ? count_by_inversion(mean, shared_words<uint32_t>(own, n >> 2).w[n & 3])
-                          : counts_by_rejection(mean, own, n);
+                          : counts_by_rejection(mean, own, n, own.sample);
         a.count[i] = drawn < a.remaining[i] ? drawn : a.remaining[i];
         a.remaining[i] -= a.count[i];
         a.lead[i] = window.half;
@@ -289,7 +282,7 @@ inline void finish_arrivals(const ArrivalList& list, int64_t n, const Window& wi
                        load(list.slope + i)};
             vf inv_rate = load(list.inv_rate + i);
             vi neuron = load_index(list.neuron + i);
-            Words<vu> words = own_words(stream, (vu)neuron + first, block);
+            Words<vu> words = own_words(stream, (vu)neuron + first, vu{} + stream.sample, block);
             for (int j = 0; j < 4; ++j) arrive<kind>(words.w[j], inv_rate, window, a);
             uint32_t valid = first_lanes(n - i), active = a.active_lanes(window) & valid, done = valid & ~active;
             if (done) {
@@ -350,25 +343,46 @@ struct DrawOptions {
     bool hard() const { return !uses_arrivals(estimator); }
 };
 
-// Floats of scratch that a draw of a row needs.
-inline int64_t draw_scratch(int64_t n_padded) {
-    static_assert(SearchList::arrays == ArrivalList::arrays, "one scratch serves both");
-    return ArrivalList::arrays * (n_padded + kListSlack);
+// Floats of scratch that a draw of so many rows needs.
+inline int64_t draw_scratch(int64_t rows, int64_t n_padded) {
+    int64_t hard = Undecided::arrays * (rows * n_padded + kListSlack), relaxed = ArrivalList::arrays * (n_padded + kListSlack);
+    return hard > relaxed ? hard : relaxed;
 }
 
-// Counts [n_padded] and, except for hard ones, slopes [n_padded] of the row that starts at global neuron `first`.
-inline void draw(const DrawOptions& options, const Rates& rates, float* counts, float* slopes, uint32_t first,
-                 int64_t n_padded, const Stream& stream, float* scratch) {
+template <Estimator kind>
+inline void surrogate_slopes(const float* counts, const float* rate, float* slopes, int64_t n_padded) {
+    for (int64_t k = 0; k < n_padded; k += kWidth)
+        store(slopes + k, surrogate_slope<kind>(load(counts + k), load(rate + k)));
+}
+
+// Counts [rows, n_padded] and, except for hard ones, slopes [rows, n_padded]. rates(r) are those of a row, whose first
+// neuron is `first(r)` and whose sample is `sample(r)`, both global.
+template <class RatesOf, class FirstOf, class SampleOf>
+inline void draw(const DrawOptions& options, int rows, RatesOf rates, FirstOf first, SampleOf sample, float* counts,
+                 float* slopes, int64_t n_padded, Stream stream, float* scratch) {
     float tau = options.temperature, cut = options.n_arrivals;
-    switch (options.estimator) {
-        case kHard: return draw_hard(rates, counts, first, n_padded, stream, scratch);
-        case kFini2: return draw_surrogate<kFini2>(rates, counts, slopes, first, n_padded, stream, scratch);
-        case kFini3: return draw_surrogate<kFini3>(rates, counts, slopes, first, n_padded, stream, scratch);
-        case kSigmoid: return draw_arrivals<kSigmoid>(rates, counts, slopes, first, n_padded, stream, tau, cut, scratch);
-        case kLinear: return draw_arrivals<kLinear>(rates, counts, slopes, first, n_padded, stream, tau, cut, scratch);
-        case kCubic: return draw_arrivals<kCubic>(rates, counts, slopes, first, n_padded, stream, tau, cut, scratch);
-        case kQuintic: return draw_arrivals<kQuintic>(rates, counts, slopes, first, n_padded, stream, tau, cut, scratch);
-        case kCosine: return draw_arrivals<kCosine>(rates, counts, slopes, first, n_padded, stream, tau, cut, scratch);
+    Undecided list = undecided(scratch, rows * n_padded);
+    for (int r = 0; r < rows; ++r) {
+        stream.sample = sample(r);
+        Rates row = rates(r);
+        float *c = counts + r * n_padded, *s = slopes + r * n_padded;
+        switch (options.estimator) {
+            case kHard:
+            case kFini2:
+            case kFini3: start_hard(row, counts, r * n_padded, first(r), n_padded, stream, list); break;
+            case kSigmoid: draw_arrivals<kSigmoid>(row, c, s, first(r), n_padded, stream, tau, cut, scratch); break;
+            case kLinear: draw_arrivals<kLinear>(row, c, s, first(r), n_padded, stream, tau, cut, scratch); break;
+            case kCubic: draw_arrivals<kCubic>(row, c, s, first(r), n_padded, stream, tau, cut, scratch); break;
+            case kQuintic: draw_arrivals<kQuintic>(row, c, s, first(r), n_padded, stream, tau, cut, scratch); break;
+            case kCosine: draw_arrivals<kCosine>(row, c, s, first(r), n_padded, stream, tau, cut, scratch); break;
+        }
+    }
+    if (!options.hard()) return;
+    finish_hard(list, counts, stream);
+    for (int r = 0; r < rows && options.estimator != kHard; ++r) {
+        float *c = counts + r * n_padded, *s = slopes + r * n_padded;
+        options.estimator == kFini2 ? surrogate_slopes<kFini2>(c, rates(r).rate, s, n_padded)
+                                    : surrogate_slopes<kFini3>(c, rates(r).rate, s, n_padded);
     }
 }
 

@@ -7,23 +7,40 @@ IPVAE_BEGIN
 
 // ---- poisson ------------------------------------------------------------------------------------------------------
 
-static int64_t poisson_scratch() { return (3 + Rates::arrays) * kPoissonChunk + draw_scratch(kPoissonChunk); }
+constexpr int kUnits = 8;  // chunks drawn together
+
+static int64_t poisson_scratch() {
+    return kUnits * (3 + Rates::arrays) * kPoissonChunk + draw_scratch(kUnits, kPoissonChunk);
+}
 
 static void poisson(const PoissonArgs& a, int64_t begin, int64_t end, float* memory) {
-    Scratch scratch{memory};
-    float *u = scratch.take(kPoissonChunk), *counts = scratch.take(kPoissonChunk), *slopes = scratch.take(kPoissonChunk);
-    Rates rates{scratch.take(kPoissonChunk), scratch.take(kLevels * kPoissonChunk)};
-    DrawOptions options{(Estimator)a.estimator, a.temperature, a.n_arrivals};
     int64_t chunks = (a.n_latents + kPoissonChunk - 1) / kPoissonChunk;
-    for (int64_t unit = begin; unit < end; ++unit) {
-        int64_t row = unit / chunks, first = unit % chunks * kPoissonChunk, at = row * a.n_latents + first;
-        int64_t n = a.n_latents - first < kPoissonChunk ? a.n_latents - first : kPoissonChunk, np = padded(n);
-        load_rows(a.log_rate + at, 1, n, np, kFloor, u);
-        rates_of(u, np, options.hard(), rates);
-        Stream stream = make_stream(a.seed, a.kind, a.inner, a.step, a.sample_offset + (uint32_t)row);
-        draw(options, rates, counts, slopes, (uint32_t)first, np, stream, scratch.next);
-        store_rows(counts, 1, n, np, a.counts + at);
-        if (a.slopes) store_rows(slopes, 1, n, np, a.slopes + at);
+    int64_t np = chunks > 1 ? kPoissonChunk : padded(a.n_latents), size = kUnits * np;
+    Scratch scratch{memory};
+    float *u = scratch.take(size), *counts = scratch.take(size), *slopes = scratch.take(size);
+    float* rates_memory = scratch.take(size * Rates::arrays);
+    auto rates = [&](int i) {
+        float* of_unit = rates_memory + i * Rates::arrays * np;
+        return Rates{of_unit, of_unit + np};
+    };
+    DrawOptions options{(Estimator)a.estimator, a.temperature, a.n_arrivals};
+    Stream stream = make_stream(a.seed, a.kind, a.inner, a.step, a.sample_offset);
+    for (int64_t unit = begin; unit < end; unit += kUnits) {
+        int units = (int)(end - unit < kUnits ? end - unit : kUnits);
+        auto row = [&](int i) { return (unit + i) / chunks; };
+        auto first = [&](int i) { return (unit + i) % chunks * kPoissonChunk; };
+        auto width = [&](int i) { return a.n_latents - first(i) < np ? a.n_latents - first(i) : np; };
+        for (int i = 0; i < units; ++i) {
+            load_rows(a.log_rate + row(i) * a.n_latents + first(i), 1, width(i), np, kFloor, u + i * np);
+            rates_of(u + i * np, np, options.hard(), rates(i));
+        }
+        draw(options, units, rates, [&](int i) { return (uint32_t)first(i); },
+             [&](int i) { return a.sample_offset + (uint32_t)row(i); }, counts, slopes, np, stream, scratch.next);
+        for (int i = 0; i < units; ++i) {
+            int64_t at = row(i) * a.n_latents + first(i);
+            store_rows(counts + i * np, 1, width(i), np, a.counts + at);
+            if (a.slopes) store_rows(slopes + i * np, 1, width(i), np, a.slopes + at);
+        }
     }
 }
 

@@ -32,10 +32,14 @@ struct PoissonCell {
         silence_padding(aux);
     }
 
-    void draw(const float*, const float* aux, float* counts, float* slopes, const Stream& stream, float* scratch) const {
-        // The draw only reads the rates.
-        ipvae::IPVAE_TARGET::draw(draw_options, rates(const_cast<float*>(aux)), counts, slopes, 0, kp, stream, scratch);
-        for (int64_t k = n_latents; k < kp; ++k) counts[k] = slopes[k] = 0.f;
+    // Counts and slopes [rows, kp]; `sample` is that of the first row.
+    void draw(int rows, const float*, float* aux, float* counts, float* slopes, Stream stream, uint32_t sample,
+              float* scratch) const {
+        ipvae::IPVAE_TARGET::draw(
+            draw_options, rows, [&](int r) { return rates(aux + r * kAux * kp); }, [](int) { return 0u; },
+            [&](int r) { return sample + (uint32_t)r; }, counts, slopes, kp, stream, scratch);
+        for (int r = 0; r < rows; ++r)
+            for (int64_t k = n_latents; k < kp; ++k) counts[r * kp + k] = slopes[r * kp + k] = 0.f;
     }
 
     // One update of u and of what the draws need; kFirst: u is the prior. Returns, with kKl, KL(result || prior).

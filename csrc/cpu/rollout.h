@@ -9,6 +9,8 @@
 
 IPVAE_BEGIN
 
+constexpr int kDrawRows = 8;  // rows drawn together: enough to fill vectors, few enough for the L1 cache
+
 // ---- forward ------------------------------------------------------------------------------------------------------
 
 template <class Cell> struct Tile {
@@ -31,7 +33,7 @@ template <class Cell> struct Tile {
 
 template <class Cell> inline int64_t forward_scratch(const RolloutArgs& a) {
     int64_t kp = padded(a.n_latents), mp = padded(a.n_inputs);
-    return kTileRows * ((2 * Cell::kStates + Cell::kAux + 3) * kp + 2 * mp) + kPanel + draw_scratch(kp) +
+    return kTileRows * ((2 * Cell::kStates + Cell::kAux + 3) * kp + 2 * mp) + kPanel + draw_scratch(kDrawRows, kp) +
            product_scratch(kp > mp ? kp : mp);
 }
 
@@ -52,7 +54,7 @@ template <class Cell> inline Tile<Cell> make_tile(const RolloutArgs& a, int64_t 
     t.weighted = scratch.take(kTileRows * t.mp);
     t.kl = scratch.take(kPanel);
     static_assert(kTileRows <= kPanel, "one panel holds a number per row");
-    t.draw_scratch = scratch.take(draw_scratch(t.kp));
+    t.draw_scratch = scratch.take(draw_scratch(kDrawRows, t.kp));
     t.product = product_scratch_at(scratch.next);
     return t;
 }
@@ -76,9 +78,11 @@ template <class Cell> inline void store_states(const RolloutArgs& a, int64_t fir
 template <class Cell>
 inline void draw_tile(const RolloutArgs& a, const Cell& cell, const Tile<Cell>& t, uint32_t kind, uint32_t inner,
                       uint32_t step) {
-    for (int r = 0; r < t.rows; ++r) {
-        Stream stream = make_stream(a.seed, kind, inner, step, a.sample_offset + (uint32_t)(t.first + r));
-        cell.draw(t.state_of(r), t.aux_of(r), t.code + r * t.kp, t.memo + r * t.kp, stream, t.draw_scratch);
+    for (int r = 0; r < t.rows; r += kDrawRows) {
+        int rows = t.rows - r < kDrawRows ? t.rows - r : kDrawRows;
+        uint32_t sample = a.sample_offset + (uint32_t)(t.first + r);
+        cell.draw(rows, t.state_of(r), t.aux_of(r), t.code + r * t.kp, t.memo + r * t.kp,
+                  make_stream(a.seed, kind, inner, step, sample), sample, t.draw_scratch);
     }
 }
 
