@@ -3,6 +3,9 @@
 // with the other sets' copies.
 #include "rollout.h"
 
+#include "../common/gaussian_cell.h"
+#include "../common/normal.h"
+
 IPVAE_BEGIN
 
 // ---- poisson ------------------------------------------------------------------------------------------------------
@@ -131,9 +134,14 @@ static void evaluate(const char* function, const float* in, float* out, int64_t 
     if (same(function, "sinpi")) map(in, out, n, [](vf x) { return sinpi(x); });
     if (same(function, "cospi")) map(in, out, n, [](vf x) { return cospi(x); });
     if (same(function, "kl_shape")) map(in, out, n, [](vf x) { return kl_shape(x); });
-    // These two read the bits of `in` as Philox words.
+    if (same(function, "log_ratio_kl")) map(in, out, n, [](vf x) { return log_ratio_kl(x); });
+    if (same(function, "tanh_clamp")) map(in, out, n, [](vf x) { return tanh_clamp(x, 7.f).value; });
+    if (same(function, "tanh_clamp_slope")) map(in, out, n, [](vf x) { return tanh_clamp(x, 7.f).slope; });
+    if (same(function, "normal_quantile")) map(in, out, n, [](vf x) { return normal_quantile(x); });
+    // These three read the bits of `in` as Philox words.
     if (same(function, "uniform")) map(in, out, n, [](vf x) { return uniform<vf>(bits(x)); });
     if (same(function, "exponential")) map(in, out, n, [](vf x) { return exponential<vf>(bits(x)); });
+    if (same(function, "normal")) map(in, out, n, [](vf x) { return normal<vf>(bits(x)); });
 }
 
 template <int kRounds> static void philox_both(const uint32_t* c, const uint32_t* k, uint32_t* out) {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import special
 from torch import Tensor
 
 import ipvae_kernels
@@ -53,6 +54,11 @@ def _kl_shape(d: Tensor) -> Tensor:
     return torch.where(d.abs() < 0.7, series, 1 + torch.exp(d) * (d - 1))
 
 
+def _log_ratio_kl(d: Tensor) -> Tensor:
+    series = sum((2 * d) ** n / math.factorial(n) for n in range(2, 20)) / 2
+    return torch.where(d.abs() < 0.5, series, torch.expm1(2 * d) / 2 - d)
+
+
 # Function of csrc/common: reference in float64, inputs, largest error in ulp of the result, absolute error.
 # An error counts only where it is beyond both; the absolute one is for zeros of the function.
 ACCURACY: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float, float]] = {
@@ -64,6 +70,20 @@ ACCURACY: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float, float]] = {
     "sinpi": (lambda y: torch.sin(math.pi * y), _linear(-0.5, 0.5), 4.0, 0.0),
     "cospi": (lambda y: torch.cos(math.pi * y), _linear(-0.5, 0.5), 4.0, 2e-7),
     "kl_shape": (_kl_shape, torch.cat([_linear(-8.0, 8.0), _both_signs(-15, 1.0)]), 16.0, 0.0),
+    "log_ratio_kl": (_log_ratio_kl, torch.cat([_linear(-40.0, 40.0), _both_signs(-15, 1.0)]), 6.0, 0.0),
+    "tanh_clamp": (
+        lambda v: 7 * torch.tanh(v / 7),
+        torch.cat([_linear(-99.0, 99.0), _both_signs(-30, 1.0)]),
+        6.0,
+        0.0,
+    ),
+    "tanh_clamp_slope": (lambda v: torch.cosh(v / 7) ** -2, _linear(-99.0, 99.0), 48.0, 0.0),
+    "normal_quantile": (
+        lambda p: torch.from_numpy(special.ndtri(p.numpy())),
+        torch.cat([torch.logspace(-9.93, -0.302, 1_000_003), _linear(0.499, 0.5)]),
+        8.0,
+        0.0,
+    ),
 }
 
 
@@ -76,14 +96,19 @@ def test_accuracy(function: str, instruction_set: str) -> None:
     assert bool((error <= torch.clamp(ulps * spacing, min=absolute)).all())
 
 
-@pytest.mark.parametrize("function", ["exp", "expm1", "soft_clamp", "soft_clamp_slope", "kl_shape"])
+NAN_STAYS = sorted(ACCURACY.keys() - {"log", "sinpi", "cospi", "normal_quantile"})
+
+
+@pytest.mark.parametrize("function", NAN_STAYS)
 def test_nan_stays_nan(function: str, instruction_set: str) -> None:
     assert _evaluate(function, torch.full((7,), math.nan)).isnan().all()
 
 
-def test_infinities_of_the_soft_clamp(instruction_set: str) -> None:
-    values = _evaluate("soft_clamp", torch.tensor([torch.inf, 1e38, -torch.inf]))
-    assert values.tolist() == [10.0, 10.0, -torch.inf]
+def test_infinities_of_the_clamps(instruction_set: str) -> None:
+    far = torch.tensor([torch.inf, 1e38, -torch.inf])
+    assert _evaluate("soft_clamp", far).tolist() == [10.0, 10.0, -torch.inf]
+    assert _evaluate("tanh_clamp", far).tolist() == [7.0, 7.0, -7.0]
+    assert _evaluate("tanh_clamp_slope", far).max() < 1e-30
 
 
 def test_words_to_numbers(instruction_set: str) -> None:
@@ -97,6 +122,10 @@ def test_words_to_numbers(instruction_set: str) -> None:
     exponential = philox.exponential(words, torch.float64)
     error = (_evaluate("exponential", as_bits).double() - exponential).abs() / exponential
     assert error.max() < 4e-7
+    # In its centre a normal is known to the rounding of the uniform near 1/2.
+    normal = philox.normal(words, torch.float64)
+    error = (_evaluate("normal", as_bits).double() - normal).abs() / (normal.abs() + 0.25)
+    assert error.max() < 5e-7
 
 
 def test_philox_known_answers(instruction_set: str, shared: Callable[[str], Path]) -> None:
