@@ -84,7 +84,7 @@ void bind_rollout(py::module_& m) {
         .FIELD(n_steps).FIELD(n_inner).FIELD(n_rows).FIELD(n_inputs).FIELD(n_latents)
         .FIELD(seed).FIELD(step).FIELD(sample_offset)
         .FIELD(leak).FIELD(clamp_u).FIELD(clamp_du).FIELD(temperature).FIELD(n_arrivals)
-        .FIELD(estimator).FIELD(kl).FIELD(single_draw)
+        .FIELD(clamp_xi).FIELD(clamp_dxi).FIELD(cell).FIELD(estimator).FIELD(kl).FIELD(single_draw)
         .FIELD(x).FIELD(x_step).FIELD(log_rate).FIELD(log_rate_out)
         .FIELD(record_every).FIELD(recon).FIELD(kl_out).FIELD(squared_error).FIELD(spikes).FIELD(zeros)
         .FIELD(log_rates).FIELD(counts).FIELD(reconstruction)

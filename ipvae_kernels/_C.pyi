@@ -55,7 +55,7 @@ class Parameters:
     dictionary: int
     log_sigma: int
     log_bias: int
-    log_lr: float
+    log_lr: int
 
 class ParameterGrads:
     dictionary: int
@@ -77,6 +77,9 @@ class RolloutArgs:
     clamp_du: float
     temperature: float
     n_arrivals: float
+    clamp_xi: float
+    clamp_dxi: float
+    cell: int
     estimator: int
     kl: int
     single_draw: bool

@@ -24,7 +24,7 @@ struct Parameters {
     const float* dictionary;  // [n_inputs, n_latents]
     const float* log_sigma;   // [n_inputs]
     const float* log_bias;    // [n_latents]
-    float log_lr;
+    const float* log_lr;      // [S]: one number for each state of the cell
 };
 struct ParameterGrads {
     float *dictionary, *log_sigma, *log_bias, *log_lr;

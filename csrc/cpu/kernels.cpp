@@ -1,10 +1,9 @@
 // The kernels of one instruction set. CMake compiles this file once per set, with IPVAE_TARGET naming it and the
 // compiler's flags for it. Nothing here may instantiate a template of the standard library: the linker would merge it
 // with the other sets' copies.
+#include "gaussian_rows.h"
+#include "poisson_rows.h"
 #include "rollout.h"
-
-#include "../common/gaussian_cell.h"
-#include "../common/normal.h"
 
 IPVAE_BEGIN
 
@@ -97,14 +96,22 @@ static void pack(const float* matrix, int64_t depth, int64_t n, bool transposed,
     }
 }
 
+static int64_t rollout_scratch(const RolloutArgs& a) {
+    return a.cell == kPoissonCell ? forward_scratch<PoissonCell>(a) : forward_scratch<GaussianCell>(a);
+}
+
 static void rollout(const RolloutArgs& a, int64_t begin, int64_t end, float* scratch) {
-    for_tiles(a.n_rows, begin, end,
-              [&](int64_t first, int rows) { rollout_tile<PoissonCell>(a, first, rows, scratch); });
+    auto tile = a.cell == kPoissonCell ? rollout_tile<PoissonCell> : rollout_tile<GaussianCell>;
+    for_tiles(a.n_rows, begin, end, [&](int64_t first, int rows) { tile(a, first, rows, scratch); });
+}
+
+static int64_t rollout_grad_scratch(const RolloutArgs& a) {
+    return a.cell == kPoissonCell ? backward_scratch<PoissonCell>(a) : backward_scratch<GaussianCell>(a);
 }
 
 static void rollout_grad(const RolloutGradArgs& g, int64_t begin, int64_t end, float* scratch) {
-    for_tiles(g.forward.n_rows, begin, end,
-              [&](int64_t first, int rows) { rollout_grad_tile<PoissonCell>(g, first, rows, scratch); });
+    auto tile = g.forward.cell == kPoissonCell ? rollout_grad_tile<PoissonCell> : rollout_grad_tile<GaussianCell>;
+    for_tiles(g.forward.n_rows, begin, end, [&](int64_t first, int rows) { tile(g, first, rows, scratch); });
 }
 
 // ---- checks -------------------------------------------------------------------------------------------------------
@@ -164,8 +171,8 @@ static void known_philox(const uint32_t* counter, const uint32_t* key, int round
 extern const Kernels kernels;
 const Kernels kernels = {
     IPVAE_STRING(IPVAE_TARGET), kPanel, poisson_scratch, poisson, update, update_grad, panel_floats,
-    pack_scratch, pack,     forward_scratch<PoissonCell>, rollout, backward_scratch<PoissonCell>, rollout_grad, grad_product_scratch, dictionary_grad_panels, all_finite, evaluate,
-    known_philox,
+    pack_scratch, pack, rollout_scratch, rollout, rollout_grad_scratch, rollout_grad, grad_product_scratch,
+    dictionary_grad_panels, all_finite, evaluate, known_philox,
 };
 
 IPVAE_END

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import ipvae_kernels
 from ipvae_kernels import _native, philox
+from ipvae_kernels.rollout.op import RECORDS
 
 Problem = Callable[..., tuple[Tensor, Any]]
 
@@ -166,14 +167,59 @@ def test_rollout_equals_eager(instruction_set: str, problem: Problem) -> None:
         torch.testing.assert_close(results[0].records[name], results[1].records[name], rtol=1e-4, atol=1e-4)
 
 
+def _error(ours: Tensor, reference: Tensor) -> float:
+    difference = (ours.double() - reference).abs().max() / (reference.abs().max() + 1e-12)
+    return float(difference.detach())
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+@pytest.mark.parametrize(
+    ("steps", "arguments"),
+    [(1, {}), (5, {}), (5, {"single_draw": True}), (4, {"n_inner": 2, "beta_inner": 0.6})],
+    ids=str,
+)
+@pytest.mark.parametrize("moving", [False, True], ids=["static", "moving"])
+def test_gaussian_rollout_is_as_accurate_as_eager(
+    moving: bool,
+    steps: int,
+    arguments: dict[str, Any],
+    activation: str,
+    instruction_set: str,
+    problem: Problem,
+) -> None:
+    """Records, losses and every gradient, against autograd in float64."""
+    results = []
+    for backend, dtype in (("native", torch.float32), ("eager", torch.float32), ("autograd", torch.float64)):
+        x, params = problem(
+            21, 33, 70, moving=steps if moving else 0, dtype=torch.float32, gaussian=activation
+        )
+        x, *tensors = (t.to(dtype).requires_grad_() for t in (x, *_parameters(params)))
+        params = ipvae_kernels.GaussianParams(*tensors, activation=activation)
+        shared = {"seed": 3, "backend": backend, **arguments}
+        state, records = ipvae_kernels.infer(x, params, steps, record=RECORDS, **shared)
+        result = ipvae_kernels.elbo(x, params, steps, beta=1.7, **shared)
+        weights = torch.linspace(-1, 1, result.state.log_rate.numel()).to(dtype)
+        total = result.loss + (result.state.log_rate.flatten() * weights).sum()
+        gradients = torch.autograd.grad(total, (x, *tensors))
+        results.append([state.log_rate, *records.values(), result.recon, result.kl, *gradients])
+    for ours, eager, exact in zip(*results, strict=True):
+        assert ours.shape == exact.shape
+        assert _error(ours, exact) <= 4 * _error(eager, exact) + 2e-6
+
+
+def _parameters(params: Any) -> list[Tensor]:
+    return [value for value in vars(params).values() if isinstance(value, Tensor)]
+
+
+@pytest.mark.parametrize("gaussian", ["", "identity", "relu"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_results_do_not_depend_on_threads(threads: int, problem: Problem) -> None:
-    x, params = problem(37, 20, 140, dtype=torch.float32, grad=True)
+def test_results_do_not_depend_on_threads(threads: int, gaussian: str, problem: Problem) -> None:
+    x, params = problem(37, 20, 140, dtype=torch.float32, grad=True, gaussian=gaussian)
 
     def gradients(n: int) -> list[Tensor]:
         torch.set_num_threads(n)
         result = ipvae_kernels.elbo(x, params, 6, seed=1, temperature=0.3, backend="native")
-        tensors = (x, params.dictionary, params.log_sigma, params.log_bias, params.log_lr)
+        tensors = (x, *_parameters(params))
         return [result.loss, result.recon, result.kl, *torch.autograd.grad(result.loss, tensors)]
 
     for one, many in zip(gradients(1), gradients(threads), strict=True):
