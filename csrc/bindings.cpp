@@ -84,7 +84,7 @@ void bind_rollout(py::module_& m) {
         .FIELD(n_steps).FIELD(n_inner).FIELD(n_rows).FIELD(n_inputs).FIELD(n_latents)
         .FIELD(seed).FIELD(step).FIELD(sample_offset)
         .FIELD(leak).FIELD(clamp_u).FIELD(clamp_du).FIELD(temperature).FIELD(n_arrivals)
-        .FIELD(estimator).FIELD(kl).FIELD(single_draw)
+        .FIELD(clamp_xi).FIELD(clamp_dxi).FIELD(cell).FIELD(estimator).FIELD(kl).FIELD(single_draw)
         .FIELD(x).FIELD(x_step).FIELD(log_rate).FIELD(log_rate_out)
         .FIELD(record_every).FIELD(recon).FIELD(kl_out).FIELD(squared_error).FIELD(spikes).FIELD(zeros)
         .FIELD(log_rates).FIELD(counts).FIELD(reconstruction)
@@ -106,8 +106,11 @@ void bind_common(py::module_& m) {
     m.def("instruction_set", &cpu::instruction_set);
     m.def("set_instruction_set", &cpu::set_instruction_set, py::arg("name"));
     m.def(
-        "all_finite", [](uintptr_t data, int64_t n) { return cpu::all_finite(reinterpret_cast<float*>(data), n); },
-        py::arg("data"), py::arg("n"), py::call_guard<py::gil_scoped_release>());
+        "all_finite",
+        [](uintptr_t data, int64_t n, int64_t n_threads) {
+            return cpu::all_finite(reinterpret_cast<float*>(data), n, n_threads);
+        },
+        py::arg("data"), py::arg("n"), py::arg("n_threads"), py::call_guard<py::gil_scoped_release>());
     m.def(
         "evaluate",
         [](const std::string& function, uintptr_t in, uintptr_t out, int64_t n) {

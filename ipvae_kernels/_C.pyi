@@ -6,7 +6,7 @@ cuda: str | None
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
 def set_instruction_set(name: str) -> None: ...
-def all_finite(data: int, n: int) -> bool: ...
+def all_finite(data: int, n: int, n_threads: int) -> bool: ...
 def evaluate(function: str, input: int, output: int, n: int) -> None: ...
 def philox(counter: list[int], key: list[int], rounds: int) -> list[int]: ...
 
@@ -55,7 +55,7 @@ class Parameters:
     dictionary: int
     log_sigma: int
     log_bias: int
-    log_lr: float
+    log_lr: int
 
 class ParameterGrads:
     dictionary: int
@@ -77,6 +77,9 @@ class RolloutArgs:
     clamp_du: float
     temperature: float
     n_arrivals: float
+    clamp_xi: float
+    clamp_dxi: float
+    cell: int
     estimator: int
     kl: int
     single_draw: bool

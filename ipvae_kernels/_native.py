@@ -52,7 +52,7 @@ def all_finite(tensor: Tensor) -> bool:
         and tensor.is_contiguous()
         and not reason()
     ):
-        return bool(load().all_finite(tensor.data_ptr(), tensor.numel()))
+        return bool(load().all_finite(tensor.data_ptr(), tensor.numel(), torch.get_num_threads()))
     # One infinite or NaN element makes the sum so; the exact test is left for sums that overflow.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from .philox import KIND_LOSS, Stream
 from .poisson import eager as poisson
 from .rollout import eager as rollout
-from .rollout.cells import GaussianCell, PoissonCell, poisson_kl
+from .rollout.cells import make_cell, poisson_kl
 from .rollout.config import RolloutConfig
 
 FLOAT64_TOLERANCE = 1e-8
@@ -146,13 +146,10 @@ def replay(golden: Golden) -> Iterator[tuple[str, Computed]]:
     if golden.meta is None:
         raise ReplayError("not a recorded run: it holds neither 'meta' nor 'cases'")
     kind = golden.meta.get("kind")
-    if kind == "poisson":
-        yield "autograd", _by_autograd(golden)
-        yield "by hand", _by_hand(golden)
-    elif kind == "gaussian":
-        yield "autograd", _by_autograd(golden)
-    else:
+    if kind not in ("poisson", "gaussian"):
         raise ReplayError(f"meta: expected kind 'poisson' or 'gaussian', found {kind!r}")
+    yield "autograd", _by_autograd(golden)
+    yield "by hand", _by_hand(golden)
 
 
 def _noise(golden: Golden) -> RecordedNoise:
@@ -163,11 +160,14 @@ def _noise(golden: Golden) -> RecordedNoise:
 
 def _config(golden: Golden) -> RolloutConfig:
     meta = golden.meta
-    estimator = meta["indicator"] or "hard"
-    return RolloutConfig(
+    cfg = RolloutConfig(
         steps=meta["T"], n_inner=meta["n_inner"], beta_inner=meta["beta_inner"], clamp_u=meta["clamp_u"][0],
-        clamp_du=meta["clamp_du"][0], kl="released", estimator=estimator, temperature=meta["temperature"],
+        clamp_du=meta["clamp_du"][0], kl="released",
     )  # fmt: skip
+    if meta["kind"] == "poisson":
+        return cfg._replace(estimator=meta["indicator"] or "hard", temperature=meta["temperature"])
+    cell = "gaussian_relu" if meta["latent_act"] == "relu" else "gaussian"
+    return cfg._replace(cell=cell, clamp_xi=meta["clamp_u"][1], clamp_dxi=meta["clamp_du"][1])
 
 
 _PARAMETERS = ("weight", "dec_log_sigma", "log_bias", "log_lr", "u_init")
@@ -175,6 +175,11 @@ _PARAMETERS = ("weight", "dec_log_sigma", "log_bias", "log_lr", "u_init")
 
 def _log_sigma(dec_log_sigma: Tensor) -> Tensor:
     return _LOG_SIGMA_CEILING * torch.tanh(dec_log_sigma / _LOG_SIGMA_CEILING)
+
+
+def _step_sizes(log_lr: Tensor) -> Tensor:
+    """[S] -> [] for the one state variable of Poisson, [2] for Gaussian."""
+    return log_lr[0] if len(log_lr) == 1 else log_lr
 
 
 def _initial(u_init: Tensor, batch: int) -> Tensor:
@@ -189,15 +194,7 @@ def _by_autograd(golden: Golden) -> Computed:
     parameters = [golden[name].clone().requires_grad_(with_gradient) for name in _PARAMETERS]
     weight, dec_log_sigma, log_bias, log_lr, u_init = parameters
     log_sigma = _log_sigma(dec_log_sigma)
-    cell: PoissonCell | GaussianCell
-    if meta["kind"] == "poisson":
-        cell = PoissonCell(log_bias, log_lr[0], noise, cfg, differentiable=True)
-    else:
-        activation, clamps = (
-            meta["latent_act"] or "identity",
-            (tuple(meta["clamp_u"]), tuple(meta["clamp_du"])),
-        )
-        cell = GaussianCell(log_bias, log_lr, activation, noise, cfg.leak, *clamps)
+    cell = make_cell(log_bias, _step_sizes(log_lr), noise, cfg, differentiable=True)
     x = golden["x"]
     steps = list(rollout.run(x, weight, log_sigma, cell, _initial(u_init, x.shape[-2]), cfg))
     errors = torch.stack([step.errors[-1] for step in steps])
@@ -226,21 +223,29 @@ def _by_hand(golden: Golden) -> Computed:
     cfg, x = _config(golden), golden["x"]
     dec_log_sigma = golden["dec_log_sigma"].clone().requires_grad_()
     log_sigma = _log_sigma(dec_log_sigma)
-    shared = (x, golden["weight"], log_sigma.detach(), golden["log_bias"], golden["log_lr"][0])
+    log_bias, log_lr = golden["log_bias"], _step_sizes(golden["log_lr"])
+    shared = (x, golden["weight"], log_sigma.detach(), log_bias, log_lr)
     log_rate = _initial(golden["u_init"], x.shape[-2])
     recon, kl, _, *saved = rollout.elbo_with(_noise(golden), *shared, log_rate, cfg)
     path, counts, slopes, errors, drives = saved
     posterior, prior = path[cfg.n_inner :: cfg.n_inner], path[: -1 : cfg.n_inner]
+    cell = make_cell(log_bias, log_lr, _noise(golden), cfg)
+    samples = counts
+    if cfg.cell != "poisson":
+        # What is saved is activated; the samples follow from the states they were drawn from and the normals.
+        drawn_from = path.unfold(0, cfg.n_inner + 1, cfg.n_inner).movedim(-1, 1)
+        samples = drawn_from[:, :, 0] + torch.exp(drawn_from[:, :, 1]) * slopes
     computed = {
         "u": posterior,
-        "z_infer": counts[:, :-1],
-        "z_generate": counts[:, -1],
+        "z_infer": samples[:, :-1],
+        "z_generate": samples[:, -1],
         "recon_mean": x - errors[:, -1],
         "loss_recon": recon,
-        "loss_kl": poisson_kl(posterior, prior, cfg.kl),
-        "loss_kl_exact": poisson_kl(posterior, prior, "exact"),
+        "loss_kl": torch.stack([cell.kl(*states) for states in zip(posterior, prior, strict=True)]),
         "loss": _loss(recon, kl, golden),
     }
+    if cfg.cell == "poisson":
+        computed["loss_kl_exact"] = poisson_kl(posterior, prior, "exact")
     if "grad_weight" in golden:
         scale = 256.0 / x.shape[-1] / recon.numel()
         upstream = (torch.full_like(recon, scale), torch.full_like(kl, scale * golden.meta["beta_outer"]))
@@ -249,8 +254,8 @@ def _by_hand(golden: Golden) -> Computed:
         )
         _, computed["grad_weight"], grad_sigma, computed["grad_log_bias"], grad_lr, grad_rate = grads
         (computed["grad_dec_log_sigma"],) = torch.autograd.grad(log_sigma, dec_log_sigma, grad_sigma)
-        computed["grad_log_lr"] = grad_lr.view(1)
-        computed["grad_u_init"] = grad_rate.sum(0, keepdim=True)
+        computed["grad_log_lr"] = grad_lr.view(-1)
+        computed["grad_u_init"] = grad_rate.sum(-2).view(len(golden["u_init"]), -1)
     return computed
 
 

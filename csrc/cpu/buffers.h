@@ -24,7 +24,7 @@ class BufferPool {
     }
 
     std::pair<void*, size_t> take(size_t bytes) {
-        size_t alignment = bytes >= kHugePage / 2 ? kHugePage : kLine;
+        size_t alignment = bytes >= kHugePage / 8 ? kHugePage : kLine;
         bytes = (bytes + alignment - 1) / alignment * alignment;
         {
             std::lock_guard<std::mutex> lock(mutex_);

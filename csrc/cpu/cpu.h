@@ -24,7 +24,7 @@ struct Parameters {
     const float* dictionary;  // [n_inputs, n_latents]
     const float* log_sigma;   // [n_inputs]
     const float* log_bias;    // [n_latents]
-    float log_lr;
+    const float* log_lr;      // [S]: one number for each state of the cell
 };
 struct ParameterGrads {
     float *dictionary, *log_sigma, *log_bias, *log_lr;
@@ -33,7 +33,7 @@ struct ParameterGrads {
 void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads);
 void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads);
 
-bool all_finite(const float* data, int64_t n);
+bool all_finite(const float* data, int64_t n, int64_t n_threads);
 // Evaluates one of the functions of csrc/common at n floats, for accuracy tests.
 void evaluate(const std::string& function, const float* in, float* out, int64_t n);
 // Philox4x32 of 7 or 10 rounds by the current instruction set: four words from scalar code, then four from a vector.

@@ -1,6 +1,8 @@
 // The kernels of one instruction set. CMake compiles this file once per set, with IPVAE_TARGET naming it and the
 // compiler's flags for it. Nothing here may instantiate a template of the standard library: the linker would merge it
 // with the other sets' copies.
+#include "gaussian_rows.h"
+#include "poisson_rows.h"
 #include "rollout.h"
 
 IPVAE_BEGIN
@@ -91,14 +93,22 @@ static void pack(const float* matrix, int64_t depth, int64_t n, bool transposed,
     for (int64_t p = begin; p < end; ++p) pack_panel(matrix, depth, n, transposed, p, packed + p * panel_floats(depth));
 }
 
+static int64_t rollout_scratch(const RolloutArgs& a) {
+    return a.cell == kPoissonCell ? forward_scratch<PoissonCell>(a) : forward_scratch<GaussianCell>(a);
+}
+
 static void rollout(const RolloutArgs& a, int64_t begin, int64_t end, float* scratch) {
-    for_tiles(a.n_rows, begin, end,
-              [&](int64_t first, int rows) { rollout_tile<PoissonCell>(a, first, rows, scratch); });
+    auto tile = a.cell == kPoissonCell ? rollout_tile<PoissonCell> : rollout_tile<GaussianCell>;
+    for_tiles(a.n_rows, begin, end, [&](int64_t first, int rows) { tile(a, first, rows, scratch); });
+}
+
+static int64_t rollout_grad_scratch(const RolloutArgs& a) {
+    return a.cell == kPoissonCell ? backward_scratch<PoissonCell>(a) : backward_scratch<GaussianCell>(a);
 }
 
 static void rollout_grad(const RolloutGradArgs& g, int64_t begin, int64_t end, float* scratch) {
-    for_tiles(g.forward.n_rows, begin, end,
-              [&](int64_t first, int rows) { rollout_grad_tile<PoissonCell>(g, first, rows, scratch); });
+    auto tile = g.forward.cell == kPoissonCell ? rollout_grad_tile<PoissonCell> : rollout_grad_tile<GaussianCell>;
+    for_tiles(g.forward.n_rows, begin, end, [&](int64_t first, int rows) { tile(g, first, rows, scratch); });
 }
 
 // ---- checks -------------------------------------------------------------------------------------------------------
@@ -128,9 +138,14 @@ static void evaluate(const char* function, const float* in, float* out, int64_t 
     if (same(function, "sinpi")) map(in, out, n, [](vf x) { return sinpi(x); });
     if (same(function, "cospi")) map(in, out, n, [](vf x) { return cospi(x); });
     if (same(function, "kl_shape")) map(in, out, n, [](vf x) { return kl_shape(x); });
-    // These two read the bits of `in` as Philox words.
+    if (same(function, "log_ratio_kl")) map(in, out, n, [](vf x) { return log_ratio_kl(x); });
+    if (same(function, "tanh_clamp")) map(in, out, n, [](vf x) { return tanh_clamp(x, 7.f).value; });
+    if (same(function, "tanh_clamp_slope")) map(in, out, n, [](vf x) { return tanh_clamp(x, 7.f).slope; });
+    if (same(function, "normal_quantile")) map(in, out, n, [](vf x) { return normal_quantile(x); });
+    // These three read the bits of `in` as Philox words.
     if (same(function, "uniform")) map(in, out, n, [](vf x) { return uniform<vf>(bits(x)); });
     if (same(function, "exponential")) map(in, out, n, [](vf x) { return exponential<vf>(bits(x)); });
+    if (same(function, "normal")) map(in, out, n, [](vf x) { return normal<vf>(bits(x)); });
 }
 
 template <int kRounds> static void philox_both(const uint32_t* c, const uint32_t* k, uint32_t* out) {
@@ -153,8 +168,8 @@ static void known_philox(const uint32_t* counter, const uint32_t* key, int round
 extern const Kernels kernels;
 const Kernels kernels = {
     IPVAE_STRING(IPVAE_TARGET), kPanel, poisson_scratch, poisson, update, update_grad, panel_floats,
-    pack,     forward_scratch<PoissonCell>, rollout, backward_scratch<PoissonCell>, rollout_grad, grad_product_scratch, dictionary_grad_panels, all_finite, evaluate,
-    known_philox,
+    pack, rollout_scratch, rollout, rollout_grad_scratch, rollout_grad, grad_product_scratch, dictionary_grad_panels,
+    all_finite, evaluate, known_philox,
 };
 
 IPVAE_END

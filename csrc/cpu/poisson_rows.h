@@ -3,6 +3,7 @@
 
 #include "draw.h"
 #include "kernels.h"
+#include "rows.h"
 
 #include "../common/poisson_cell.h"
 

@@ -1,11 +1,12 @@
 // A whole rollout, and its gradient, for one tile of rows: the state stays in the tile's scratch for all steps.
 //
-// The driver owns the loop over time, the linear decoder and the records; a cell (poisson_rows.h) draws from a row's
-// state, updates it and compares it with its prior.
+// The driver owns the loop over time, the linear decoder and the records; a cell (poisson_rows.h, gaussian_rows.h)
+// draws from a row's state, updates it and compares it with its prior.
 #pragma once
 
+#include "draw.h"
+#include "kernels.h"
 #include "matmul.h"
-#include "poisson_rows.h"
 
 IPVAE_BEGIN
 

@@ -86,6 +86,8 @@ IPVAE_HD vf max_keep_nan(vf a, vf b) {
 IPVAE_HD vf square_root(vf a) {
 #if defined(__AVX512F__)
     return (vf)_mm512_sqrt_ps((__m512)a);
+#elif defined(__AVX2__)
+    return (vf)_mm256_sqrt_ps((__m256)a);
 #else
     for (int i = 0; i < kWidth; ++i) a[i] = ::sqrtf(a[i]);
     return a;

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+CELLS = ("poisson", "gaussian", "gaussian_relu")
+"""The models a rollout can run, in the order of the enumeration in csrc/cpu/kernels.h."""
+
 
 class RolloutConfig(NamedTuple):
     """Sizes and constants of a rollout.
@@ -12,12 +15,14 @@ class RolloutConfig(NamedTuple):
         steps: T, number of time steps.
         n_inner: updates per step; 1 in the paper.
         beta_inner: weight of the pull towards the prior, used where n_inner > 1.
-        clamp_u, clamp_du: ceilings of the log rate and of its update.
+        clamp_u, clamp_du: ceilings of the log rate and of its update; Gaussian cells: of the mean.
         kl: "exact" or "released".
         single_draw: the fresh draw of step t also drives the update of step t + 1; needs n_inner = 1.
         estimator, temperature, n_arrivals: of the counts, see ``poisson_rsample``.
         step: global index of the first step.
         sample_offset: global index of the first row of the batch.
+        cell: one of :data:`CELLS`. "gaussian_relu" rectifies the latents before the decoder.
+        clamp_xi, clamp_dxi: of Gaussian cells, ceilings of log sigma and of its update.
     """
 
     steps: int
@@ -32,6 +37,9 @@ class RolloutConfig(NamedTuple):
     n_arrivals: int | None = None
     step: int = 0
     sample_offset: int = 0
+    cell: str = "poisson"
+    clamp_xi: float = 2.0
+    clamp_dxi: float = 3.0
 
     @property
     def leak(self) -> float:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ..philox import KIND_LOSS, KIND_UPDATE, Stream
 from ..poisson.eager import Noise, PhiloxNoise
-from ..update import eager as update
-from .cells import Cell, Draw, PoissonCell, poisson_kl_gradients
+from .cells import Cell, Draw, make_cell
 from .config import RolloutConfig
 
 
@@ -168,24 +167,25 @@ def infer(
         dictionary: [M, K].
         log_sigma: [M].
         log_bias: [K].
-        log_lr: [].
-        log_rate: state before the first step, [B, K].
+        log_lr: []; Gaussian cells [2].
+        log_rate: state before the first step, [B, K]; Gaussian cells [2, B, K].
         seed: int64, [].
         cfg: constants.
         record: names of :data:`RECORDS`.
         record_every: global step t is recorded where (t + 1) % record_every == 0.
 
     Returns:
-        The final log rate [B, K], then the records in canonical order, each [R, ...].
+        The final state, then the records in canonical order, each [R, ...].
     """
-    cell = PoissonCell(log_bias, log_lr, PhiloxNoise(seed), cfg)
+    cell = make_cell(log_bias, log_lr, PhiloxNoise(seed), cfg)
     return record_run(x, dictionary, log_sigma, cell, log_rate, cfg, record, record_every)
 
 
 Trace = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """What :func:`elbo` returns: recon [T, B], kl [T, B], log_rate [B, K], and for the backward
 path [T n_inner + 1, B, K], counts and slopes [T, n_inner + 1, B, K], errors [T, n_inner + 1, B, M] and
-drives [T n_inner, B, K]."""
+drives [T n_inner, B, K]. Gaussian cells: log_rate and path hold states [2, B, K], counts the activated
+latents, slopes the standard normals."""
 
 
 def elbo(
@@ -213,11 +213,11 @@ def elbo_with(
     cfg: RolloutConfig,
 ) -> Trace:
     """:func:`elbo` with the draws of any source."""
-    cell = PoissonCell(log_bias, log_lr, noise, cfg)
+    cell = make_cell(log_bias, log_lr, noise, cfg)
     batch, (pixels, neurons) = x.shape[-2], dictionary.shape
     updates, draws = cfg.steps * cfg.n_inner, (cfg.steps, cfg.n_inner + 1, batch)
     recon, kl = x.new_empty((cfg.steps, batch)), x.new_empty((cfg.steps, batch))
-    path, drives = x.new_empty((updates + 1, batch, neurons)), x.new_empty((updates, batch, neurons))
+    path, drives = x.new_empty((updates + 1, *log_rate.shape)), x.new_empty((updates, batch, neurons))
     counts, slopes = x.new_empty((*draws, neurons)), x.new_empty((*draws, neurons))
     errors = x.new_empty((*draws, pixels))
     path[0] = log_rate
@@ -253,13 +253,15 @@ def elbo_backward(
     Per draw one product with the dictionary and, per update, one with its transpose; the gradient of the
     dictionary is gathered over time into two large products at the end.
 
-    Upstream gradients ``grad_recon`` and ``grad_kl`` are [T, B], ``grad_log_rate`` is [B, K]; the inputs are
-    those of :func:`elbo`, and path, counts, slopes, errors and drives what it returned (:data:`Trace`).
+    Upstream gradients ``grad_recon`` and ``grad_kl`` are [T, B], ``grad_log_rate`` is like a state; the
+    inputs are those of :func:`elbo`, and path, counts, slopes, errors and drives what it returned
+    (:data:`Trace`).
 
     Returns:
         Gradients of x, dictionary, log_sigma, log_bias, log_lr and of the initial log rate.
     """
     n = cfg.n_inner
+    cell = make_cell(log_bias, log_lr, PhiloxNoise(torch.zeros((), dtype=torch.int64)), cfg)  # draws nothing
     precision = torch.exp(-2.0 * log_sigma)
     grad_errors, grad_drives = torch.empty_like(errors), torch.empty_like(drives)
     grad_bias, grad_lr = torch.zeros_like(log_bias), torch.zeros_like(log_lr)
@@ -269,17 +271,24 @@ def elbo_backward(
         prior = path[first]
         # The loss: recon through the fresh draw, kl through posterior and prior.
         grad_errors[t, n] = grad_recon[t].unsqueeze(-1) * errors[t, n] * precision
-        kl_posterior, kl_prior = poisson_kl_gradients(path[first + n], prior, cfg.kl)
+        posterior = path[first + n]
+        kl_posterior, kl_prior = cell.kl_backward(posterior, prior)
         upstream = grad_kl[t].unsqueeze(-1)
-        grad = grad + upstream * kl_posterior - (grad_errors[t, n] @ dictionary) * slopes[t, n]
+        to_code = -(grad_errors[t, n] @ dictionary)
+        grad = (
+            grad
+            + upstream * kl_posterior
+            + cell.draw_backward(to_code, posterior, counts[t, n], slopes[t, n])
+        )
         grad_prior = upstream * kl_prior
         for j in reversed(range(n)):
             i = first + j
-            grad, to_prior, grad_drives[i], to_bias, to_lr = update.backward(
-                grad, path[i], prior, drives[i], log_bias, log_lr, cfg.leak, cfg.clamp_u, cfg.clamp_du
+            drawn = (counts[t, j], slopes[t, j])
+            grad, to_prior, grad_drives[i], to_bias, to_lr = cell.update_backward(
+                grad, path[i], prior, drives[i], *drawn
             )
             grad_errors[t, j] = (grad_drives[i] @ dictionary.T) * precision
-            grad = grad - (grad_errors[t, j] @ dictionary) * slopes[t, j]
+            grad = grad + cell.draw_backward(-(grad_errors[t, j] @ dictionary), path[i], *drawn)
             grad_prior = grad_prior + to_prior
             grad_bias += to_bias
             grad_lr += to_lr

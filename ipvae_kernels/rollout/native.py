@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from .._native import KLS, arrival_limit, estimator_code, fill, load, unsigned_seed
-from .config import RolloutConfig
+from .config import CELLS, RolloutConfig
 from .eager import RECORDS, Trace, record_shapes
 
+_PARAMETERS = ("dictionary", "log_sigma", "log_bias", "log_lr")
 _RECORD_FIELDS = {
     "log_rate": "log_rates",
     "kl": "kl_out",
@@ -37,7 +38,7 @@ def infer(
     x, log_rate, parameters = (
         x.contiguous(),
         log_rate.contiguous(),
-        _contiguous(dictionary, log_sigma, log_bias),
+        _contiguous(dictionary, log_sigma, log_bias, log_lr),
     )
     names = [name for name in RECORDS if name in record]
     shapes = record_shapes(x.shape[-2], dictionary.shape, log_rate.shape)
@@ -47,7 +48,7 @@ def infer(
     args = _args(module, x, dictionary, log_rate, cfg._replace(estimator="hard"))
     fill(args, seed=unsigned_seed(seed), log_rate_out=final, record_every=record_every)
     fill(args, **{_RECORD_FIELDS.get(name, name): tensor for name, tensor in records.items()})
-    module.rollout(args, _parameters(module, parameters, log_lr), torch.get_num_threads())
+    module.rollout(args, _parameters(module, parameters), torch.get_num_threads())
     return [final, *records.values()]
 
 
@@ -66,18 +67,18 @@ def elbo(
     x, log_rate, parameters = (
         x.contiguous(),
         log_rate.contiguous(),
-        _contiguous(dictionary, log_sigma, log_bias),
+        _contiguous(dictionary, log_sigma, log_bias, log_lr),
     )
     batch, (pixels, neurons) = x.shape[-2], dictionary.shape
     updates, draws = cfg.steps * cfg.n_inner, (cfg.steps, cfg.n_inner + 1, batch)
     recon, kl = x.new_empty((cfg.steps, batch)), x.new_empty((cfg.steps, batch))
-    path, drives = x.new_empty((updates + 1, batch, neurons)), x.new_empty((updates, batch, neurons))
+    path, drives = x.new_empty((updates + 1, *log_rate.shape)), x.new_empty((updates, batch, neurons))
     counts, slopes = x.new_empty((*draws, neurons)), x.new_empty((*draws, neurons))
     errors, final = x.new_empty((*draws, pixels)), torch.empty_like(log_rate)
     args = _args(module, x, dictionary, log_rate, cfg)
     fill(args, seed=unsigned_seed(seed), log_rate_out=final, record_every=1, recon=recon, kl_out=kl)
     _trajectory(args, path, counts, slopes, errors, drives)
-    module.rollout(args, _parameters(module, parameters, log_lr), torch.get_num_threads())
+    module.rollout(args, _parameters(module, parameters), torch.get_num_threads())
     return recon, kl, final, path, counts, slopes, errors, drives
 
 
@@ -99,10 +100,10 @@ def elbo_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dictionary, log_sigma, log_bias, log_lr and of the initial log rate."""
     module = load()
-    x, parameters = x.contiguous(), _contiguous(dictionary, log_sigma, log_bias)
+    x, parameters = x.contiguous(), _contiguous(dictionary, log_sigma, log_bias, log_lr)
     grad_recon, grad_kl, grad_log_rate = _contiguous(grad_recon, grad_kl, grad_log_rate)
     grad_x, grad_initial = torch.empty_like(x), torch.empty_like(grad_log_rate)
-    grads = [torch.empty_like(parameter) for parameter in (*parameters, log_lr)]
+    grads = [torch.empty_like(parameter) for parameter in parameters]
     args = fill(
         module.RolloutGradArgs(),
         grad_recon=grad_recon,
@@ -114,9 +115,8 @@ def elbo_backward(
     args.forward = _trajectory(
         _args(module, x, dictionary, path[0], cfg), path, counts, slopes, errors, drives
     )
-    names = ("dictionary", "log_sigma", "log_bias", "log_lr")
-    outputs = fill(module.ParameterGrads(), **dict(zip(names, grads, strict=True)))
-    module.rollout_grad(args, _parameters(module, parameters, log_lr), outputs, torch.get_num_threads())
+    outputs = fill(module.ParameterGrads(), **dict(zip(_PARAMETERS, grads, strict=True)))
+    module.rollout_grad(args, _parameters(module, parameters), outputs, torch.get_num_threads())
     return (grad_x, *grads, grad_initial)  # type: ignore[return-value]
 
 
@@ -124,10 +124,8 @@ def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.contiguous() for tensor in tensors)
 
 
-def _parameters(module: Any, parameters: tuple[Tensor, ...], log_lr: Tensor) -> Any:
-    dictionary, log_sigma, log_bias = parameters
-    fields = {"dictionary": dictionary, "log_sigma": log_sigma, "log_bias": log_bias}
-    return fill(module.Parameters(), **fields, log_lr=float(log_lr))
+def _parameters(module: Any, parameters: tuple[Tensor, ...]) -> Any:
+    return fill(module.Parameters(), **dict(zip(_PARAMETERS, parameters, strict=True)))
 
 
 def _args(module: Any, x: Tensor, dictionary: Tensor, log_rate: Tensor, cfg: RolloutConfig) -> Any:
@@ -146,6 +144,9 @@ def _args(module: Any, x: Tensor, dictionary: Tensor, log_rate: Tensor, cfg: Rol
         clamp_du=cfg.clamp_du,
         temperature=cfg.temperature,
         n_arrivals=arrival_limit(cfg.n_arrivals),
+        clamp_xi=cfg.clamp_xi,
+        clamp_dxi=cfg.clamp_dxi,
+        cell=CELLS.index(cfg.cell),
         estimator=estimator_code(cfg.estimator, cfg.temperature),
         kl=KLS.index(cfg.kl),
         single_draw=cfg.single_draw,

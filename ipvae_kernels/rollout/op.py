@@ -23,7 +23,7 @@ from ..poisson.eager import PhiloxNoise
 from ..poisson.op import check_estimator
 from ..update.op import check_clamp
 from . import eager, windows
-from .cells import Cell, GaussianCell, PoissonCell
+from .cells import Cell, make_cell
 from .config import RolloutConfig
 
 RECORDS = tuple(eager.RECORDS)
@@ -118,7 +118,7 @@ def infer(
         single_draw: the fresh draw of a step also drives the next update: not the paper's rule, and needs
             n_inner = 1.
         sample_offset: global index of the first sample; None takes that of the state, else 0.
-        backend: "auto", "native", "eager" or "autograd". Gaussian models are always served by autograd.
+        backend: "auto", "native", "eager" or "autograd".
         check: raise where a tensor or the result is not finite; costs a pass over each.
 
     Returns:
@@ -140,11 +140,11 @@ def infer(
     backend = _backends.select(backend)
     names = [name for name in RECORDS if name in record]
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        if _by_autograd(backend, params, task.cfg):
+        if _by_autograd(backend, task.cfg):
             if check:
                 _check_finite(task.tensors)
             log_rate, *rows = eager.record_run(
-                *task.tensors[:3], _cell(task, params), task.tensors[5], task.cfg, tuple(names), record_every
+                *task.tensors[:3], _cell(task), task.tensors[5], task.cfg, tuple(names), record_every
             )
             if check:
                 _checks.finite_result(_DIVERGED, state=log_rate)
@@ -226,9 +226,10 @@ def elbo(
     task = _prepare(
         x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset
     )
-    task = task._replace(
-        cfg=task.cfg._replace(estimator=estimator, temperature=float(temperature), n_arrivals=n_arrivals)
-    )
+    if isinstance(params, PoissonParams):
+        task = task._replace(
+            cfg=task.cfg._replace(estimator=estimator, temperature=float(temperature), n_arrivals=n_arrivals)
+        )
     backend = _backends.select(backend)
     frames, log_rate = task.tensors[0], task.tensors[5]
     length = steps if truncate is None else truncate
@@ -241,11 +242,7 @@ def elbo(
         part = frames[begin:end] if frames.dim() == 3 else frames
         cfg = task.cfg._replace(steps=end - begin, step=task.cfg.step + begin)
         recon, kl_part, log_rate = _elbo_part(
-            task._replace(tensors=(part, *task.tensors[1:5], log_rate), cfg=cfg),
-            params,
-            checkpoint,
-            backend,
-            check,
+            task._replace(tensors=(part, *task.tensors[1:5], log_rate), cfg=cfg), checkpoint, backend, check
         )
         recons.append(recon)
         kls.append(kl_part)
@@ -261,15 +258,13 @@ class _Task(NamedTuple):
         tensors: the floating tensors, see :data:`Tensors`.
         initial: the initial state in the parameters, for each sample.
         seed: int64, [].
-        cfg: constants; of a Gaussian model the clamps are ``clamps``.
-        clamps: of a Gaussian model: ceilings (mean, log sigma) of the state and of its update.
+        cfg: constants.
     """
 
     tensors: Tensors
     initial: Tensor
     seed: Tensor
     cfg: RolloutConfig
-    clamps: tuple[tuple[float, float], tuple[float, float]]
 
 
 def _prepare(
@@ -296,7 +291,6 @@ def _prepare(
         raise ValueError(f"single_draw: expected n_inner = 1 with it, found {n_inner}")
     if state is not None and not isinstance(state, State):
         raise TypeError(f"state: expected a State or None, found {type(state).__name__}")
-    gaussian = isinstance(params, GaussianParams)
     tensors, initial = _tensors(x, params, steps, state)
     batch = x.shape[-2]
     if state is not None:
@@ -308,15 +302,16 @@ def _prepare(
         steps=steps, n_inner=n_inner, beta_inner=float(beta_inner), kl=kl, single_draw=single_draw,
         step=step, sample_offset=offset,
     )  # fmt: skip
-    clamps = _GAUSSIAN_CLAMP_U, _GAUSSIAN_CLAMP_DU
-    if gaussian:
-        clamps = (
+    if isinstance(params, GaussianParams):
+        (u, xi), (du, dxi) = (
             _clamp_pair("clamp_u", clamp_u, _GAUSSIAN_CLAMP_U),
             _clamp_pair("clamp_du", clamp_du, _GAUSSIAN_CLAMP_DU),
         )
+        cell = "gaussian_relu" if params.activation == "relu" else "gaussian"
+        cfg = cfg._replace(cell=cell, clamp_u=u, clamp_du=du, clamp_xi=xi, clamp_dxi=dxi)
     else:
         cfg = cfg._replace(clamp_u=_clamp("clamp_u", clamp_u), clamp_du=_clamp("clamp_du", clamp_du))
-    return _Task(tensors, initial, _checks.seed(seed, x.device), cfg, clamps)
+    return _Task(tensors, initial, _checks.seed(seed, x.device), cfg)
 
 
 def _tensors(x: Tensor, params: Params, steps: int, state: State | None) -> tuple[Tensors, Tensor]:
@@ -385,29 +380,23 @@ def _clamp_pair(name: str, value: Clamp, default: tuple[float, float]) -> tuple[
     return float(value[0]), float(value[1])
 
 
-def _by_autograd(backend: str, params: Params, cfg: RolloutConfig) -> bool:
+def _by_autograd(backend: str, cfg: RolloutConfig) -> bool:
     """Whether plain differentiable PyTorch serves the call; refuses "native" where only that can."""
-    if isinstance(params, GaussianParams):
-        _backends.no_native(backend, "Gaussian models are served by autograd alone")
-        return True
     if cfg.estimator == "gumbel":
         _backends.no_native(backend, "the gumbel estimator is served by autograd alone")
         return True
     return backend == "autograd"
 
 
-def _cell(task: _Task, params: Params) -> Cell:
-    log_bias, log_lr, noise = *task.tensors[3:5], PhiloxNoise(task.seed)
-    if isinstance(params, GaussianParams):
-        return GaussianCell(log_bias, log_lr, params.activation, noise, task.cfg.leak, *task.clamps)
-    return PoissonCell(log_bias, log_lr, noise, task.cfg, differentiable=True)
+def _cell(task: _Task) -> Cell:
+    return make_cell(*task.tensors[3:5], PhiloxNoise(task.seed), task.cfg, differentiable=True)
 
 
 def _elbo_part(
-    task: _Task, params: Params, checkpoint: int | None, backend: str, check: bool
+    task: _Task, checkpoint: int | None, backend: str, check: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The halves of the loss, recon and kl [T, B], and the final state of steps that share a gradient."""
-    if not _by_autograd(backend, params, task.cfg):
+    if not _by_autograd(backend, task.cfg):
         x, dictionary = task.tensors[:2]
         window = checkpoint or windows.window(task.cfg, x.shape[-2], dictionary.shape, x.element_size())
         recon, kl, log_rate, *_ = _elbo(*task.tensors, task.seed, *task.cfg, window, backend, check)
@@ -415,9 +404,7 @@ def _elbo_part(
     if check:
         _check_finite(task.tensors)
     with torch.autocast(task.tensors[0].device.type, enabled=False):
-        recon, kl, log_rate = eager.elbo_autograd(
-            *task.tensors[:3], _cell(task, params), task.tensors[5], task.cfg
-        )
+        recon, kl, log_rate = eager.elbo_autograd(*task.tensors[:3], _cell(task), task.tensors[5], task.cfg)
     if check:
         _checks.finite_result(_DIVERGED, recon=recon, state=log_rate)
     return recon, kl, log_rate
@@ -437,7 +424,8 @@ def _check_finite(tensors: Tensors) -> None:
 _TENSORS = "Tensor x, Tensor dictionary, Tensor log_sigma, Tensor log_bias, Tensor log_lr"
 _CONFIG = (
     "int steps, int n_inner, float beta_inner, float clamp_u, float clamp_du, str kl, bool single_draw, "
-    "str estimator, float temperature, int? n_arrivals, int step, int sample_offset"
+    "str estimator, float temperature, int? n_arrivals, int step, int sample_offset, "
+    "str cell, float clamp_xi, float clamp_dxi"
 )
 _FIELDS = len(RolloutConfig._fields)
 
@@ -505,7 +493,7 @@ def _elbo(*arguments: Any) -> eager.Trace:
 
 @_elbo.register_fake
 def _(*arguments: Any) -> eager.Trace:
-    (x, dictionary, *_), _, cfg = _split(arguments)
+    (x, dictionary, *_, log_rate), _, cfg = _split(arguments)
     batch, (pixels, neurons), window = x.shape[-2], dictionary.shape, arguments[7 + _FIELDS]
     kept = cfg.steps if window >= cfg.steps else 0
     updates, draws = kept * cfg.n_inner, (kept, cfg.n_inner + 1, batch)
@@ -513,8 +501,8 @@ def _(*arguments: Any) -> eager.Trace:
     return (
         x.new_empty((cfg.steps, batch)),
         x.new_empty((cfg.steps, batch)),
-        x.new_empty((batch, neurons)),
-        x.new_empty((states, batch, neurons)),
+        x.new_empty(log_rate.shape),
+        x.new_empty((states, *log_rate.shape)),
         x.new_empty((*draws, neurons)),
         x.new_empty((*draws, neurons)),
         x.new_empty((*draws, pixels)),

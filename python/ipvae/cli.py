@@ -33,7 +33,6 @@ MAX_RECORD_GIB = 8.0
 ENTRY_POINTS = "ipvae.commands"
 
 
-
 class Commands(TyperGroup):
     """The commands below, and those that installed packages offer as entry points of `ENTRY_POINTS`.
 

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import special
 from torch import Tensor
 
 import ipvae_kernels
 from ipvae_kernels import _native, philox
+from ipvae_kernels.rollout.op import RECORDS
 
 Problem = Callable[..., tuple[Tensor, Any]]
 
@@ -54,6 +56,11 @@ def _kl_shape(d: Tensor) -> Tensor:
     return torch.where(d.abs() < 0.7, series, 1 + torch.exp(d) * (d - 1))
 
 
+def _log_ratio_kl(d: Tensor) -> Tensor:
+    series = sum((2 * d) ** n / math.factorial(n) for n in range(2, 20)) / 2
+    return torch.where(d.abs() < 0.5, series, torch.expm1(2 * d) / 2 - d)
+
+
 # Function of csrc/common: reference in float64, inputs, largest error in ulp of the result, absolute error.
 # An error counts only where it is beyond both; the absolute one is for zeros of the function.
 ACCURACY: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float, float]] = {
@@ -65,6 +72,20 @@ ACCURACY: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float, float]] = {
     "sinpi": (lambda y: torch.sin(math.pi * y), _linear(-0.5, 0.5), 4.0, 0.0),
     "cospi": (lambda y: torch.cos(math.pi * y), _linear(-0.5, 0.5), 4.0, 2e-7),
     "kl_shape": (_kl_shape, torch.cat([_linear(-8.0, 8.0), _both_signs(-15, 1.0)]), 16.0, 0.0),
+    "log_ratio_kl": (_log_ratio_kl, torch.cat([_linear(-40.0, 40.0), _both_signs(-15, 1.0)]), 6.0, 0.0),
+    "tanh_clamp": (
+        lambda v: 7 * torch.tanh(v / 7),
+        torch.cat([_linear(-99.0, 99.0), _both_signs(-30, 1.0)]),
+        6.0,
+        0.0,
+    ),
+    "tanh_clamp_slope": (lambda v: torch.cosh(v / 7) ** -2, _linear(-99.0, 99.0), 48.0, 0.0),
+    "normal_quantile": (
+        lambda p: torch.from_numpy(special.ndtri(p.numpy())),
+        torch.cat([torch.logspace(-9.93, -0.302, 1_000_003), _linear(0.499, 0.5)]),
+        8.0,
+        0.0,
+    ),
 }
 
 
@@ -77,14 +98,19 @@ def test_accuracy(function: str, instruction_set: str) -> None:
     assert bool((error <= torch.clamp(ulps * spacing, min=absolute)).all())
 
 
-@pytest.mark.parametrize("function", ["exp", "expm1", "soft_clamp", "soft_clamp_slope", "kl_shape"])
+NAN_STAYS = sorted(ACCURACY.keys() - {"log", "sinpi", "cospi", "normal_quantile"})
+
+
+@pytest.mark.parametrize("function", NAN_STAYS)
 def test_nan_stays_nan(function: str, instruction_set: str) -> None:
     assert _evaluate(function, torch.full((7,), math.nan)).isnan().all()
 
 
-def test_infinities_of_the_soft_clamp(instruction_set: str) -> None:
-    values = _evaluate("soft_clamp", torch.tensor([torch.inf, 1e38, -torch.inf]))
-    assert values.tolist() == [10.0, 10.0, -torch.inf]
+def test_infinities_of_the_clamps(instruction_set: str) -> None:
+    far = torch.tensor([torch.inf, 1e38, -torch.inf])
+    assert _evaluate("soft_clamp", far).tolist() == [10.0, 10.0, -torch.inf]
+    assert _evaluate("tanh_clamp", far).tolist() == [7.0, 7.0, -7.0]
+    assert _evaluate("tanh_clamp_slope", far).max() < 1e-30
 
 
 def test_words_to_numbers(instruction_set: str) -> None:
@@ -98,6 +124,10 @@ def test_words_to_numbers(instruction_set: str) -> None:
     exponential = philox.exponential(words, torch.float64)
     error = (_evaluate("exponential", as_bits).double() - exponential).abs() / exponential
     assert error.max() < 4e-7
+    # In its centre a normal is known to the rounding of the uniform near 1/2.
+    normal = philox.normal(words, torch.float64)
+    error = (_evaluate("normal", as_bits).double() - normal).abs() / (normal.abs() + 0.25)
+    assert error.max() < 5e-7
 
 
 def test_philox_known_answers(instruction_set: str, shared: Callable[[str], Path]) -> None:
@@ -177,15 +207,62 @@ def test_gradients_equal_eager(instruction_set: str, problem: Problem) -> None:
             assert float((a - b).abs().max()) < 1e-4 * float(b.abs().max())
 
 
+def _error(ours: Tensor, reference: Tensor) -> float:
+    difference = (ours.double() - reference).abs().max() / (reference.abs().max() + 1e-12)
+    return float(difference.detach())
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+@pytest.mark.parametrize(
+    ("steps", "arguments"),
+    [(1, {}), (5, {}), (5, {"single_draw": True}), (4, {"n_inner": 2, "beta_inner": 0.6})],
+    ids=str,
+)
+@pytest.mark.parametrize("moving", [False, True], ids=["static", "moving"])
+def test_gaussian_rollout_is_as_accurate_as_eager(
+    moving: bool,
+    steps: int,
+    arguments: dict[str, Any],
+    activation: str,
+    instruction_set: str,
+    problem: Problem,
+) -> None:
+    """Records, losses and every gradient, against autograd in float64."""
+    results = []
+    for backend, dtype in (("native", torch.float32), ("eager", torch.float32), ("autograd", torch.float64)):
+        x, params = problem(
+            21, 33, 70, moving=steps if moving else 0, dtype=torch.float32, gaussian=activation
+        )
+        x, *tensors = (t.to(dtype).requires_grad_() for t in (x, *_parameters(params)))
+        params = ipvae_kernels.GaussianParams(*tensors, activation=activation)
+        shared = {"seed": 3, "backend": backend, **arguments}
+        state, records = ipvae_kernels.infer(x, params, steps, record=RECORDS, **shared)
+        result = ipvae_kernels.elbo(x, params, steps, beta=1.7, **shared)
+        weights = torch.linspace(-1, 1, result.state.log_rate.numel()).to(dtype)
+        total = result.loss + (result.state.log_rate.flatten() * weights).sum()
+        gradients = torch.autograd.grad(total, (x, *tensors))
+        results.append([state.log_rate, *records.values(), result.recon, result.kl, *gradients])
+    for ours, eager, exact in zip(*results, strict=True):
+        assert ours.shape == exact.shape
+        assert _error(ours, exact) <= 4 * _error(eager, exact) + 2e-6
+
+
+def _parameters(params: Any) -> list[Tensor]:
+    return [value for value in vars(params).values() if isinstance(value, Tensor)]
+
+
+@pytest.mark.parametrize("gaussian", ["", "relu"])
 @pytest.mark.parametrize("threads", [2, 3])
-def test_results_do_not_depend_on_threads(threads: int, instruction_set: str, problem: Problem) -> None:
+def test_results_do_not_depend_on_threads(
+    threads: int, gaussian: str, instruction_set: str, problem: Problem
+) -> None:
     before = torch.get_num_threads()
-    x, params = problem(37, 20, 140, dtype=torch.float32, grad=True)
+    x, params = problem(37, 20, 140, dtype=torch.float32, grad=True, gaussian=gaussian)
 
     def gradients(n: int) -> list[Tensor]:
         torch.set_num_threads(n)
         result = ipvae_kernels.elbo(x, params, 6, seed=1, temperature=0.3, backend="native")
-        tensors = (x, params.dictionary, params.log_sigma, params.log_bias, params.log_lr)
+        tensors = (x, *_parameters(params))
         return [result.loss, result.recon, result.kl, *torch.autograd.grad(result.loss, tensors)]
 
     try:

@@ -16,9 +16,9 @@ import torch
 from ipvae_kernels import replay
 
 FILES = {
-    "gaussian": 12,
-    "gaussian_inner2": 12,
-    "gaussian_relu": 12,
+    "gaussian": 24,
+    "gaussian_inner2": 24,
+    "gaussian_relu": 24,
     "poisson_estimators": 86,
     "poisson_hard_inner2_moving": 16,
     "poisson_hard_paper_size": 16,

@@ -16,20 +16,26 @@ import ipvae_kernels as ik
 from ipvae_kernels.philox import KIND_LOSS, KIND_UPDATE, Stream
 from ipvae_kernels.poisson import eager as poisson
 from ipvae_kernels.rollout import eager
-from ipvae_kernels.rollout.cells import poisson_kl
+from ipvae_kernels.rollout.cells import Draw, make_cell
 from ipvae_kernels.rollout.config import RolloutConfig
-from ipvae_kernels.update import eager as update
 
 Problem = Callable[..., tuple[Tensor, Any]]
 ESTIMATORS = [name for name in poisson.ESTIMATORS if name != "gumbel"]
-NAMES = ("x", "dictionary", "log_sigma", "log_bias", "log_lr", "log_rate_init")
+NAMES = ("x", "dictionary", "log_sigma", "log_bias", "log_lr", "initial state")
 
 
-def leaves(x: Tensor, params: ik.PoissonParams) -> list[Tensor]:
-    return [x, *(getattr(params, name) for name in NAMES[1:])]
+@pytest.fixture(params=["", "identity", "relu"], ids=["poisson", "gaussian", "gaussian_relu"])
+def gaussian(request: pytest.FixtureRequest) -> str:
+    """A kind of model, for ``problem(gaussian=...)``."""
+    kind: str = request.param
+    return kind
 
 
-def gradients(x: Tensor, params: ik.PoissonParams, result: ik.ElboResult) -> tuple[Tensor, ...]:
+def leaves(x: Tensor, params: Any) -> list[Tensor]:
+    return [x, *(value for value in vars(params).values() if isinstance(value, Tensor))]
+
+
+def gradients(x: Tensor, params: Any, result: ik.ElboResult) -> tuple[Tensor, ...]:
     """Of a random function of all that elbo returns: the three upstream gradients differ everywhere."""
     generator = torch.Generator().manual_seed(1)
     parts = [result.recon, result.kl, result.state.log_rate]
@@ -69,6 +75,29 @@ def test_backward_by_hand_is_that_of_autograd(
     assert_same(by_hand, by_autograd, 1e-10)
     if estimator != "hard":
         assert all(float(gradient.abs().max()) > 0 for gradient in by_hand)
+
+
+@pytest.mark.parametrize("moving", [False, True], ids=["static", "moving"])
+@pytest.mark.parametrize(("n_inner", "single_draw"), [(1, False), (2, False), (3, False), (1, True)])
+@pytest.mark.parametrize("kind", ["identity", "relu"])
+def test_gaussian_backward_by_hand_is_that_of_autograd(
+    kind: str, n_inner: int, single_draw: bool, moving: bool, problem: Problem
+) -> None:
+    """Clamps low enough to bend every update."""
+    steps = 4
+    x, params = problem(moving=steps if moving else 0, grad=True, gaussian=kind)
+    results = []
+    for backend in ("eager", "autograd"):
+        result = ik.elbo(
+            x, params, steps, beta=1.7, seed=5, n_inner=n_inner, beta_inner=0.6, clamp_u=(1.5, 0.8),
+            clamp_du=(1.2, 0.7), single_draw=single_draw, backend=backend,
+        )  # fmt: skip
+        results.append((result, gradients(x, params, result)))
+    (ours, by_hand), (reference, by_autograd) = results
+    torch.testing.assert_close(ours.recon, reference.recon, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.kl, reference.kl, rtol=1e-12, atol=1e-12)
+    assert_same(by_hand, by_autograd, 1e-10)
+    assert all(float(gradient.abs().max()) > 0 for gradient in by_hand)
 
 
 @pytest.mark.parametrize("n_arrivals", [None, 2])
@@ -112,7 +141,21 @@ CONFIGS = [
     {"estimator": "fini3"},
     {"estimator": "hard", "temperature": 0.0},
     {"n_arrivals": 2, "clamp_u": 3.0, "clamp_du": 2.5},
+    {"cell": "gaussian"},
+    {"cell": "gaussian_relu", "n_inner": 2, "beta_inner": 0.6},
+    {"cell": "gaussian_relu", "single_draw": True, "clamp_u": 1.5, "clamp_xi": 0.8, "clamp_dxi": 0.7},
 ]
+
+
+def case(
+    problem: Problem, cfg: RolloutConfig, moving: bool, dtype: torch.dtype
+) -> tuple[list[Tensor], Tensor]:
+    """x and the parameters for ``cfg``, and a state for each of 17 samples."""
+    gaussian = {"poisson": "", "gaussian": "identity", "gaussian_relu": "relu"}[cfg.cell]
+    x, params = problem(17, 13, 37, moving=cfg.steps if moving else 0, dtype=dtype, gaussian=gaussian)
+    *tensors, start = leaves(x, params)
+    shape = (*start.shape[:-1], 17, 37)
+    return tensors, (start.unsqueeze(-2) + 0.3 * torch.randn(shape)).to(dtype)
 
 
 @pytest.mark.parametrize("moving", [False, True], ids=["static", "moving"])
@@ -133,12 +176,11 @@ def test_every_number_of_the_trace_follows_from_the_others(
             **config,
         }
     )
-    x, params = problem(batch=17, pixels=13, neurons=37, moving=cfg.steps if moving else 0, dtype=dtype)
-    tensors = [params.dictionary, params.log_sigma, params.log_bias, params.log_lr]
-    log_rate = (params.log_rate_init + 0.3 * torch.randn(17, 37)).to(dtype)
-    trace = module.elbo(x, *tensors, log_rate, torch.tensor(4), cfg)
+    tensors, log_rate = case(problem, cfg, moving, dtype)
+    trace = module.elbo(*tensors, log_rate, torch.tensor(4), cfg)
     recon, kl, final, path, counts, slopes, errors, drives = (tensor.double() for tensor in trace)
-    x, dictionary, log_sigma, log_bias, log_lr = (tensor.double() for tensor in (x, *tensors))
+    x, dictionary, log_sigma, log_bias, log_lr = (tensor.double() for tensor in tensors)
+    cell = make_cell(log_bias, log_lr, poisson.PhiloxNoise(torch.tensor(4)), cfg)
     frames = (x if moving else x.expand(cfg.steps, *x.shape)).unsqueeze(1)
     tolerance = 1e-12 if dtype == torch.float64 else 3e-6
     n = cfg.n_inner
@@ -155,26 +197,24 @@ def test_every_number_of_the_trace_follows_from_the_others(
     weighted = errors[:, :n] / torch.exp(2 * log_sigma)
     close("drives", drives, (weighted @ dictionary).flatten(0, 1))
     for i in range(cfg.steps * n):
-        new = update.forward(
-            path[i], path[i - i % n], drives[i], log_bias, log_lr, cfg.leak, cfg.clamp_u, cfg.clamp_du
-        )
+        drawn = (counts[i // n, i % n], slopes[i // n, i % n])
+        new = cell.update(path[i], path[i - i % n], drives[i], Draw(drawn[0], *drawn))
         close(f"path {i + 1}", path[i + 1], new)
     close("recon", recon, eager.reconstruction_loss(errors[:, n], log_sigma))
-    close("kl", kl, poisson_kl(path[n::n], path[:-1:n], cfg.kl).sum(-1))
+    divergences = [cell.kl(*states).sum(-1) for states in zip(path[n::n], path[:-1:n], strict=True)]
+    close("kl", kl, torch.stack(divergences))
     for t, j in product(range(cfg.steps), range(n + 1)):
         stream = Stream(
             KIND_LOSS if j == n else KIND_UPDATE, j % n if j < n else 0, cfg.step + t, cfg.sample_offset
         )
         if cfg.single_draw and j < n:
             stream = Stream(KIND_LOSS, 0, cfg.step + t - 1, cfg.sample_offset)
-        noise = poisson.PhiloxNoise(torch.tensor(4))
-        expected = poisson.draw(
-            path[t * n + j].to(dtype), noise, stream, cfg.estimator, cfg.temperature, cfg.n_arrivals
-        )
-        share = 0.0 if dtype == torch.float64 else 2e-3  # draws within rounding of a threshold
-        close(f"counts {t} {j}", counts[t, j], expected[0].double(), share)
-        wrong = ~torch.isclose(slopes[t, j], expected[1].double(), rtol=1e-3, atol=1e-3)
-        assert float(wrong.double().mean()) <= (0.0 if dtype == torch.float64 else 2e-3)
+        expected = cell.draw(path[t * n + j].to(dtype), stream)
+        # Counts within rounding of a threshold; normals have none.
+        share = 2e-3 if dtype == torch.float32 and cfg.cell == "poisson" else 0.0
+        close(f"counts {t} {j}", counts[t, j], expected.code.double(), share)
+        wrong = ~torch.isclose(slopes[t, j], expected.memo.double(), rtol=1e-3, atol=1e-3)
+        assert float(wrong.double().mean()) <= share
 
 
 @pytest.mark.parametrize("moving", [False, True], ids=["static", "moving"])
@@ -185,9 +225,8 @@ def test_backward_of_the_same_trace(
     """A backend's backward of one trace against the eager one in float64: no random numbers take part."""
     module = eager if backend == "eager" else pytest.importorskip("ipvae_kernels.rollout.native")
     cfg = RolloutConfig(**{"steps": 4, "estimator": "cubic", "temperature": 0.1, "clamp_u": 4.0, **config})
-    x, params = problem(batch=17, pixels=13, neurons=37, moving=cfg.steps if moving else 0, dtype=dtype)
-    tensors = [x, params.dictionary, params.log_sigma, params.log_bias, params.log_lr]
-    trace = module.elbo(*tensors, params.log_rate_init.expand(17, 37).contiguous(), torch.tensor(4), cfg)
+    tensors, log_rate = case(problem, cfg, moving, dtype)
+    trace = module.elbo(*tensors, log_rate, torch.tensor(4), cfg)
     upstream = [torch.randn(part.shape, dtype=torch.float64).to(dtype) for part in trace[:3]]
     arguments = [*upstream, *tensors, *trace[3:]]
     ours = module.elbo_backward(*arguments, cfg)
@@ -234,8 +273,10 @@ def test_gradcheck_of_the_state_alone(config: dict[str, Any], problem: Problem) 
     assert torch.autograd.gradcheck(run, leaves(x, params), atol=1e-5, rtol=1e-4)
 
 
-def test_loss_is_the_documented_mean(problem: Problem, backend: str, dtype: torch.dtype) -> None:
-    x, params = problem(dtype=dtype)
+def test_loss_is_the_documented_mean(
+    gaussian: str, problem: Problem, backend: str, dtype: torch.dtype
+) -> None:
+    x, params = problem(dtype=dtype, gaussian=gaussian)
     result = ik.elbo(x, params, 3, beta=2.5, seed=1, backend=backend)
     assert result.recon.shape == result.kl.shape == (3, 3)
     expected = (result.recon + 2.5 * result.kl).mean() * 256 / 7
@@ -254,8 +295,10 @@ def test_a_static_input_is_a_constant_movie(problem: Problem, backend: str, dtyp
     torch.testing.assert_close(ours[0], reference[0].sum(0), rtol=1e-4, atol=1e-4)
 
 
-def test_batch_splits_are_bit_identical(problem: Problem, backend: str, dtype: torch.dtype) -> None:
-    x, params = problem(batch=7, dtype=dtype)
+def test_batch_splits_are_bit_identical(
+    gaussian: str, problem: Problem, backend: str, dtype: torch.dtype
+) -> None:
+    x, params = problem(batch=7, dtype=dtype, gaussian=gaussian)
     whole = ik.elbo(x, params, 3, seed=1, backend=backend)
     parts = [
         ik.elbo(x[a:b], params, 3, seed=1, sample_offset=a, backend=backend)
@@ -268,8 +311,10 @@ def test_batch_splits_are_bit_identical(problem: Problem, backend: str, dtype: t
     torch.testing.assert_close(torch.cat([part.kl for part in parts], 1), whole.kl, **tolerance)
 
 
-def test_continuing_from_a_state_is_bit_identical(problem: Problem, backend: str, dtype: torch.dtype) -> None:
-    x, params = problem(dtype=dtype)
+def test_continuing_from_a_state_is_bit_identical(
+    gaussian: str, problem: Problem, backend: str, dtype: torch.dtype
+) -> None:
+    x, params = problem(dtype=dtype, gaussian=gaussian)
     for single_draw in (False, True):
         whole = ik.elbo(x, params, 5, seed=1, single_draw=single_draw, backend=backend)
         first = ik.elbo(x, params, 2, seed=1, single_draw=single_draw, backend=backend)
@@ -278,9 +323,9 @@ def test_continuing_from_a_state_is_bit_identical(problem: Problem, backend: str
         assert torch.equal(second.state.log_rate, whole.state.log_rate)
 
 
-def test_gradient_reaches_the_state(problem: Problem) -> None:
-    x, params = problem()
-    start = torch.randn(3, 9, dtype=torch.float64, requires_grad=True)
+def test_gradient_reaches_the_state(gaussian: str, problem: Problem) -> None:
+    x, params = problem(gaussian=gaussian)
+    start = torch.randn(*((2,) if gaussian else ()), 3, 9, dtype=torch.float64, requires_grad=True)
     for backend in ("eager", "autograd"):
         result = ik.elbo(x, params, 2, state=ik.State(start, 4, 7, 3), backend=backend)
         (gradient,) = torch.autograd.grad(result.loss, start)
@@ -292,12 +337,12 @@ def test_gradient_reaches_the_state(problem: Problem) -> None:
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 5, 1), (2, 1, 6), (0, 4, 5)], ids=str)
 def test_smallest_sizes(
-    sizes: tuple[int, int, int], problem: Problem, backend: str, dtype: torch.dtype
+    sizes: tuple[int, int, int], gaussian: str, problem: Problem, backend: str, dtype: torch.dtype
 ) -> None:
-    x, params = problem(*sizes, dtype=dtype, grad=True)
+    x, params = problem(*sizes, dtype=dtype, grad=True, gaussian=gaussian)
     result = ik.elbo(x, params, 2, seed=1, backend=backend)
     assert result.recon.shape == (2, sizes[0])
-    assert result.state.log_rate.shape == (sizes[0], sizes[2])
+    assert result.state.log_rate.shape == (*((2,) if gaussian else ()), sizes[0], sizes[2])
     grads = gradients(x, params, result)
     assert [g.shape for g in grads] == [leaf.shape for leaf in leaves(x, params)]
     assert all(bool(torch.isfinite(g).all()) for g in grads)
@@ -313,7 +358,7 @@ def test_non_contiguous_inputs(problem: Problem, backend: str, dtype: torch.dtyp
     odd = ik.PoissonParams(
         params.dictionary.detach().T.contiguous().T.requires_grad_(),
         params.log_sigma.detach().repeat_interleave(2)[::2].requires_grad_(),
-        *(getattr(params, name).detach().clone().requires_grad_() for name in NAMES[3:]),
+        *(leaf.detach().clone().requires_grad_() for leaf in leaves(x, params)[3:]),
     )
     assert not odd_x.is_contiguous()
     assert not odd.dictionary.is_contiguous()
@@ -323,16 +368,16 @@ def test_non_contiguous_inputs(problem: Problem, backend: str, dtype: torch.dtyp
     assert_same(gradients(odd_x, odd, result), gradients(x, params, expected), 1e-5)
 
 
-def test_inputs_are_left_alone(problem: Problem, backend: str, dtype: torch.dtype) -> None:
-    x, params = problem(dtype=dtype, grad=True)
+def test_inputs_are_left_alone(gaussian: str, problem: Problem, backend: str, dtype: torch.dtype) -> None:
+    x, params = problem(dtype=dtype, grad=True, gaussian=gaussian)
     before = [leaf.detach().clone() for leaf in leaves(x, params)]
     ik.elbo(x, params, 3, seed=1, backend=backend).loss.backward()
     assert all(torch.equal(a, b) for a, b in zip(leaves(x, params), before, strict=True))
 
 
-def test_backward_twice(problem: Problem, backend: str, dtype: torch.dtype) -> None:
+def test_backward_twice(gaussian: str, problem: Problem, backend: str, dtype: torch.dtype) -> None:
     """Saved tensors are never overwritten."""
-    x, params = problem(dtype=dtype, grad=True)
+    x, params = problem(dtype=dtype, grad=True, gaussian=gaussian)
     loss = ik.elbo(x, params, 3, seed=1, backend=backend).loss
     first = torch.autograd.grad(loss, leaves(x, params), retain_graph=True)
     second = torch.autograd.grad(loss, leaves(x, params))
@@ -340,33 +385,40 @@ def test_backward_twice(problem: Problem, backend: str, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("name", ["eager", "native", "autograd"])
-def test_a_diverging_rollout_is_refused(name: str, problem: Problem) -> None:
+def test_a_diverging_rollout_is_refused(name: str, gaussian: str, problem: Problem) -> None:
     if ik.backends()[name] != "available":
         pytest.skip(ik.backends()[name])
-    x, params = problem(dtype=torch.float32)
+    x, params = problem(dtype=torch.float32, gaussian=gaussian)
     with pytest.raises(ValueError, match="not finite: the rollout left the range"):
         ik.elbo(x * 1e25, params, 2, seed=1, backend=name)
 
 
-@pytest.mark.parametrize("where", ["x", *NAMES[1:]])
+@pytest.mark.parametrize("where", NAMES)
 def test_not_finite_is_refused_and_nan_ends(
-    where: str, problem: Problem, backend: str, dtype: torch.dtype
+    where: str, gaussian: str, problem: Problem, backend: str, dtype: torch.dtype
 ) -> None:
-    x, params = problem(dtype=dtype)
-    (x if where == "x" else getattr(params, where)).view(-1)[0] = math.nan
-    name = {"log_rate_init": "initial state"}.get(where, where)
-    with pytest.raises(ValueError, match=f"{name}.*: expected finite values"):
+    x, params = problem(dtype=dtype, gaussian=gaussian)
+    leaves(x, params)[NAMES.index(where)].view(-1)[0] = math.nan
+    with pytest.raises(ValueError, match=f"{where}.*: expected finite values"):
         ik.elbo(x, params, 2, seed=1, backend=backend)
     result = ik.elbo(x, params, 2, seed=1, backend=backend, check=False)
     assert bool(torch.isnan(result.loss))
 
 
 def test_opcheck(problem: Problem, backend: str, dtype: torch.dtype) -> None:
-    x, params = problem(batch=2, dtype=dtype, grad=True)
-    tensors = [*leaves(x, params)[:-1], torch.zeros(2, 9, dtype=dtype, requires_grad=True)]
     seed = torch.tensor(3)
-    for config, window in [(CONFIGS[0], 2), (CONFIGS[1], 2), (CONFIGS[1], 1)]:
+    for config, window in [
+        (CONFIGS[0], 2),
+        (CONFIGS[1], 2),
+        (CONFIGS[1], 1),
+        (CONFIGS[-2], 2),
+        (CONFIGS[-2], 1),
+    ]:
         cfg = RolloutConfig(**{"steps": 2, "estimator": "cubic", "temperature": 0.3, **config})
+        gaussian = "relu" if cfg.cell == "gaussian_relu" else ""
+        x, params = problem(batch=2, dtype=dtype, grad=True, gaussian=gaussian)
+        *tensors, start = leaves(x, params)
+        tensors.append(start.detach().unsqueeze(-2).repeat_interleave(2, -2).requires_grad_())
         forward = torch.ops.ipvae_kernels.elbo.default
         torch.library.opcheck(forward, (*tensors, seed, *cfg, window, backend, True))
         with torch.no_grad():
@@ -378,11 +430,12 @@ def test_opcheck(problem: Problem, backend: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("gaussian", ["", "relu"])
 @pytest.mark.parametrize("config", [{}, {"n_inner": 2}, {"single_draw": True}, {"truncate": 5}])
 def test_checkpoints_change_no_value(
-    config: dict[str, Any], moving: bool, problem: Problem, backend: str, dtype: torch.dtype
+    config: dict[str, Any], gaussian: str, moving: bool, problem: Problem, backend: str, dtype: torch.dtype
 ) -> None:
-    x, params = problem(batch=6, moving=7 if moving else 0, dtype=dtype, grad=True)
+    x, params = problem(batch=6, moving=7 if moving else 0, dtype=dtype, grad=True, gaussian=gaussian)
     results = []
     for checkpoint in (7, 3, 1):
         result = ik.elbo(x, params, 7, seed=1, checkpoint=checkpoint, backend=backend, **config)
@@ -398,13 +451,16 @@ def test_checkpoints_change_no_value(
 
 
 @pytest.mark.parametrize("truncate", [None, 2])
-def test_compile_without_graph_breaks(truncate: int | None, problem: Problem, backend: str) -> None:
-    x, params = problem(dtype=torch.float32, grad=True)
+def test_compile_without_graph_breaks(
+    truncate: int | None, gaussian: str, problem: Problem, backend: str
+) -> None:
+    x, params = problem(dtype=torch.float32, grad=True, gaussian=gaussian)
 
-    def loss(x: Tensor, params: ik.PoissonParams, seed: Tensor) -> Tensor:
+    def loss(x: Tensor, params: Any, seed: Tensor) -> Tensor:
         return ik.elbo(x, params, 3, seed=seed, truncate=truncate, backend=backend).loss
 
     seed = torch.tensor(5)
+    torch.compiler.reset()  # or the cases of this test together reach the limit of recompilations
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     ours = torch.autograd.grad(compiled(x, params, seed), leaves(x, params))
     reference = torch.autograd.grad(loss(x, params, seed), leaves(x, params))
@@ -427,6 +483,8 @@ def test_gumbel_is_served_by_autograd(problem: Problem) -> None:
     assert all(float(g.abs().max()) > 0 for g in gradients(x, params, result))
     with pytest.raises(ik.BackendError, match="gumbel estimator is served by autograd alone"):
         ik.elbo(x, params, 2, estimator="gumbel", backend="native")
+    x, params = problem(gaussian="relu", dtype=torch.float32)  # which draws no counts
+    ik.elbo(x, params, 2, estimator="gumbel", backend="native")
 
 
 BAD = [

@@ -19,15 +19,19 @@ from ipvae_kernels.rollout.op import RECORDS
 Problem = Callable[..., tuple[Tensor, Any]]
 
 
-@pytest.fixture(params=["poisson eager", "poisson native", "gaussian identity", "gaussian relu"])
+@pytest.fixture(
+    params=[
+        *(f"{kind} {name}" for kind in ("poisson", "identity", "relu") for name in ("eager", "native")),
+        "relu autograd",
+    ]
+)
 def model(request: pytest.FixtureRequest) -> tuple[str, str, torch.dtype]:
     """A kind of model (for ``problem(gaussian=...)``), a backend that serves it, and a dtype."""
-    family, variant = request.param.split()
-    if family == "gaussian":
-        return variant, "auto", torch.float64
-    if ik.backends()[variant] != "available":
-        pytest.skip(ik.backends()[variant])
-    return "", variant, torch.float64 if variant == "eager" else torch.float32
+    kind, backend = request.param.split()
+    if ik.backends()[backend] != "available":
+        pytest.skip(ik.backends()[backend])
+    dtype = torch.float32 if backend == "native" else torch.float64
+    return "" if kind == "poisson" else kind, backend, dtype
 
 
 @pytest.mark.parametrize("moving", [False, True], ids=["static", "moving"])
@@ -287,18 +291,14 @@ def test_nan_ends_and_is_refused(model: tuple[str, str, torch.dtype], problem: P
         torch.testing.assert_close(state[..., row, :], clean[..., row, :], rtol=1e-5, atol=1e-5)
 
 
-def test_opcheck(problem: Problem, backend: str, dtype: torch.dtype) -> None:
-    x, params = problem(moving=4, dtype=dtype)
-    tensors = [
-        x,
-        params.dictionary,
-        params.log_sigma,
-        params.log_bias,
-        params.log_lr,
-        torch.zeros(3, 9, dtype=dtype),
-    ]
+@pytest.mark.parametrize("cell", ["poisson", "gaussian"])
+def test_opcheck(cell: str, problem: Problem, backend: str, dtype: torch.dtype) -> None:
+    gaussian = "identity" if cell == "gaussian" else ""
+    x, params = problem(moving=4, dtype=dtype, gaussian=gaussian)
+    tensors = [x, params.dictionary, params.log_sigma, params.log_bias, params.log_lr]
+    tensors.append(torch.zeros(*((2,) if gaussian else ()), 3, 9, dtype=dtype))
     for record, every in [("", 1), (",".join(RECORDS), 3), ("kl", 1)]:
-        cfg = eager.RolloutConfig(4, step=3)
+        cfg = eager.RolloutConfig(4, step=3, cell=cell)
         torch.library.opcheck(
             torch.ops.ipvae_kernels.infer.default,
             (*tensors, torch.tensor(3), *cfg, record, every, backend, True),
@@ -342,13 +342,6 @@ def test_gaussian_gradients(kind: str, n_inner: int, single_draw: bool, problem:
 
     # The normals are held constant in the update, which finite differences see too: the noise is fixed.
     assert torch.autograd.gradcheck(run, tensors, atol=1e-5, rtol=1e-4)
-
-
-def test_gaussian_models_are_not_served_by_native(problem: Problem) -> None:
-    x, params = problem(gaussian="relu")
-    for function in (ik.infer, ik.elbo):
-        with pytest.raises(ik.BackendError, match="Gaussian models are served by autograd alone"):
-            function(x, params, 2, backend="native")
 
 
 def test_gaussian_clamps_come_in_pairs(problem: Problem) -> None:
