@@ -1,15 +1,19 @@
 # make demo   environment, build, install, then train and look at an iP-VAE on natural images
 # make test   the same environment with the development tools; lint, types and tests
+# make bench-quick   time the kernels against plain PyTorch: under two minutes
+# make bench         the same cases through pytest-benchmark, with torch.compile and JAX; CASES=infer for others
 # make clean  remove what the above made
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
-SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc ipvae_kernels python -type f \
+SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc ipvae_kernels python bench -type f \
              \( -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: demo test lint clean
+CASES ?= quick
+
+.PHONY: demo test lint bench bench-quick clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ipvae demo --out demo
@@ -21,6 +25,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+bench-quick: $(VENV)/.installed
+	$(BIN)/ipvae bench --suite quick
+
+bench: $(VENV)/.bench
+	$(BIN)/pytest --pyargs ipvae_bench.test_bench --benchmark-only --benchmark-group-by=param:case -k "$(CASES)"
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -31,6 +41,10 @@ $(VENV)/.installed: $(BIN)/python $(SOURCES)
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) '.[train,dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(PIP) '.[train,bench]'
 	@touch $@
 
 clean:

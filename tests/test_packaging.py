@@ -30,10 +30,11 @@ def test_one_version(distribution: metadata.Distribution) -> None:
 
 def test_every_source_file_is_installed(distribution: metadata.Distribution) -> None:
     installed = {str(path) for path in distribution.files or ()}
-    for folder, package in ((ROOT / "ipvae_kernels", "ipvae_kernels"), (ROOT / "python" / "ipvae", "ipvae")):
-        for path in folder.rglob("*"):
+    folders = {"ipvae_kernels": "ipvae_kernels", "ipvae": "python/ipvae", "ipvae_bench": "bench"}
+    for package, folder in folders.items():
+        for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".pyi") or path.name == "py.typed":
-                assert str(Path(package) / path.relative_to(folder)) in installed
+                assert str(Path(package) / path.relative_to(ROOT / folder)) in installed
 
 
 def test_the_compiled_module_is_installed(distribution: metadata.Distribution) -> None:
@@ -44,8 +45,9 @@ def test_the_compiled_module_is_installed(distribution: metadata.Distribution) -
 
 
 def test_entry_point(distribution: metadata.Distribution) -> None:
-    (script,) = [entry for entry in distribution.entry_points if entry.name == "ipvae"]
-    assert callable(script.load())
+    entries = {entry.name: entry for entry in distribution.entry_points}
+    assert set(entries) == {"ipvae", "bench"}
+    assert all(callable(entry.load()) for entry in entries.values())
 
 
 def test_the_stub_names_what_the_compiled_module_has() -> None:

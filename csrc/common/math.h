@@ -29,9 +29,10 @@ template <class F> IPVAE_HD ExpPair<F> exp_pair(F x) {
     x = max_keep_nan(min_keep_nan(x, splat<F>(89.f)), splat<F>(-104.f));
     F n = (x * log2e + round_magic) - round_magic;
     F r = (x - n * ln2_hi) - n * ln2_lo;
-    F p = ((((1.99156231e-4f * r + 1.39420456e-3f) * r + 8.33327044e-3f) * r + 4.16663438e-2f) * r + 0.166666672f) * r
-          + 0.5f;
-    F em1 = r + r * r * p;
+    // In pairs (Estrin): the shorter chain lets more of them overlap.
+    F r2 = r * r;
+    F p = ((1.99156231e-4f * r + 1.39420456e-3f) * r2 + (8.33327044e-3f * r + 4.16663438e-2f)) * r2 + (0.166666672f * r + 0.5f);
+    F em1 = r + r2 * p;
     F scale = times_power_of_two(splat<F>(1.f), n);
     ExpPair<F> out;
     out.exp = times_power_of_two(em1 + 1.f, n);

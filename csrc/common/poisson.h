@@ -15,23 +15,18 @@ constexpr float kNaN = NAN;
 
 template <class F> IPVAE_HD F rate_of(F log_rate) { return exp(log_rate) + kRateFloor; }
 
-// P(count >= 1), what a first word is compared with.
-template <class F> IPVAE_HD F spiking_probability(F rate) { return -expm1(-rate); }
-
 // Inversion on the survival side for rates below kInversionMax: the count is the number of k >= 0 with v < P(Z > k). A
 // search stands at `count`, with p = P(Z = count) and survival = P(Z > count).
 template <class F> struct Inversion {
     F v, rate, p, survival, count;
 };
 
-// The search after v < P(Z > 0) was found true.
 template <class F> IPVAE_HD Inversion<F> start_inversion(F v, F rate) {
     ExpPair<F> e = exp_pair(-rate);
-    F p = e.exp * rate;
-    return {v, rate, p, -e.expm1 - p, rate - rate + 1.f};
+    return {v, rate, e.exp, -e.expm1, rate - rate};  // 0, or NaN
 }
 
-// Whether the count is k or more, k = 2, 3, ...: the next step of the search.
+// From a count of k - 1 on to k, where it is at least that.
 template <class F> IPVAE_HD void advance(Inversion<F>& s, float inverse_k) {
     s.count = s.v < s.survival ? s.count + 1.f : s.count;
     s.p = s.p * (s.rate * inverse_k);
@@ -39,10 +34,8 @@ template <class F> IPVAE_HD void advance(Inversion<F>& s, float inverse_k) {
 }
 
 IPVAE_HD float count_by_inversion(float rate, uint32_t word) {
-    float v = uniform<float>(word);
-    if (!(v < spiking_probability(rate))) return rate - rate;  // 0, or NaN
-    Inversion<float> search = start_inversion(v, rate);
-    for (int k = 2; k <= kInversionSteps && v < search.survival; ++k) advance(search, 1.f / static_cast<float>(k));
+    Inversion<float> search = start_inversion(uniform<float>(word), rate);
+    for (int k = 1; k <= kInversionSteps && search.v < search.survival; ++k) advance(search, 1.f / static_cast<float>(k));
     return search.count;
 }
 

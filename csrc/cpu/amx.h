@@ -1,12 +1,13 @@
 // Matrix products on AMX tiles, at float32's accuracy.
 //
-// A float is the sum of three bfloat16 pieces, high + middle + low, to 2^-24. B is packed in all three. A row of A has as
-// many as it needs: counts up to 256 are one piece, and then a product costs three tile products instead of six (high x
-// high, high x middle, middle x high, high x low, middle x middle, low x high; what is left out is below 2^-24). Pieces
-// that are zero add nothing, so the number of pieces changes no bit, and neither do the rows that share a tile.
+// A float is the sum of three bfloat16 pieces, high + middle + low, to 2^-24. B is packed in all three. So is A, unless the
+// first is all of it, as for counts up to 256: then a product costs three tile products instead of six (high x high, high x
+// middle, middle x high, high x low, middle x middle, low x high; what is left out is below 2^-24). Pieces that are zero
+// add nothing, so the number of pieces changes no bit, and neither do the rows that share a tile.
 //
-// Floors at K 512, M 256 and 32 rows: counts times dictionary 24 tile products of 16 cycles per 32 x 32 outputs and 32
-// columns, 768 cycles a row, against 4,096 of fused multiply-adds; 32 bytes a cycle of B from the L2 cache.
+// Floors at K 512, M 256: a tile product takes 16 cycles whatever its rows, which makes 768 cycles a row of counts and 1,536
+// of any other in tiles of 32 rows, with 32 bytes a cycle of B from the L2 cache. Measured on Granite Rapids: 967 and
+// 1,717, the split of the row 90 and 180 more; fused multiply-adds 4,450. Fetching B ahead by hand gave nothing.
 #pragma once
 
 #include "rows.h"
@@ -21,34 +22,65 @@ constexpr int kPairColumns = 32;                     // columns of two B tiles s
 
 IPVAE_HD int64_t tile_padded(int64_t depth) { return (depth + kTileDepth - 1) / kTileDepth * kTileDepth; }
 
-// The bfloat16 nearest to v, as a float, for finite v.
-IPVAE_HD vf nearest_bf16(vf v) {
-    vu u = bits(v);
-    return from_bits((u + 0x7FFFu + ((u >> 16) & 1u)) & 0xFFFF0000u);
+// Calls store(piece, 32 bfloat16) with the three pieces of `first` (lower half) and `second`.
+template <class Store> IPVAE_HD void split_pair(vf first, vf second, Store store) {
+#pragma GCC unroll 3
+    for (int piece = 0; piece < kPieces; ++piece) {
+        __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+        store(piece, both);
+        first = first - (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(both)), 16);
+        second = second - (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1)), 16);
+    }
 }
 
 // ---- B: packed [n / 32][depth / 32][piece][2 tiles][16 pairs of depths][16 columns][2] ----------------------------
 
 inline int64_t panel_floats(int64_t depth) { return kPanel * tile_padded(depth) * kPieces / 2; }
 
-// One panel of 64 columns from float rows [depth, 64].
-inline void pack_pieces(const float* rows, int64_t depth, uint16_t* packed) {
-    int64_t blocks = tile_padded(depth) / kTileDepth;
-    for (int half = 0; half < kPanel / kPairColumns; ++half)
-        for (int64_t block = 0; block < blocks; ++block)
-            for (int tile = 0; tile < 2; ++tile)
-                for (int pair = 0; pair < 16; ++pair) {
-                    int64_t d = block * kTileDepth + 2 * pair;
-                    const float* from = rows + d * kPanel + half * kPairColumns + tile * 16;
-                    vf even = d < depth ? load(from) : vf{}, odd = d + 1 < depth ? load(from + kPanel) : vf{};
-                    for (int piece = 0; piece < kPieces; ++piece) {
-                        vf e = nearest_bf16(even), o = nearest_bf16(odd);
-                        uint16_t* to = packed + (((half * blocks + block) * kPieces + piece) * 2 + tile) * kTileSize + pair * 32;
-                        *(vi_unaligned*)to = (vi)(bits(e) >> 16 | bits(o));
-                        even = even - e;
-                        odd = odd - o;
-                    }
-                }
+// One tile of B from 16 rows of 32: `tile` points to its first piece, the others follow two tiles apart. Column c of the
+// tile is row c; a row's neighbours are the pairs of depths, so what is split is transposed as 32-bit words.
+inline void pack_tile_transposed(const float* rows, int64_t row, int64_t n_rows, int64_t depth, uint16_t* tile) {
+    alignas(64) uint32_t pairs[kPieces][16][16] = {};
+    for (int c = 0; c < 16 && c < n_rows; ++c) {
+        vf first = load_part(rows + c * row, depth), second = depth > kWidth ? load_part(rows + c * row + kWidth, depth - kWidth) : vf{};
+        split_pair(first, second, [&](int piece, __m512i both) __attribute__((always_inline)) {
+            _mm512_store_si512(pairs[piece][c], both);
+        });
+    }
+    for (int piece = 0; piece < kPieces; ++piece) {
+        uint32_t* to = (uint32_t*)(tile + piece * 2 * kTileSize);
+        for (int pair = 0; pair < 16; ++pair)
+            for (int c = 0; c < 16; ++c) to[pair * 16 + c] = pairs[piece][c][pair];
+    }
+}
+
+// One tile of B from 32 rows of 16.
+inline void pack_tile(const float* rows, int64_t row, int64_t n_rows, int64_t width, uint16_t* tile) {
+    alignas(64) uint16_t interleaved[32];
+    for (int i = 0; i < 32; ++i) interleaved[i] = (uint16_t)(i / 2 + i % 2 * 16);
+    __m512i order = _mm512_load_si512(interleaved);
+    for (int pair = 0; pair < 16; ++pair) {
+        const float* from = rows + 2 * pair * row;
+        vf even = 2 * pair < n_rows ? load_part(from, width) : vf{};
+        vf odd = 2 * pair + 1 < n_rows ? load_part(from + row, width) : vf{};
+        split_pair(even, odd, [&](int piece, __m512i both) __attribute__((always_inline)) {
+            _mm512_storeu_si512(tile + piece * 2 * kTileSize + pair * 32, _mm512_permutexvar_epi16(order, both));
+        });
+    }
+}
+
+// Panel p of B [depth, n], which lies in memory as it is or, transposed, as [n, depth].
+inline void pack_panel(const float* matrix, int64_t depth, int64_t n, bool transposed, int64_t p, float* packed) {
+    uint16_t* to = (uint16_t*)packed;
+    for (int64_t pair = p * kPanel; pair < (p + 1) * kPanel; pair += kPairColumns)
+        for (int64_t d = 0; d < depth; d += kTileDepth, to += kPieces * 2 * kTileSize)
+            for (int tile = 0; tile < 2; ++tile) {
+                int64_t column = pair + tile * 16;
+                if (transposed)
+                    pack_tile_transposed(matrix + column * depth + d, depth, n - column, depth - d, to + tile * kTileSize);
+                else
+                    pack_tile(matrix + d * n + column, n, depth - d, n - column, to + tile * kTileSize);
+            }
 }
 
 // ---- A: pieces [piece][depth / 32][2 tiles][16 rows][32] ----------------------------------------------------------
@@ -59,23 +91,35 @@ struct ProductScratch {
 inline int64_t product_scratch(int64_t depth) { return kTileRows * tile_padded(depth) * kPieces / 2; }
 inline ProductScratch product_scratch_at(float* memory) { return {(uint16_t*)memory}; }
 
-// Returns how many pieces are not zero everywhere. A's rows are zero up to padded(depth).
-inline int split_rows(int rows, const float* a, int64_t a_row, int64_t depth, uint16_t* pieces) {
-    int64_t dp = tile_padded(depth), piece_size = kTileRows * dp;
-    __m512i middle = _mm512_setzero_si512(), low = middle;
+IPVAE_HD uint16_t* piece_at(uint16_t* pieces, int r, int64_t d) {
+    return pieces + (d / kTileDepth * 2 + r / 16) * kTileSize + r % 16 * kTileDepth;
+}
+
+// The first pieces of rows that need no others, such as counts up to 256: the upper halves of the floats. Returns whether
+// the lower halves were zero.
+inline bool split_exact(int rows, const float* a, int64_t a_row, int64_t dp, uint16_t* pieces) {
+    alignas(64) uint16_t upper_halves[32];
+    for (int i = 0; i < 32; ++i) upper_halves[i] = (uint16_t)(2 * i + 1);
+    __m512i upper = _mm512_load_si512(upper_halves), seen = _mm512_setzero_si512();
     for (int r = 0; r < rows; ++r)
-        for (int64_t d = 0; d < dp; d += kWidth) {
-            vf v = load(a + r * a_row + d);
-            uint16_t* to = pieces + (d / kTileDepth * 2 + r / 16) * kTileSize + r % 16 * kTileDepth + d % kTileDepth;
-            vf h = nearest_bf16(v), rest = v - h, m = nearest_bf16(rest), l = nearest_bf16(rest - m);
-            vf of[kPieces] = {h, m, l};
-            for (int p = 0; p < kPieces; ++p)
-                _mm256_storeu_si256((__m256i*)(to + p * piece_size),
-                                    _mm512_cvtepi32_epi16((__m512i)(bits(of[p]) >> 16)));
-            middle = _mm512_or_si512(middle, (__m512i)bits(m));
-            low = _mm512_or_si512(low, (__m512i)bits(l));
+        for (int64_t d = 0; d < dp; d += kTileDepth) {
+            __m512i first = (__m512i)load(a + r * a_row + d), second = (__m512i)load(a + r * a_row + d + kWidth);
+            _mm512_storeu_si512(piece_at(pieces, r, d), _mm512_permutex2var_epi16(first, upper, second));
+            seen = _mm512_or_si512(seen, _mm512_or_si512(first, second));
         }
-    return _mm512_test_epi32_mask(low, low) ? 3 : _mm512_test_epi32_mask(middle, middle) ? 2 : 1;
+    return _mm512_test_epi32_mask(seen, _mm512_set1_epi32(0xFFFF)) == 0;
+}
+
+// All three pieces of any rows.
+inline void split_rows(int rows, const float* a, int64_t a_row, int64_t dp, uint16_t* pieces) {
+    for (int r = 0; r < rows; ++r)
+        for (int64_t d = 0; d < dp; d += kTileDepth) {
+            uint16_t* to = piece_at(pieces, r, d);
+            split_pair(load(a + r * a_row + d), load(a + r * a_row + d + kWidth),
+                       [&](int piece, __m512i both) __attribute__((always_inline)) {
+                           _mm512_storeu_si512(to + piece * kTileRows * dp, both);
+                       });
+        }
 }
 
 // ---- products -----------------------------------------------------------------------------------------------------
@@ -134,7 +178,6 @@ template <bool kTwo> inline void pair_product(int a_pieces, const uint16_t* a, i
         load_a(1, d);
         multiply(1);
         multiply(0);
-        if (a_pieces == 2) continue;
         load_a(2, d);
         multiply(0);
     }
@@ -149,7 +192,8 @@ template <bool kTwo> inline void pair_product(int a_pieces, const uint16_t* a, i
 inline void product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t n, float* c,
                     int64_t c_row, const ProductScratch& scratch) {
     int64_t dp = tile_padded(depth);
-    int pieces = split_rows(rows, a, a_row, depth, scratch.pieces);
+    int pieces = split_exact(rows, a, a_row, dp, scratch.pieces) ? 1 : kPieces;
+    if (pieces > 1) split_rows(rows, a, a_row, dp, scratch.pieces);
     const uint16_t* packed = (const uint16_t*)b;
     for (int64_t at = 0; at < n; at += kPairColumns, packed += kPieces * kPairColumns * dp) {
         if (rows > 16)

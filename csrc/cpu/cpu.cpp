@@ -2,8 +2,6 @@
 
 #include <atomic>
 #include <cmath>
-#include <memory>
-#include <new>
 #include <stdexcept>
 
 #if defined(IPVAE_AMX)
@@ -12,6 +10,7 @@
 #include <unistd.h>
 #endif
 
+#include "buffers.h"
 #include "parallel.h"
 
 namespace ipvae {
@@ -36,6 +35,7 @@ bool amx_granted() {
     constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile)) != (kBf16 | kTile)) return false;
     constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5)) return false;  // AVX512_BF16
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 #endif
@@ -63,22 +63,11 @@ std::atomic<const Kernels*>& current() {
     return kernels;
 }
 
-struct Aligned {
-    void operator()(float* p) const { ::operator delete[](p, std::align_val_t(64)); }
-};
-using Buffer = std::unique_ptr<float[], Aligned>;
-
-// 64-byte aligned; at least one vector longer than asked, so that a full vector can be read at any element.
-Buffer allocate(int64_t n) {
-    return Buffer(static_cast<float*>(::operator new[]((n + 64) * sizeof(float), std::align_val_t(64))));
-}
-
 Buffer packed(const Kernels& k, const float* matrix, int64_t depth, int64_t n, bool transposed, int64_t n_threads) {
     int64_t panels = (n + k.panel - 1) / k.panel;
     Buffer buffer = allocate(panels * k.panel_floats(depth));
     parallel(panels, n_threads, [&](int64_t begin, int64_t end) {
-        Buffer scratch = allocate(k.pack_scratch(depth));
-        k.pack(matrix, depth, n, transposed, buffer.get(), begin, end, scratch.get());
+        k.pack(matrix, depth, n, transposed, buffer.get(), begin, end);
     });
     return buffer;
 }

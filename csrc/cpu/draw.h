@@ -52,21 +52,30 @@ IPVAE_HD void first_words(const Stream& stream, uint32_t first, vu out[4]) {
     transpose(shared_words(stream, group_of_lane() + (first >> 2)), out);
 }
 
+constexpr int kLevels = 3;      // counts up to this are decided by comparing the first word with P(Z > 0), P(Z > 1), ...
+constexpr float kAlways = 2.f;  // in place of such a probability where inversion does not serve
+
 // What the draws from one row of log rates have in common; a step's fresh draw and the next update's share it.
 struct Rates {
-    float* rate;     // [n_padded]
-    float* spiking;  // [n_padded] P(count >= 1), or kAlways where inversion does not serve; for hard counts only
+    float* rate;      // [n_padded]
+    float* survival;  // [kLevels, n_padded], for hard counts only
+    static constexpr int arrays = 1 + kLevels;
 };
-constexpr float kAlways = 2.f;
 
-IPVAE_HD void store_rates(const Rates& rates, int64_t at, vf rate, bool hard) {
+IPVAE_HD void store_rates(const Rates& rates, int64_t at, int64_t n_padded, vf rate, bool hard) {
     store(rates.rate + at, rate);
     if (!hard) return;
-    store(rates.spiking + at, rate < splat<vf>(kInversionMax) ? spiking_probability(rate) : splat<vf>(kAlways));
+    vi large = !(rate < splat<vf>(kInversionMax));
+    Inversion<vf> search = start_inversion(vf{}, rate);
+#pragma GCC unroll 3
+    for (int k = 0; k < kLevels; ++k) {
+        if (k) advance(search, 1.f / static_cast<float>(k));
+        store(rates.survival + k * n_padded + at, large ? splat<vf>(kAlways) : search.survival);
+    }
 }
 
 inline void rates_of(const float* u, int64_t n_padded, bool hard, const Rates& rates) {
-    for (int64_t k = 0; k < n_padded; k += kWidth) store_rates(rates, k, rate_of(load(u + k)), hard);
+    for (int64_t k = 0; k < n_padded; k += kWidth) store_rates(rates, k, n_padded, rate_of(load(u + k)), hard);
 }
 
 // ---- hard counts --------------------------------------------------------------------------------------------------
@@ -100,9 +109,10 @@ template <bool kStart> inline int64_t search(const SearchList& list, int64_t n, 
         Inversion<vf> s[kSideBySide];
         for (int j = 0; j < kSideBySide; ++j) {
             int64_t at = i + j * kWidth;
-            if constexpr (kStart)
+            if constexpr (kStart) {
                 s[j] = start_inversion(load(list.v + at), load(list.rate + at));
-            else
+                for (int k = 1; k <= kLevels; ++k) advance(s[j], 1.f / static_cast<float>(k));
+            } else
                 s[j] = {load(list.v + at), load(list.rate + at), load(list.p + at), load(list.survival + at),
                         load(list.count + at)};
         }
@@ -146,20 +156,30 @@ inline void draw_large(const Rates& rates, const int32_t* listed, int64_t n, con
 inline void draw_hard(const Rates& rates, float* counts, uint32_t first, int64_t n_padded, const Stream& stream,
                       float* scratch) {
     SearchList list = search_list(scratch, n_padded);
-    memset(counts, 0, n_padded * sizeof(float));
     int64_t n = 0, n_large = 0;
+    vf one = splat<vf>(1.f), zero{};
+    float* uniforms = counts;  // until the count takes the place
     for (int64_t k = 0; k < n_padded; k += kGroup) {
         vu words[4];
         first_words(stream, first + (uint32_t)k, words);
+        for (int j = 0; j < 4; ++j) store(uniforms + k + j * kWidth, uniform<vf>(words[j]));
+    }
+    for (int64_t k = 0; k < n_padded; k += kGroup) {
         for (int j = 0; j < 4; ++j) {
             int64_t at = k + j * kWidth;
-            vf v = uniform<vf>(words[j]), spiking = load(rates.spiking + at);
+            vf v = load(uniforms + at), count{};
+            for (int level = 0; level < kLevels; ++level)
+                count = count + (v < load(rates.survival + level * n_padded + at) ? one : zero);
+            store(counts + at, count);
+            vf last = load(rates.survival + (kLevels - 1) * n_padded + at);
+            uint32_t lanes = lanes_below(v, last);
+            if (!lanes) continue;
             vi neuron = lane_numbers() + (int32_t)at;
-            uint32_t lanes = lanes_below(v, spiking), large = lanes_below(splat<vf>(1.f), spiking);
+            uint32_t large = lanes_below(one, last);
             if (__builtin_expect(large != 0, 0)) {
                 pack_lanes(list.large + n_large, neuron, large);
                 n_large += __builtin_popcount(large);
-                v = spiking > splat<vf>(1.f) ? splat<vf>(kAlways) : v;
+                v = last > one ? splat<vf>(kAlways) : v;
             }
             pack_lanes(list.neuron + n, neuron, lanes);
             pack_lanes(list.v + n, v, lanes);
@@ -168,10 +188,10 @@ inline void draw_hard(const Rates& rates, float* counts, uint32_t first, int64_t
         }
     }
     end_list(list, n);
-    // Most searches are short: the rest is packed again after counts of 4 and 8.
-    n = search<true>(list, n, 2, 4, counts);
-    n = search<false>(list, n, 5, 8, counts);
-    search<false>(list, n, 9, kInversionSteps, counts);
+    // Most searches are short: the rest is packed again after counts of 6 and 10.
+    n = search<true>(list, n, kLevels + 1, 6, counts);
+    n = search<false>(list, n, 7, 10, counts);
+    search<false>(list, n, 11, kInversionSteps, counts);
     draw_large(rates, list.large, n_large, stream, first, counts);
 }
 

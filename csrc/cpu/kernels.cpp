@@ -9,12 +9,12 @@ IPVAE_BEGIN
 
 // ---- poisson ------------------------------------------------------------------------------------------------------
 
-static int64_t poisson_scratch() { return 5 * kPoissonChunk + draw_scratch(kPoissonChunk); }
+static int64_t poisson_scratch() { return (3 + Rates::arrays) * kPoissonChunk + draw_scratch(kPoissonChunk); }
 
 static void poisson(const PoissonArgs& a, int64_t begin, int64_t end, float* memory) {
     Scratch scratch{memory};
     float *u = scratch.take(kPoissonChunk), *counts = scratch.take(kPoissonChunk), *slopes = scratch.take(kPoissonChunk);
-    Rates rates{scratch.take(kPoissonChunk), scratch.take(kPoissonChunk)};
+    Rates rates{scratch.take(kPoissonChunk), scratch.take(kLevels * kPoissonChunk)};
     DrawOptions options{(Estimator)a.estimator, a.temperature, a.n_arrivals};
     int64_t chunks = (a.n_latents + kPoissonChunk - 1) / kPoissonChunk;
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -71,29 +71,9 @@ static void update_grad(const UpdateGradArgs& g, int64_t begin, int64_t end) {
 
 // ---- rollout ------------------------------------------------------------------------------------------------------
 
-#if defined(__AMX_BF16__)
-static int64_t pack_scratch(int64_t depth) { return kPanel * depth; }
-#else
-static int64_t pack_scratch(int64_t) { return 0; }
-#endif
-
 static void pack(const float* matrix, int64_t depth, int64_t n, bool transposed, float* packed, int64_t begin,
-                 int64_t end, float* scratch) {
-    for (int64_t p = begin; p < end; ++p) {
-        float* to = packed + p * panel_floats(depth);
-#if defined(__AMX_BF16__)
-        float* panel = scratch;
-#else
-        float* panel = to;
-#endif
-        if (transposed)
-            pack_panel_transposed(matrix, depth, depth, n, p * kPanel, panel);
-        else
-            pack_panel(matrix, n, depth, n, p * kPanel, panel);
-#if defined(__AMX_BF16__)
-        pack_pieces(panel, depth, (uint16_t*)to);
-#endif
-    }
+                 int64_t end) {
+    for (int64_t p = begin; p < end; ++p) pack_panel(matrix, depth, n, transposed, p, packed + p * panel_floats(depth));
 }
 
 static int64_t rollout_scratch(const RolloutArgs& a) {
@@ -171,7 +151,7 @@ static void known_philox(const uint32_t* counter, const uint32_t* key, int round
 extern const Kernels kernels;
 const Kernels kernels = {
     IPVAE_STRING(IPVAE_TARGET), kPanel, poisson_scratch, poisson, update, update_grad, panel_floats,
-    pack_scratch, pack, rollout_scratch, rollout, rollout_grad_scratch, rollout_grad, grad_product_scratch,
+    pack, rollout_scratch, rollout, rollout_grad_scratch, rollout_grad, grad_product_scratch,
     dictionary_grad_panels, all_finite, evaluate, known_philox,
 };
 

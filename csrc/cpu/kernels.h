@@ -101,9 +101,8 @@ struct Kernels {
     void (*update)(const UpdateArgs&, int64_t begin, int64_t end);
     void (*update_grad)(const UpdateGradArgs&, int64_t begin, int64_t end);
     int64_t (*panel_floats)(int64_t depth);  // of a packed matrix
-    int64_t (*pack_scratch)(int64_t depth);
     void (*pack)(const float* matrix, int64_t depth, int64_t n, bool transposed, float* packed, int64_t begin,
-                 int64_t end, float* scratch);
+                 int64_t end);
     int64_t (*rollout_scratch)(const RolloutArgs&);
     void (*rollout)(const RolloutArgs&, int64_t begin, int64_t end, float* scratch);
     int64_t (*rollout_grad_scratch)(const RolloutArgs&);

@@ -60,19 +60,13 @@ inline void rows_product(int rows, const float* a, int64_t a_row, int64_t a_dept
     if (rows == 1) panel_product<1>(a, a_row, a_depth, depth, panel, c, c_row, accumulate);
 }
 
-// Columns [at, at + kPanel) of B [depth, n] (row stride b_row) as one panel.
-inline void pack_panel(const float* b, int64_t b_row, int64_t depth, int64_t n, int64_t at, float* panel) {
+// Columns [at, at + kPanel) of B [depth, n] (row stride b_row) as one panel of floats.
+inline void copy_panel(const float* b, int64_t b_row, int64_t depth, int64_t n, int64_t at, float* panel) {
     int64_t width = n - at < kPanel ? n - at : kPanel;
     for (int64_t d = 0; d < depth; ++d) {
         memcpy(panel + d * kPanel, b + d * b_row + at, width * sizeof(float));
         for (int64_t i = width; i < kPanel; ++i) panel[d * kPanel + i] = 0.f;
     }
-}
-
-// The same of B transposed: B' [depth, n] is B [n, depth] in memory.
-inline void pack_panel_transposed(const float* b, int64_t b_row, int64_t depth, int64_t n, int64_t at, float* panel) {
-    for (int64_t i = 0; i < kPanel; ++i)
-        for (int64_t d = 0; d < depth; ++d) panel[d * kPanel + i] = at + i < n ? b[(at + i) * b_row + d] : 0.f;
 }
 
 #if !defined(__AMX_BF16__)
@@ -85,6 +79,17 @@ inline int64_t panel_floats(int64_t depth) { return kPanel * depth; }
 struct TileScope {
     explicit TileScope(int) {}
 };
+
+// Panel p of B [depth, n], which lies in memory as it is or, transposed, as [n, depth].
+inline void pack_panel(const float* matrix, int64_t depth, int64_t n, bool transposed, int64_t p, float* packed) {
+    int64_t at = p * kPanel;
+    if (!transposed) return copy_panel(matrix, n, depth, n, at, packed);
+    // Columns of 16 at a time: each cache line of the matrix is read once, each of the panel written once.
+    for (int64_t d = 0; d < depth; d += 16)
+        for (int64_t i = 0; i < kPanel; ++i)
+            for (int64_t j = d; j < d + 16 && j < depth; ++j)
+                packed[j * kPanel + i] = at + i < n ? matrix[(at + i) * depth + j] : 0.f;
+}
 
 // One row: c [n] = sum over the listed depths of a[depth] B[depth, :].
 inline void sparse_product(const float* a, const int32_t* listed, int64_t n_listed, int64_t depth, const float* b,

@@ -11,7 +11,7 @@ IPVAE_BEGIN
 
 struct PoissonCell {
     static constexpr int kStates = 1;  // the log rate
-    static constexpr int kAux = 2;     // rate and P(count >= 1), computed once for the two draws that share a log rate
+    static constexpr int kAux = Rates::arrays;  // computed once for the two draws that share a log rate
     static constexpr float kPadding = kFloor;
 
     DrawOptions draw_options;
@@ -43,19 +43,19 @@ struct PoissonCell {
     template <bool kKl, bool kFirst>
     float update(float* u, const float* prior, float* aux, const float* drive, const float*, const float*) const {
         Rates r = rates(aux);
-        bool hard = draw_options.hard();
         vf total{};
         for (int64_t k = 0; k < kp; k += kWidth) {
             vf before = load(u + k), start = kFirst ? before : load(prior + k);
             vf after = update_log_rate(before, start, load(drive + k), load(inhibition + k), constants);
-            vf rate = rate_of(after);
             if constexpr (kKl) {
-                vf scale = kl_kind == kReleased ? rate - kRateFloor : kFirst ? load(r.rate + k) - kRateFloor : exp(start);
+                vf scale = kl_kind == kReleased ? exp(after) : kFirst ? load(r.rate + k) - kRateFloor : exp(start);
                 total = total + keep_first(scale * kl_shape(after - start), n_latents - k);
             }
             store(u + k, after);
-            store_rates(r, k, rate, hard);
         }
+        // A pass of its own: one chain of dependent instructions through all of a neuron's exponentials is too long for the
+        // CPU to overlap with the next neurons'.
+        rates_of(u, kp, draw_options.hard(), r);
         // An infinite learning rate times the padding's zero drive is NaN, which nothing of the row may meet.
         for (int64_t k = n_latents; k < kp; ++k) u[k] = kPadding;
         silence_padding(aux);
@@ -100,7 +100,7 @@ struct PoissonCell {
         Rates r = rates(aux);
         for (int64_t k = n_latents; k < kp; ++k) {
             r.rate[k] = kRateFloor;
-            r.spiking[k] = 0.f;
+            for (int level = 0; level < kLevels; ++level) r.survival[level * kp + k] = 0.f;
         }
     }
 };

@@ -214,14 +214,13 @@ template <class Cell> inline void rollout_tile(const RolloutArgs& a, int64_t fir
     store_states<Cell>(a, first, rows, t.state, a.log_rate_out);
 }
 
-// Calls function(first row, rows) for tiles that cover the row blocks [begin, end), as even as whole blocks allow.
 constexpr int64_t kTileBlocks = kTileRows / kRowBlock;
+
+// Calls function(first row, rows) for tiles that cover the row blocks [begin, end): full tiles, then what is left.
 template <class Function> inline void for_tiles(int64_t n_rows, int64_t begin, int64_t end, Function function) {
-    int64_t blocks = end - begin, tiles = (blocks + kTileBlocks - 1) / kTileBlocks;
-    for (int64_t i = 0; i < tiles; ++i) {
-        int64_t first = (begin + blocks * i / tiles) * kRowBlock, last = (begin + blocks * (i + 1) / tiles) * kRowBlock;
-        function(first, (int)((last < n_rows ? last : n_rows) - first));
-    }
+    int64_t last = end * kRowBlock < n_rows ? end * kRowBlock : n_rows;
+    for (int64_t first = begin * kRowBlock; first < last; first += kTileRows)
+        function(first, (int)(last - first < kTileRows ? last - first : kTileRows));
 }
 
 // ---- backward -----------------------------------------------------------------------------------------------------
@@ -403,7 +402,7 @@ inline void add_outer(const RolloutArgs& a, const float* left, const float* scal
         int64_t depth = a.n_rows - row < kDepthBlock ? a.n_rows - row : kDepthBlock;
         pack_columns(left + row * a.n_inputs, depth, a.n_inputs, scale, sign, packed_left);
         for (int64_t p = begin; p < end; ++p) {
-            pack_panel(right + row * a.n_latents, a.n_latents, depth, a.n_latents, p * kPanel, panel);
+            copy_panel(right + row * a.n_latents, a.n_latents, depth, a.n_latents, p * kPanel, panel);
             for (int64_t m = 0; m < m8; m += 8)
                 rows_product(8, packed_left + m * depth, 1, 8, depth, panel,
                                     out + ((p - begin) * m8 + m) * kPanel, kPanel, true);

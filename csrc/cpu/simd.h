@@ -114,11 +114,11 @@ IPVAE_HD vf reciprocal(vf a) {
 IPVAE_HD vf times_power_of_two(vf v, vf n) { return (vf)_mm512_scalef_ps((__m512)v, (__m512)n); }
 #endif
 
-// A vector's worth of a row, the last one padded with zeros.
+// The first n floats at p, up to a vector's worth, the other lanes zero; n may be negative.
 IPVAE_HD vf load_part(const float* p, int64_t n) {
     if (n >= kWidth) return load(p);
     float lanes[kWidth] = {};
-    memcpy(lanes, p, n * sizeof(float));
+    if (n > 0) memcpy(lanes, p, n * sizeof(float));
     return load(lanes);
 }
 IPVAE_HD void store_part(float* p, int64_t n, vf v) {
@@ -197,7 +197,8 @@ IPVAE_HD vu join(Spread s) { return (vu)_mm512_mask_mov_epi32(s.even, 0xAAAA, _m
 IPVAE_HD void mulhilo(Spread a, uint32_t b, Spread& hi, Spread& lo) {
     __m512i factor = _mm512_set1_epi32((int)b);
     lo = {_mm512_mul_epu32(a.even, factor), _mm512_mul_epu32(a.odd, factor)};
-    hi = {_mm512_srli_epi64(lo.even, 32), _mm512_srli_epi64(lo.odd, 32)};
+    // A shift and a shuffle, which different ports execute.
+    hi = {_mm512_srli_epi64(lo.even, 32), (__m512i)_mm512_movehdup_ps((__m512)lo.odd)};
 }
 IPVAE_HD Spread exclusive_or(Spread a, Spread b, uint32_t c) {
     __m512i all = _mm512_set1_epi32((int)c);
@@ -212,7 +213,7 @@ IPVAE_HD vu join(Spread s) { return (vu)_mm256_blend_epi32(s.even, _mm256_slli_e
 IPVAE_HD void mulhilo(Spread a, uint32_t b, Spread& hi, Spread& lo) {
     __m256i factor = _mm256_set1_epi32((int)b);
     lo = {_mm256_mul_epu32(a.even, factor), _mm256_mul_epu32(a.odd, factor)};
-    hi = {_mm256_srli_epi64(lo.even, 32), _mm256_srli_epi64(lo.odd, 32)};
+    hi = {_mm256_srli_epi64(lo.even, 32), (__m256i)_mm256_movehdup_ps((__m256)lo.odd)};
 }
 IPVAE_HD Spread exclusive_or(Spread a, Spread b, uint32_t c) {
     __m256i all = _mm256_set1_epi32((int)c);

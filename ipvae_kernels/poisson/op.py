@@ -193,11 +193,12 @@ def _(
 
 def _save_slope(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(output[1])
+    ctx.set_materialize_grads(False)  # else autograd makes zeros for the slopes
 
 
 def _rsample_backward(ctx, grad_counts, _grad_slope):  # type: ignore[no-untyped-def]
     (slope,) = ctx.saved_tensors
-    return grad_counts * slope, *(None,) * 8
+    return None if grad_counts is None else grad_counts * slope, *(None,) * 8
 
 
 _rsample.register_autograd(_rsample_backward, setup_context=_save_slope)

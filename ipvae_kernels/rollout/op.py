@@ -22,7 +22,7 @@ from ..params import GaussianParams, PoissonParams, State
 from ..poisson.eager import PhiloxNoise
 from ..poisson.op import check_estimator
 from ..update.op import check_clamp
-from . import eager
+from . import eager, windows
 from .cells import Cell, make_cell
 from .config import RolloutConfig
 
@@ -166,6 +166,7 @@ def elbo(
     temperature: float = 0.1,
     n_arrivals: int | None = None,
     truncate: int | None = None,
+    checkpoint: int | None = None,
     seed: int | Tensor | None = None,
     n_inner: int = 1,
     beta_inner: float = 1.0,
@@ -194,6 +195,9 @@ def elbo(
         n_arrivals: keep the first n arrivals only; None keeps all.
         truncate: n >= 1: after every n steps the state continues as u0 + stop_gradient(u - u0), where u0 is
             the initial state in ``params``; None: the gradient runs through all steps.
+        checkpoint: n >= 1: keep the trajectory of n steps at a time, and run each such window once more in
+            the backward; the values do not change. None: as many steps as fit in 64 MiB, which is all of them
+            for short unrolls. What autograd serves keeps everything.
         seed: as in :func:`infer`, like all that follow.
         n_inner: updates per step.
         beta_inner: weight of the pull towards the prior.
@@ -217,6 +221,8 @@ def elbo(
     check_estimator(estimator, temperature, n_arrivals)
     if truncate is not None:
         _checks.integer("truncate", truncate, 1, 2**32)
+    if checkpoint is not None:
+        _checks.integer("checkpoint", checkpoint, 1, 2**32)
     task = _prepare(
         x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset
     )
@@ -236,7 +242,7 @@ def elbo(
         part = frames[begin:end] if frames.dim() == 3 else frames
         cfg = task.cfg._replace(steps=end - begin, step=task.cfg.step + begin)
         recon, kl_part, log_rate = _elbo_part(
-            task._replace(tensors=(part, *task.tensors[1:5], log_rate), cfg=cfg), backend, check
+            task._replace(tensors=(part, *task.tensors[1:5], log_rate), cfg=cfg), checkpoint, backend, check
         )
         recons.append(recon)
         kls.append(kl_part)
@@ -386,10 +392,14 @@ def _cell(task: _Task) -> Cell:
     return make_cell(*task.tensors[3:5], PhiloxNoise(task.seed), task.cfg, differentiable=True)
 
 
-def _elbo_part(task: _Task, backend: str, check: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The halves of the loss, recon and kl [T, B], and the final state of one gradient window."""
+def _elbo_part(
+    task: _Task, checkpoint: int | None, backend: str, check: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The halves of the loss, recon and kl [T, B], and the final state of steps that share a gradient."""
     if not _by_autograd(backend, task.cfg):
-        recon, kl, log_rate, *_ = _elbo(*task.tensors, task.seed, *task.cfg, backend, check)
+        x, dictionary = task.tensors[:2]
+        window = checkpoint or windows.window(task.cfg, x.shape[-2], dictionary.shape, x.element_size())
+        recon, kl, log_rate, *_ = _elbo(*task.tensors, task.seed, *task.cfg, window, backend, check)
         return recon, kl, log_rate
     if check:
         _check_finite(task.tensors)
@@ -464,17 +474,18 @@ def _(*arguments: Any) -> list[Tensor]:
 @torch.library.custom_op(
     "ipvae_kernels::elbo",
     mutates_args=(),
-    schema=f"({_TENSORS}, Tensor log_rate, Tensor seed, {_CONFIG}, str backend, bool check) -> "
+    schema=f"({_TENSORS}, Tensor log_rate, Tensor seed, {_CONFIG}, int window, str backend, bool check) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _elbo(*arguments: Any) -> eager.Trace:
-    """recon, kl, log_rate, and what the backward needs; shapes at ``eager.Trace``."""
+    """recon, kl, log_rate, and what the backward needs; shapes at ``eager.Trace`` and ``windows.elbo``."""
     tensors, seed, cfg = _split(arguments)
-    backend, check = arguments[7 + _FIELDS :]
+    window, backend, check = arguments[7 + _FIELDS :]
     if check:
         _check_finite(tensors)
     module = _backends.implementation(__package__, backend, *tensors)
-    trace: eager.Trace = module.elbo(*_contiguous(*tensors), seed, cfg)
+    x, *parameters, log_rate = _contiguous(*tensors)
+    trace = windows.elbo(module, x, parameters, log_rate, seed, cfg, window)
     if check:
         _checks.finite_result(_DIVERGED, recon=trace[0], state=trace[2])
     return trace
@@ -483,13 +494,15 @@ def _elbo(*arguments: Any) -> eager.Trace:
 @_elbo.register_fake
 def _(*arguments: Any) -> eager.Trace:
     (x, dictionary, *_, log_rate), _, cfg = _split(arguments)
-    batch, (pixels, neurons), updates = x.shape[-2], dictionary.shape, cfg.steps * cfg.n_inner
-    draws = (cfg.steps, cfg.n_inner + 1, batch)
+    batch, (pixels, neurons), window = x.shape[-2], dictionary.shape, arguments[7 + _FIELDS]
+    kept = cfg.steps if window >= cfg.steps else 0
+    updates, draws = kept * cfg.n_inner, (kept, cfg.n_inner + 1, batch)
+    states = updates + 1 if kept else -(-cfg.steps // window)
     return (
         x.new_empty((cfg.steps, batch)),
         x.new_empty((cfg.steps, batch)),
         x.new_empty(log_rate.shape),
-        x.new_empty((updates + 1, *log_rate.shape)),
+        x.new_empty((states, *log_rate.shape)),
         x.new_empty((*draws, neurons)),
         x.new_empty((*draws, neurons)),
         x.new_empty((*draws, pixels)),
@@ -501,15 +514,18 @@ def _(*arguments: Any) -> eager.Trace:
     "ipvae_kernels::elbo_backward",
     mutates_args=(),
     schema=f"(Tensor grad_recon, Tensor grad_kl, Tensor grad_log_rate, {_TENSORS}, Tensor path, "
-    f"Tensor counts, Tensor slopes, Tensor errors, Tensor drives, {_CONFIG}, str backend) -> "
+    f"Tensor counts, Tensor slopes, Tensor errors, Tensor drives, Tensor seed, {_CONFIG}, int window, "
+    "str backend) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _elbo_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Gradients of x, dictionary, log_sigma, log_bias, log_lr and of the first log rate."""
-    tensors, cfg, backend = arguments[:13], RolloutConfig(*arguments[13:-1]), arguments[-1]
+    tensors, seed, cfg = arguments[:13], arguments[13], RolloutConfig(*arguments[14:-2])
+    window, backend = arguments[-2:]
     module = _backends.implementation(__package__, backend, *tensors)
-    gradients: tuple[Tensor, ...] = module.elbo_backward(*_contiguous(*tensors), cfg)
-    return gradients
+    grad_recon, grad_kl, grad_log_rate, x, *others = _contiguous(*tensors)
+    grads = (grad_recon, grad_kl, grad_log_rate)
+    return windows.elbo_backward(module, grads, x, others[:4], seed, others[4:], cfg, window)
 
 
 @_elbo_backward.register_fake
@@ -519,13 +535,20 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs[:5], *output[3:])
-    ctx.constants = inputs[7:-1]  # the configuration and the backend
+    ctx.save_for_backward(*inputs[:5], *output[3:], inputs[6])
+    ctx.constants = inputs[7:-1]  # the configuration, the window and the backend
+    # Else autograd hands the backward zeros as large as the whole trajectory.
+    ctx.set_materialize_grads(False)
+    ctx.shapes = [part.shape for part in output[:3]]
 
 
 def _backward(ctx, grad_recon, grad_kl, grad_log_rate, *_unused):  # type: ignore[no-untyped-def]
-    gradients = _elbo_backward(grad_recon, grad_kl, grad_log_rate, *ctx.saved_tensors, *ctx.constants)
-    return *gradients, *(None,) * (3 + _FIELDS)
+    upstream = [
+        ctx.saved_tensors[0].new_zeros(shape) if grad is None else grad
+        for grad, shape in zip((grad_recon, grad_kl, grad_log_rate), ctx.shapes, strict=True)
+    ]
+    gradients = _elbo_backward(*upstream, *ctx.saved_tensors, *ctx.constants)
+    return *gradients, *(None,) * (4 + _FIELDS)
 
 
 _elbo.register_autograd(_backward, setup_context=_save)

@@ -40,8 +40,74 @@ class Result(NamedTuple):
     log_rate: Tensor
 
 
+class Constants(NamedTuple):
+    """What does not change over the steps.
+
+    Attributes:
+        phi: dictionary, [M, K].
+        phi_t: its transpose, [K, M].
+        sigma: standard deviation of the pixels, [M].
+        var: its square, [M].
+        bias: inhibition, [K].
+        lr: step size, [].
+        constant: part of the reconstruction term that no count changes, [].
+        clamp_u: ceiling of the log rate.
+        clamp_du: ceiling of its update.
+        released_kl: whether the KL is that of the released code.
+    """
+
+    phi: Tensor
+    phi_t: Tensor
+    sigma: Tensor
+    var: Tensor
+    bias: Tensor
+    lr: Tensor
+    constant: Tensor
+    clamp_u: float
+    clamp_du: float
+    released_kl: bool
+
+
+# (log rate [B, K], x [B, M], constants, estimator, temperature, arrivals) -> log rate, recon [B], kl [B].
+Step = Callable[[Tensor, Tensor, Constants, str, float, int | None], tuple[Tensor, Tensor, Tensor]]
+
+
+def constants(model: IPVAE) -> Constants:
+    """The constants of a rollout; gradients flow through to the model's parameters."""
+    p = model.params
+    sigma = p.log_sigma.exp()
+    constant = p.log_sigma.sum() + 0.5 * math.log(2.0 * math.pi) * len(sigma)
+    return Constants(
+        p.dictionary, p.dictionary.T, sigma, sigma.square(), p.log_bias.exp(), p.log_lr.exp(), constant,
+        model.clamps["clamp_u"], model.clamps["clamp_du"], model.config.kl == "released",
+    )  # fmt: skip
+
+
+def step(
+    u: Tensor, x: Tensor, c: Constants, estimator: str, temperature: float, n_arrivals: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step from log rates [B, K]: the new ones, recon [B] and kl [B]."""
+    prior = u
+    error = x - F.linear(sample(u, estimator, temperature, n_arrivals), c.phi)
+    change = c.lr * (F.linear(error / c.var, c.phi_t) - c.bias)
+    change = c.clamp_du - F.softplus(c.clamp_du - change.clamp_(min=FLOOR))
+    u = c.clamp_u - F.softplus(c.clamp_u - (u + change).clamp_(min=FLOOR))
+    error = (x - F.linear(sample(u, estimator, temperature, n_arrivals), c.phi)) / c.sigma
+    recon = 0.5 * error.square().sum(-1) + c.constant
+    d = u - prior
+    kl = ((u if c.released_kl else prior).exp() * (1.0 + d.exp() * (d - 1.0))).sum(-1)
+    return u, recon, kl
+
+
 def loss(
-    model: IPVAE, x: Tensor, steps: int, beta: float, estimator: str, temperature: float, n_arrivals: Arrivals
+    model: IPVAE,
+    x: Tensor,
+    steps: int,
+    beta: float,
+    estimator: str,
+    temperature: float,
+    n_arrivals: Arrivals,
+    step: Step = step,
 ) -> Result:
     """The training loss over T steps, differentiable by autograd.
 
@@ -51,9 +117,10 @@ def loss(
         steps: T.
         beta: weight of the KL.
         estimator: of d(counts)/d(log rate), any of `ipvae_kernels.poisson_rsample` but "gumbel".
-        temperature: of the relaxed counts; 0 draws hard ones, without gradient.
+        temperature: of the relaxed counts; 0 draws hard ones, without gradient. "fini2", "fini3" ignore it.
         n_arrivals: sum so many arrivals, or so many at each step ([T], see `released_arrivals`); None: by the
             released rule from the largest rate of each draw, which looks at the rates every time.
+        step: what computes a step; `step`, or a compiled form of it.
 
     Raises:
         ValueError: for an unknown estimator, or a model with several updates per step.
@@ -62,50 +129,41 @@ def loss(
         raise ValueError(f"model: the baseline has one update per step, found n_inner={model.config.n_inner}")
     if estimator not in INDICATORS and estimator not in ("fini2", "fini3", "hard"):
         raise ValueError(f"estimator: the baseline does not have {estimator!r}")
-    p, clamps, released_kl = model.params, model.clamps, model.config.kl == "released"
-    clamp_u, clamp_du = clamps["clamp_u"], clamps["clamp_du"]
-    phi, phi_t, sigma = p.dictionary, p.dictionary.T, p.log_sigma.exp()
-    var, bias, lr = sigma.square(), p.log_bias.exp(), p.log_lr.exp()
-    constant = p.log_sigma.sum() + 0.5 * math.log(2.0 * math.pi) * x.shape[-1]
-    u = p.log_rate_init.expand(len(x), -1)
+    c = constants(model)
+    u = model.params.log_rate_init.expand(len(x), -1)
     recons, kls = [], []
     for t in range(steps):
         n = n_arrivals[t] if isinstance(n_arrivals, Sequence) else n_arrivals
-        prior = u
-        error = x - F.linear(sample(u, estimator, temperature, n), phi)
-        step = lr * (F.linear(error / var, phi_t) - bias)
-        step = clamp_du - F.softplus(clamp_du - step.clamp_(min=FLOOR))
-        u = clamp_u - F.softplus(clamp_u - (u + step).clamp_(min=FLOOR))
-        error = (x - F.linear(sample(u, estimator, temperature, n), phi)) / sigma
-        recons.append(0.5 * error.square().sum(-1) + constant)
-        d = u - prior
-        kls.append(((u if released_kl else prior).exp() * (1.0 + d.exp() * (d - 1.0))).sum(-1))
+        u, recon_t, kl_t = step(u, x, c, estimator, temperature, n)
+        recons.append(recon_t)
+        kls.append(kl_t)
     recon, kl = torch.stack(recons), torch.stack(kls)
     return Result((recon + beta * kl).mean() * (256.0 / x.shape[-1]), recon, kl, u)
 
 
 @torch.inference_mode()
-def infer(model: IPVAE, x: Tensor, steps: int) -> Result:
+def infer(model: IPVAE, x: Tensor, steps: int, step: Step = step) -> Result:
     """T steps with hard counts, recon and KL computed at each, as the released evaluation does; no gradient.
 
     Args:
         model: one update per step.
         x: [B, M].
         steps: T.
+        step: as in `loss`.
     """
-    return loss(model, x, steps, 1.0, "hard", 0.0, None)
+    return loss(model, x, steps, 1.0, "hard", 0.0, None, step)
 
 
 def sample(log_rate: Tensor, estimator: str, temperature: float, n_arrivals: int | None) -> Tensor:
     """Counts of log rates [B, K], differentiable unless hard."""
     rate = log_rate.exp() + RATE_FLOOR
-    if estimator == "hard" or temperature == 0.0:
-        return torch.poisson(rate.detach())
     if estimator.startswith("fini"):
         with torch.no_grad():
             z = torch.poisson(rate)
             slope = 0.5 * (z + rate) if estimator == "fini2" else _fini3(z, rate)
         return z + slope * (log_rate - log_rate.detach())
+    if estimator == "hard" or temperature == 0.0:
+        return torch.poisson(rate.detach())
     n = released_quantile(rate) if n_arrivals is None else n_arrivals
     unit = rate.new_empty(n, *rate.shape).exponential_().cumsum_(0)
     return INDICATORS[estimator]((1.0 - unit / rate) / temperature).sum(0)

@@ -1,4 +1,4 @@
-"""The command line: ``ipvae demo | train | eval | infer | info``.
+"""The command line: ``ipvae demo | train | eval | infer | info``, and what other packages add to it.
 
 PyTorch and Lightning are imported when a command runs, so that ``ipvae --help`` answers at once.
 """
@@ -10,10 +10,12 @@ import functools
 import sys
 from collections.abc import Callable
 from enum import Enum
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +30,35 @@ R = TypeVar("R")
 
 USER_ERROR, INTERRUPTED = 2, 130
 MAX_RECORD_GIB = 8.0
+ENTRY_POINTS = "ipvae.commands"
+
+
+
+class Commands(TyperGroup):
+    """The commands below, and those that installed packages offer as entry points of `ENTRY_POINTS`.
+
+    They are looked up by name; what is behind one is imported when it is asked for.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Own commands in the order of this file, then the others."""
+        return [*super().list_commands(ctx), *sorted(_offered().names)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by name."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or cmd_name not in _offered().names:
+            return own
+        return typer.main.get_command(_offered()[cmd_name].load())
+
+
+@functools.cache
+def _offered() -> metadata.EntryPoints:
+    return metadata.entry_points(group=ENTRY_POINTS)
+
 
 app = typer.Typer(
-    name="ipvae", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+    name="ipvae", cls=Commands, no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 

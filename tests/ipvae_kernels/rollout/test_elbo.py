@@ -406,19 +406,52 @@ def test_not_finite_is_refused_and_nan_ends(
 
 
 def test_opcheck(problem: Problem, backend: str, dtype: torch.dtype) -> None:
-    for config in (*CONFIGS[:2], CONFIGS[-2]):
+    seed = torch.tensor(3)
+    for config, window in [
+        (CONFIGS[0], 2),
+        (CONFIGS[1], 2),
+        (CONFIGS[1], 1),
+        (CONFIGS[-2], 2),
+        (CONFIGS[-2], 1),
+    ]:
         cfg = RolloutConfig(**{"steps": 2, "estimator": "cubic", "temperature": 0.3, **config})
         gaussian = "relu" if cfg.cell == "gaussian_relu" else ""
         x, params = problem(batch=2, dtype=dtype, grad=True, gaussian=gaussian)
         *tensors, start = leaves(x, params)
         tensors.append(start.detach().unsqueeze(-2).repeat_interleave(2, -2).requires_grad_())
         forward = torch.ops.ipvae_kernels.elbo.default
-        torch.library.opcheck(forward, (*tensors, torch.tensor(3), *cfg, backend, True))
+        torch.library.opcheck(forward, (*tensors, seed, *cfg, window, backend, True))
         with torch.no_grad():
-            outputs = forward(*tensors, torch.tensor(3), *cfg, backend, True)
+            outputs = forward(*tensors, seed, *cfg, window, backend, True)
         upstream = [torch.randn_like(part) for part in outputs[:3]]
         plain = [tensor.detach() for tensor in (*upstream, *tensors[:5], *outputs[3:])]
-        torch.library.opcheck(torch.ops.ipvae_kernels.elbo_backward.default, (*plain, *cfg, backend))
+        backward = torch.ops.ipvae_kernels.elbo_backward.default
+        torch.library.opcheck(backward, (*plain, seed, *cfg, window, backend))
+
+
+@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("config", [{}, {"n_inner": 2}, {"single_draw": True}, {"truncate": 5}])
+def test_checkpoints_change_no_value(
+    config: dict[str, Any],
+    moving: bool,
+    gaussian: str,
+    problem: Problem,
+    backend: str,
+    dtype: torch.dtype,
+) -> None:
+    x, params = problem(batch=6, moving=7 if moving else 0, dtype=dtype, grad=True, gaussian=gaussian)
+    results = []
+    for checkpoint in (7, 3, 1):
+        result = ik.elbo(x, params, 7, seed=1, checkpoint=checkpoint, backend=backend, **config)
+        gradients = torch.autograd.grad(result.loss + result.state.log_rate.sum(), leaves(x, params))
+        results.append((result, gradients))
+    (whole, expected), *others = results
+    for result, gradients in others:
+        assert torch.equal(result.recon, whole.recon)
+        assert torch.equal(result.kl, whole.kl)
+        assert torch.equal(result.state.log_rate, whole.state.log_rate)
+        # Only the order differs in which steps are summed.
+        assert_same(gradients, expected, 2e-5 if dtype == torch.float32 else 1e-12)
 
 
 @pytest.mark.parametrize("truncate", [None, 2])

@@ -1,0 +1,185 @@
+"""The registry: what is timed, on which state, and how many operations and bytes it needs at least."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .states import STATES
+
+Op = Literal["sample", "rsample", "infer", "train"]
+
+SAMPLED = (1000, 1000)
+"""Shape of the log rates of the sampling cases: 10^6."""
+FLOAT = 4
+# Floating operations of a draw or of the update of one neuron (exp, log1p, the clamps' softplus), by rule of
+# thumb; the integer work of the random numbers is not in it.
+POINTWISE = 50
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time.
+
+    Attributes:
+        name: unique.
+        group: where the report shows it: "sampling", "inference", "training", "growth".
+        op: "sample" (hard counts), "rsample" (relaxed counts and their gradient), "infer" (T steps with hard
+            counts, recon and KL of each step), "train" (loss over T steps, backward, clipped optimiser step).
+        state: name of a trained state; "uniform" for log rates uniform on -8..4.
+        batch: B; of sampling cases 1000 rows of 1000.
+        steps: T.
+        estimator: how counts are drawn and differentiated.
+        temperature: of relaxed counts.
+        axis: of growth cases: "K", "T", "B" or "firing", the size that varies.
+        only: contestants by name, where not all run; backends of `ipvae_kernels` always do.
+    """
+
+    name: str
+    group: Literal["sampling", "inference", "training", "growth"]
+    op: Op
+    state: str
+    batch: int = 1000
+    steps: int = 1
+    estimator: str = "hard"
+    temperature: float = 0.0
+    axis: Literal["", "K", "T", "B", "firing"] = ""
+    only: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """B, T, K and M of a rollout; N of a sampling case."""
+        if self.op in ("sample", "rsample"):
+            return {"N": math.prod(SAMPLED)}
+        spec = STATES[self.state]
+        return {"B": self.batch, "T": self.steps, "K": spec.neurons, "M": spec.pixels}
+
+    def operations(self, nonzero: float) -> float:
+        """Floating operations that a run needs.
+
+        A step decodes two draws (2 M operations per non-zero count where counts are hard, per neuron where
+        they are relaxed) and feeds the error back once (2 M K); backward takes two products for each product.
+
+        Args:
+            nonzero: share of counts that are not 0.
+        """
+        if self.op in ("sample", "rsample"):
+            return float(POINTWISE * math.prod(SAMPLED))
+        b, t, k, m = self.sizes.values()
+        hard = self.estimator in ("hard", "fini2", "fini3")
+        products = 2 * m * k * (1 + 2 * (nonzero if hard else 1.0))
+        backward = 2 * products if self.op == "train" else 0.0
+        return b * t * (products + backward + 3 * POINTWISE * k)
+
+    def bytes(self) -> float:
+        """Bytes that must cross the memory bus, everything that can stay in cache staying there.
+
+        Sampling: log rates in, counts out, and with gradient the upstream one in and the result out.
+        Inference: dictionary and inputs in, recon, KL and final state out. Training besides: the state of
+        every step out and in, gradient and both moments of the dictionary out and in.
+        """
+        if self.op in ("sample", "rsample"):
+            return float(FLOAT * math.prod(SAMPLED) * (2 if self.op == "sample" else 4))
+        b, t, k, m = self.sizes.values()
+        inference = m * k + b * m + 2 * t * b + b * k
+        training = 2 * t * b * k + 7 * m * k if self.op == "train" else 0
+        return float(FLOAT * (inference + training))
+
+
+def _sampling() -> list[Case]:
+    """Hard counts, and relaxed ones with gradient, of trained and of uniform log rates."""
+    cases = [
+        Case("quick-sample-hard", "sampling", "sample", "paper", only=("baseline",)),
+        Case("quick-sample-fini2", "sampling", "rsample", "paper", estimator="fini2", only=("baseline",)),
+    ]
+    for state in ("paper", "uniform"):
+        cases.append(Case(f"sample-{state}-hard", "sampling", "sample", state))
+        for estimator in ("sigmoid", "cubic"):
+            for temperature in (0.01, 0.1, 1.0):
+                name = f"sample-{state}-{estimator}-{temperature:g}"
+                case = Case(name, "sampling", "rsample", state, 1000, 1, estimator, temperature)
+                cases.append(case)
+    return cases
+
+
+def _inference() -> list[Case]:
+    return [
+        Case("quick-infer", "inference", "infer", "paper", 32, 16, only=("baseline",)),
+        Case("infer-paper", "inference", "infer", "paper", 200, 16),
+        Case("infer-paper-1000", "inference", "infer", "paper", 200, 1000),
+        Case("infer-784", "inference", "infer", "pixels784", 100, 128),
+        Case("infer-latency", "inference", "infer", "paper", 1, 128),
+        Case("infer-wide", "inference", "infer", "wide", 32, 64),
+    ]
+
+
+def _training() -> list[Case]:
+    def case(
+        name: str, estimator: str, temperature: float, state: str, batch: int, steps: int, *only: str
+    ) -> Case:
+        return Case(name, "training", "train", state, batch, steps, estimator, temperature, only=only)
+
+    return [
+        case("quick-train-sigmoid-0.1", "sigmoid", 0.1, "paper", 16, 16, "baseline"),
+        case("quick-train-cubic-0.1", "cubic", 0.1, "paper", 16, 16, "baseline"),
+        case("quick-train-fini2", "fini2", 0.0, "paper", 16, 16, "baseline"),
+        case("train-paper-sigmoid-1", "sigmoid", 1.0, "paper", 200, 16),
+        case("train-paper-sigmoid-0.1", "sigmoid", 0.1, "paper", 200, 16),
+        case("train-paper-sigmoid-0.01", "sigmoid", 0.01, "paper", 200, 16),
+        case("train-paper-cubic-0.1", "cubic", 0.1, "paper", 200, 16),
+        case("train-paper-fini2", "fini2", 0.0, "paper", 200, 16),
+        case("train-784", "sigmoid", 0.1, "pixels784", 100, 16),
+        case("train-784-128", "sigmoid", 0.1, "pixels784", 100, 128),
+    ]
+
+
+GROWTH = {
+    "K": [2**i for i in range(7, 16)],
+    "T": [4**i for i in range(7)],
+    "B": [4**i for i in range(6)],
+    "firing": [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0],
+}
+"""Sizes of the growth cases, and of the firing rate the intended share of non-zero counts."""
+
+
+def _growth() -> list[Case]:
+    def case(axis: Literal["K", "T", "B", "firing"], size: float, state: str, batch: int, steps: int) -> Case:
+        return Case(
+            f"growth-{axis}-{size:g}", "growth", "infer", state, batch, steps, axis=axis, only=("baseline",)
+        )
+
+    cases = [case("K", k, "paper" if k == 512 else f"paper-k{k}", 16, 16) for k in GROWTH["K"]]
+    cases += [case("T", t, "paper", 16, int(t)) for t in GROWTH["T"]]
+    cases += [case("B", b, "paper", int(b), 16) for b in GROWTH["B"]]
+    cases += [case("firing", share, f"paper-firing{share:g}", 64, 16) for share in GROWTH["firing"]]
+    return cases
+
+
+CASES: dict[str, Case] = {case.name: case for case in (*_sampling(), *_inference(), *_training(), *_growth())}
+
+_LARGE = [case for case in CASES.values() if not case.name.startswith("quick-")]
+SUITES: dict[str, tuple[str, ...]] = {
+    "quick": tuple(name for name in CASES if name.startswith("quick-")),
+    "main": tuple(case.name for case in _LARGE if case.group != "growth"),
+    "growth": tuple(case.name for case in _LARGE if case.group == "growth"),
+    "full": tuple(case.name for case in _LARGE),
+}
+"""Names of cases; "quick" has smaller batches than the paper, and plain PyTorch alone to compare with."""
+
+
+def select(suite: str, only: Sequence[str] = ()) -> list[Case]:
+    """The cases of a suite, or those of all whose name contains one of the given words.
+
+    Raises:
+        ValueError: for an unknown suite, or a word that fits no case.
+    """
+    if not only:
+        if suite not in SUITES:
+            raise ValueError(f"--suite: expected one of {', '.join(SUITES)}; found {suite!r}")
+        return [CASES[name] for name in SUITES[suite]]
+    for word in only:
+        if not any(word in name for name in CASES):
+            raise ValueError(f"--case: {word!r} is in the name of no case; there are {', '.join(CASES)}")
+    return [case for name, case in CASES.items() if any(word in name for word in only)]

@@ -1,0 +1,214 @@
+"""The authors' code, from a checkout of github.com/hadivafaii/IterativeVAE: their layer, their trainer.
+
+Nothing of it is copied or rewritten. Their modules import plotting and data packages at the top that timing
+does not use; those that are not installed are replaced, in memory and only while theirs are imported, by
+empty modules (`OPTIONAL`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..problem import BETA, GRAD_CLIP, LR, Output, Prepared, Problem, Settings, Unavailable, upstream
+
+OPTIONAL = (
+    "IPython", "PIL", "h5py", "joblib", "pandas", "prettytable", "seaborn", "sklearnex", "statsmodels",
+    "torchvision",
+)  # fmt: skip
+DATASETS = {256: "vH16-wht", 784: "MNIST", 1024: "vH32-wht"}
+"""M -> one of their data sets with inputs of that size; its files are not touched."""
+THEIR_TEMPERATURE = 0.1
+TRAINED_STEPS = 16
+# Their trainer renews its cut of the arrivals at multiples of this update.
+RENEW_EVERY = 200
+
+
+def prepare(problem: Problem, settings: Settings) -> Prepared:
+    """Their model with our weights, or their sampler; cases with another estimator get their sigmoid.
+
+    Raises:
+        Unavailable: no checkout given, or it cannot be imported.
+    """
+    if settings.reference is None:
+        raise Unavailable("no --reference")
+    case, note = problem.case, ""
+    if case.estimator not in ("hard", "sigmoid"):
+        theirs = replace(case, estimator="sigmoid", temperature=case.temperature or THEIR_TEMPERATURE)
+        problem = replace(problem, case=theirs)
+        note = f"their sigmoid, temperature {theirs.temperature:g}"
+    with _importable(settings.reference):
+        if case.op in ("sample", "rsample"):
+            return Prepared(_sampler(problem), problem, note)
+        run = _inference(problem) if case.op == "infer" else _training(problem)
+    return Prepared(run, problem, note)
+
+
+def _sampler(problem: Problem) -> Any:
+    case, u = problem.case, problem.log_rate
+    poisson = _load("main.distributions").Poisson
+
+    def sample() -> Output:
+        return {"counts": poisson(u, temp=0.0, n_exp=problem.arrivals[0]).rsample()}
+
+    def rsample() -> Output:
+        log_rate.grad = None
+        # As their layer calls it where it has no table of arrivals.
+        counts: Tensor = poisson(log_rate, temp=case.temperature, n_exp="infer", n_exp_p=1e-3).rsample()
+        counts.backward(gradient)  # type: ignore[no-untyped-call]
+        assert log_rate.grad is not None
+        return {"counts": counts.detach(), "gradient": log_rate.grad}
+
+    if case.op == "sample":
+        return sample
+    log_rate, gradient = u.clone().requires_grad_(), upstream(problem)
+    return rsample
+
+
+def _inference(problem: Problem) -> Any:
+    """Their evaluation, ``Trainer.forward``, without its copies to numpy."""
+    model, case = _model(problem, TRAINED_STEPS), problem.case
+
+    def infer() -> Output:
+        recon, kl = [], []
+        for t in range(case.steps):
+            model.update_time(t)
+            output = model.xtract_ftr(problem.x)
+            recon.append(output["loss_recon"])
+            kl.append(output["loss_kl"].sum(-1))
+        return {"recon": torch.stack(recon), "kl": torch.stack(kl), "log_rate": model.layer.u[0]}
+
+    return infer
+
+
+def _training(problem: Problem) -> Any:
+    """Their ``Trainer.iteration`` on one batch: annealing, loop, loss, backward, clipping, their Adamax."""
+    case, x = problem.case, problem.x
+    train, config = _load("main.train"), _load("main.config")
+    model = _model(problem, case.steps)
+    images = x.reshape(len(x), *model.cfg.input_sz)
+
+    class OneBatch(train.Trainer):  # type: ignore[misc, name-defined]
+        def setup_data(self, gpu: bool = True) -> None:
+            self.dl_trn = [(images,)]
+
+    schedule = {"lr": LR, "grad_clip": GRAD_CLIP, "batch_size": len(x), "warmup_portion": 0.0}
+    trainer = OneBatch(model, config.ConfigTrain(epochs=10 * RENEW_EVERY, **schedule), device=problem.device)
+    trainer.temperatures[:], trainer.epsilons[:], trainer.betas[:] = case.temperature, 1.0, BETA
+    outputs: list[tuple[Tensor, Tensor]] = []
+    layer = model.layer
+
+    def keep(_: object, arguments: object, output: dict[str, Tensor]) -> None:
+        outputs.append((output["loss_recon"].detach(), output["loss_kl"].detach().sum(-1)))
+
+    model.register_forward_hook(keep)
+    gradients: list[Tensor] = []
+    layer.phi.weight.register_hook(gradients.append)
+
+    def iteration(number: int) -> Output:
+        outputs.clear()
+        gradients.clear()
+        trainer.iteration(number)
+        recon, kl = (torch.stack(terms) for terms in zip(*outputs, strict=True))
+        return {"recon": recon, "kl": kl, "log_rate": layer.u[0].detach(), "gradient": gradients[-1]}
+
+    layer.n_exp.copy_(torch.tensor(problem.arrivals))
+    updates = iter(range(1, 10**9))
+
+    def run() -> Output:
+        number = next(updates)
+        return iteration(1 + number % (RENEW_EVERY - 1))
+
+    return run
+
+
+def _model(problem: Problem, t_train: int) -> Any:
+    """Their IPVAE with the problem's parameters."""
+    ours = problem.model
+    m, k = ours.dictionary.shape
+    config = _load("main.config").ConfigPoisVAE(
+        dataset=DATASETS[m], t_train=t_train, n_latents=[k], beta_outer=BETA, init_scale=1e-4, save=False,
+        clamp_u=ours.config.clamp_u, clamp_du=ours.config.clamp_du,
+    )  # fmt: skip
+    model = _load("main.model").IPVAE(config).to(problem.device)
+    weights = {name: value for name, value in ours.state_dict().items() if name != "layer.n_exp"}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if missing != ["layer.n_exp"] or unexpected:
+        raise Unavailable(f"their parameters are not ours: missing {missing}, unexpected {unexpected}")
+    return model
+
+
+def _load(name: str) -> Any:
+    """A module of theirs; main.model goes first, since their circular imports allow no other order."""
+    importlib.import_module("main.model")
+    return importlib.import_module(name)
+
+
+class _Nothing:
+    """What an empty module holds under every name: may be called, or stand in an annotation."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        pass
+
+
+class _Empty(ModuleType):
+    """A module that has every name."""
+
+    __path__: list[str] = []  # noqa: RUF012, what makes it a package
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (_Nothing,), {})
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the packages of `OPTIONAL` that are not installed, as empty modules."""
+
+    def __init__(self) -> None:
+        self.missing = {name for name in OPTIONAL if importlib.util.find_spec(name) is None}
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name.partition(".")[0] not in self.missing:
+            return None
+        return importlib.machinery.ModuleSpec(name, self)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        return _Empty(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing to execute."""
+
+
+@contextlib.contextmanager
+def _importable(reference: Path) -> Iterator[None]:
+    """Their packages can be imported within, and what they print and seed at import is undone."""
+    if not (reference / "main" / "layers.py").is_file():
+        raise Unavailable(f"{reference} is not a checkout of hadivafaii/IterativeVAE: no main/layers.py")
+    finder, state = _Finder(), torch.get_rng_state()
+    sys.path.insert(0, str(reference))
+    sys.meta_path.append(finder)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        sys.path.remove(str(reference))
+        sys.meta_path.remove(finder)
+        torch.set_rng_state(state)
+        for name in [n for n in sys.modules if n.partition(".")[0] in finder.missing]:
+            del sys.modules[name]

@@ -1,0 +1,60 @@
+"""The backends of `ipvae_kernels`."""
+
+from __future__ import annotations
+
+import itertools
+
+import ipvae_kernels
+
+from ..problem import BETA, Optimiser, Output, Prepared, Problem, Unavailable, upstream
+
+
+def prepare(problem: Problem, backend: str) -> Prepared:
+    """A backend by name; seeds count up from 1.
+
+    Relaxed counts of the sigmoid keep the released number of arrivals; where the released code has one number
+    per step, the largest of them.
+    """
+    reason = ipvae_kernels.backends()[backend]
+    if reason != "available":
+        raise Unavailable(reason)
+    case, seeds = problem.case, itertools.count(1)
+    n_arrivals = max(problem.arrivals) if case.estimator == "sigmoid" else None
+    draw = {"estimator": case.estimator, "temperature": case.temperature, "n_arrivals": n_arrivals}
+    model = problem.copy_model()
+
+    def sample() -> Output:
+        return {"counts": ipvae_kernels.poisson_sample(problem.log_rate, seed=next(seeds), backend=backend)}
+
+    def rsample() -> Output:
+        log_rate.grad = None
+        counts = ipvae_kernels.poisson_rsample(log_rate, seed=next(seeds), backend=backend, **draw)  # type: ignore[arg-type]
+        counts.backward(gradient)  # type: ignore[no-untyped-call]
+        assert log_rate.grad is not None
+        return {"counts": counts.detach(), "gradient": log_rate.grad}
+
+    def infer() -> Output:
+        state, records = model.infer(
+            problem.x, case.steps, record=("recon", "kl"), seed=next(seeds), backend=backend
+        )
+        return {**records, "log_rate": state.log_rate}
+
+    def train() -> Output:
+        result = ipvae_kernels.elbo(
+            problem.x, model.params, case.steps, beta=BETA, kl=model.config.kl, seed=next(seeds),
+            backend=backend, **draw, **model.clamps,  # type: ignore[arg-type]
+        )  # fmt: skip
+        optimiser.step(result.loss)
+        gradient = model.layer.phi.weight.grad
+        assert gradient is not None
+        return {
+            "recon": result.recon.detach(), "kl": result.kl.detach(),
+            "log_rate": result.state.log_rate.detach(), "gradient": gradient,
+        }  # fmt: skip
+
+    if case.op == "rsample":
+        log_rate, gradient = problem.log_rate.clone().requires_grad_(), upstream(problem)
+    if case.op == "train":
+        optimiser = Optimiser(model)
+    run = {"sample": sample, "rsample": rsample, "infer": infer, "train": train}[case.op]
+    return Prepared(run, problem)

@@ -1,0 +1,177 @@
+"""Runs cases: contestants in turns, rows with everything needed to read them later."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import ipvae_kernels
+from ipvae_kernels.info import info
+
+from . import check, memory, roofline
+from .cases import Case
+from .contestants import names, prepare
+from .problem import Problem, Settings, Unavailable, make
+
+Tell = Callable[[str], None]
+Row = dict[str, Any]
+FORMAT = 1
+MIN_ROUNDS, MAX_ROUNDS = 3, 50
+# PyTorch's threads spin for some milliseconds after a parallel operation; whoever runs next would pay.
+SETTLE_SECONDS = 0.02
+NOT_MEASURED, FAILED, OK = "not measured", "failed", "ok"
+
+
+def machine(settings: Settings) -> dict[str, Any]:
+    """Hardware, versions, commit and settings: what all rows of a file share."""
+    versions = {}
+    for name in ("numpy", "jax", "jaxlib"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "cpu": _cpu(),
+        "gpu": torch.cuda.get_device_name() if settings.device == "cuda" else None,
+        "threads": settings.threads,
+        "system": platform.platform(),
+        "installation": info() | versions,
+        "updates": settings.updates,
+        "seconds": settings.seconds,
+    }
+
+
+def run(cases: list[Case], settings: Settings, tell: Tell) -> Iterator[list[Row]]:
+    """Measures case by case; yields the rows of each, one per contestant.
+
+    Args:
+        cases: in this order.
+        settings: how.
+        tell: receives a line on what happens next.
+    """
+    torch.set_num_threads(settings.threads)
+    peaks = roofline.measure(settings.device)
+    tell(f"peaks: {peaks['flops'] / 1e9:.0f} Gflop/s per core, {peaks['bytes'] / 1e9:.1f} GB/s")
+    for number, case in enumerate(cases, 1):
+        tell(f"{number} of {len(cases)}: {case.name}")
+        yield measure(case, settings, peaks, tell)
+
+
+def measure(case: Case, settings: Settings, peaks: roofline.Peaks, tell: Tell) -> list[Row]:
+    """The rows of a case; who cannot run, or computes something else, has one without a time."""
+    problem = make(case, settings, tell)
+    reference = next((b for b in settings.backends if ipvae_kernels.backends()[b] == "available"), "eager")
+    rows, ready = {}, {}
+    for name in names(case, settings):
+        row = rows[name] = _row(problem, name, settings)
+        try:
+            if settings.memory:
+                row["peak_mib"] = memory.peak(case.name, name, settings)
+            prepared = prepare(name, problem, settings)
+        except Unavailable as reason:
+            row |= {"status": NOT_MEASURED, "reason": str(reason)}
+            continue
+        row |= {"note": prepared.note, "compile_seconds": prepared.compile_seconds}
+        found = check.run(prepared, name, reference)
+        row["check"] = found
+        if not found["ok"]:
+            row |= {"status": FAILED, "reason": f"differs from {found['against']}: {found['found']}"}
+            continue
+        ready[name] = prepared
+    taken = take_turns({name: p.run for name, p in ready.items()}, settings.seconds, settings.device)
+    for name, seconds in taken.items():
+        rows[name] |= _figures(problem, seconds, peaks, settings)
+    for row in rows.values():
+        row["faster_than"] = {
+            other: rows[other]["median"] / row["median"]
+            for other in taken
+            if row["status"] == OK and rows[other] is not row
+        }
+    return list(rows.values())
+
+
+def take_turns(runs: dict[str, Callable[[], object]], seconds: float, device: str) -> dict[str, list[float]]:
+    """Seconds of every run; all have run before.
+
+    Rounds in which each contestant runs once. One drops out after `MAX_ROUNDS`, after `MIN_ROUNDS` if it has
+    used its share of the time, and before that if it alone has used up the time of all.
+
+    Args:
+        runs: by contestant.
+        seconds: for all together.
+        device: synchronised where it is a GPU.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    waiting = list(runs)
+    while waiting:
+        for name in list(waiting):
+            time.sleep(SETTLE_SECONDS)
+            roofline.synchronize(device)
+            begin = time.perf_counter()
+            runs[name]()
+            roofline.synchronize(device)
+            taken[name].append(time.perf_counter() - begin)
+            rounds, used = len(taken[name]), sum(taken[name])
+            enough = rounds >= MIN_ROUNDS and used >= seconds / len(runs)
+            if enough or rounds >= MAX_ROUNDS or used >= seconds:
+                waiting.remove(name)
+    return taken
+
+
+def _row(problem: Problem, contestant: str, settings: Settings) -> Row:
+    case = problem.case
+    return {
+        "case": case.name, "group": case.group, "op": case.op, "axis": case.axis, "contestant": contestant,
+        "device": settings.device, "sizes": case.sizes, "estimator": case.estimator,
+        "temperature": case.temperature,
+        "state": {
+            "name": case.state, "updates": settings.updates, "nonzero": problem.nonzero, "rate": problem.rate
+        },
+        "status": OK, "reason": "", "note": "", "check": None, "compile_seconds": None, "peak_mib": None,
+        "median": None, "p20": None, "p80": None, "rounds": 0, "per_second": None, "spikes_per_second": None,
+        "operations": case.operations(problem.nonzero), "bytes": case.bytes(), "roofline": None,
+        "faster_than": {},
+    }  # fmt: skip
+
+
+def _figures(problem: Problem, seconds: list[float], peaks: roofline.Peaks, settings: Settings) -> Row:
+    """Quantiles; sample-steps (sampling: counts) and spikes (of the hard draw, one a step) per second."""
+    case = problem.case
+    p20, median, p80 = (float(q) for q in np.quantile(seconds, (0.2, 0.5, 0.8)))
+    sizes = case.sizes
+    units = sizes["B"] * sizes["T"] if "B" in sizes else sizes["N"]
+    spikes = units * problem.rate * sizes.get("K", 1)
+    return {
+        "median": median, "p20": p20, "p80": p80, "rounds": len(seconds), "per_second": units / median,
+        "spikes_per_second": spikes / median,
+        "roofline": roofline.fraction(
+            case, problem.nonzero, median, peaks, settings.device, settings.threads
+        ),
+        "peaks": dict(peaks),
+    }  # fmt: skip
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """Of the checkout around the working directory, "+" where it has changes; else unknown."""
+    try:
+        command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

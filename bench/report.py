@@ -1,0 +1,350 @@
+"""Tables and plots from rows; nothing here measures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ipvae.checkpoint import atomic_file
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from .contestants import label
+from .measure import FORMAT, MIN_ROUNDS, OK, Row
+
+_console = Console()
+NATIVE = "native"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run.
+
+    Attributes:
+        machine: what `measure.machine` tells.
+        rows: in the order in which they were measured.
+    """
+
+    machine: dict[str, Any]
+    rows: list[Row]
+
+    @classmethod
+    def from_json(cls, path: Path) -> Results:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: for a file that is something else.
+        """
+        try:
+            values = json.loads(path.read_text())
+            if values["format"] != FORMAT:
+                raise ValueError(f"{path}: expected format {FORMAT}, found {values['format']}")
+            return cls(values["machine"], values["rows"])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not a file of ipvae bench ({error})") from error
+
+    def to_json(self, path: Path) -> None:
+        """All of it."""
+        text = json.dumps({"format": FORMAT, "machine": self.machine, "rows": self.rows}, indent=1)
+        with atomic_file(path) as file:
+            file.write(text.encode() + b"\n")
+
+    def to_csv(self, path: Path) -> None:
+        """A line per row; nested values under names joined by a dot; commit, CPU, GPU and threads in each."""
+        shared = {name: self.machine[name] for name in ("commit", "cpu", "gpu", "threads")}
+        lines = [_flat({**row, "check": (row["check"] or {}).get("ok")}) | shared for row in self.rows]
+        names = list(dict.fromkeys(name for line in lines for name in line))
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(lines)
+
+
+class Goal(NamedTuple):
+    """What the project asks of the native kernels.
+
+    Attributes:
+        what: in words.
+        case: whose native time counts.
+        against: contestant.
+        least: ratio to be reached.
+        aim: ratio to be hoped for.
+        field: "median" or "peak_mib".
+    """
+
+    what: str
+    case: str
+    against: str
+    least: float
+    aim: float
+    field: str = "median"
+
+
+_AUTHORS = (
+    Goal("inference, paper's size", "infer-paper", "authors", 15, 30),
+    Goal("training step, sigmoid, tau .1", "train-paper-sigmoid-0.1", "authors", 15, 40),
+    Goal("training step, sigmoid, tau 1", "train-paper-sigmoid-1", "authors", 10, 20),
+    Goal("training step, cubic, against their sigmoid", "train-paper-cubic-0.1", "authors", 20, 60),
+    Goal("training step, fini2, against their sigmoid", "train-paper-fini2", "authors", 20, 60),
+    Goal("poisson_rsample, sigmoid", "sample-paper-sigmoid-0.1", "authors", 20, 60),
+    Goal("poisson_rsample, cubic, against their sigmoid", "sample-paper-cubic-0.1", "authors", 20, 60),
+)
+GOALS = (
+    *_AUTHORS,
+    Goal("poisson_sample against torch.poisson", "sample-paper-hard", "baseline", 15, 40),
+    *(goal._replace(against="compiled", least=5, aim=15) for goal in _AUTHORS),
+    Goal("poisson_sample", "sample-paper-hard", "compiled", 5, 15),
+    Goal("peak memory of a training step, T 128", "train-784-128", "authors", 8, 20, "peak_mib"),
+)
+
+
+def tell(text: str) -> None:
+    """A line on what goes on."""
+    _console.print(text, style="dim", highlight=False, markup=False)
+
+
+def print_case(rows: Sequence[Row]) -> None:
+    """The rows of one case as they come."""
+    _print(_case(rows))
+
+
+def print_report(results: Sequence[Results]) -> None:
+    """All tables."""
+    for section in _sections(results):
+        _print(section)
+
+
+def write_report(results: Sequence[Results], out: Path) -> list[Path]:
+    """Writes ``report.md`` and the plots there are rows for.
+
+    Args:
+        results: of one or more runs.
+        out: folder, created if need be.
+
+    Returns:
+        The files.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    text = []
+    for title, header, lines, notes in _sections(results):
+        rule = ["---", *["---:"] * (len(header) - 1)]
+        text += [f"### {title}", "", *("| " + " | ".join(line) + " |" for line in (header, rule, *lines)), ""]
+        text += [*(f"- {note}" for note in notes), ""] if notes else []
+    written = [out / "report.md"]
+    with atomic_file(written[0]) as file:
+        file.write("\n".join(text).encode())
+    rows = [row for result in results for row in result.rows if row["status"] == OK]
+    for name, draw in (("growth", _draw_growth), ("speedup", _draw_speedup), ("roofline", _draw_roofline)):
+        figure = draw(rows)
+        if figure is not None:
+            written.append(out / f"{name}.png")
+            with atomic_file(written[-1]) as file:
+                figure.savefig(file, format="png", dpi=150)
+    return written
+
+
+def title_of(row: Row) -> str:
+    """A case in words."""
+    sizes = ", ".join(f"{name} {size:,}" for name, size in row["sizes"].items())
+    how = row["estimator"] + (f" tau {row['temperature']:g}" if row["temperature"] else "")
+    state = row["state"]
+    return f"{row['case']}: {sizes}, {how}; {state['nonzero']:.1%} of counts not 0, mean {state['rate']:.2f}"
+
+
+def seconds_text(*seconds: float) -> str:
+    """One time, or a range, with three digits and a unit, that of the last."""
+    scale, unit = next(((s, u) for s, u in ((1.0, "s"), (1e-3, "ms")) if seconds[-1] >= s), (1e-6, "us"))
+    return "..".join(f"{value / scale:.3g}" for value in seconds) + f" {unit}"
+
+
+class Section(NamedTuple):
+    """A table: title, header, lines, and notes to stand below."""
+
+    title: str
+    header: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
+_HEADER = ("contestant", "median", "20..80 %", "native", "MiB", "/ s", "roofline")
+
+
+def _case(rows: Sequence[Row]) -> Section:
+    """The rows of a case; the column "native" says how many times faster the native backend is."""
+    measured = {row["contestant"]: row["median"] for row in rows if row["status"] == OK}
+    lines, notes = [], []
+    for row in rows:
+        name, peak = label(row["contestant"]), "" if row["peak_mib"] is None else f"{row['peak_mib']:.1f}"
+        note = [row["note"]]
+        if row["compile_seconds"] is not None:
+            note.append(f"compiled in {row['compile_seconds']:.1f} s")
+        if row["status"] == OK:
+            ratio = f"{row['median'] / measured[NATIVE]:.1f} x" if NATIVE in measured else ""
+            spread = seconds_text(row["p20"], row["p80"])
+            speed, bound = f"{row['per_second']:.2e}", f"{row['roofline']:.1%}"
+            lines.append([name, seconds_text(row["median"]), spread, ratio, peak, speed, bound])
+            if row["rounds"] < MIN_ROUNDS:
+                note.append(f"rounds: {row['rounds']}")
+        else:
+            lines.append([name, "-", "-", "-", peak, "-", "-"])
+            note.append(f"{row['status']}: {row['reason']}")
+        if any(note):
+            notes.append(f"{name}: {'; '.join(filter(None, note))}")
+    return Section(title_of(rows[0]), _HEADER, lines, notes)
+
+
+def _sections(results: Sequence[Results]) -> Iterator[Section]:
+    """Every table."""
+    for result in results:
+        machine = result.machine
+        where = f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {machine['commit']}"
+        goals = [line for goal in GOALS if (line := _goal(goal, result.rows))]
+        if goals:
+            header = ("what", "against", "ratio", "least", "aim")
+            yield Section(f"Goals of the native backend ({where})", header, goals)
+        for case in dict.fromkeys(row["case"] for row in result.rows):
+            yield _case([row for row in result.rows if row["case"] == case])
+        slopes = _slopes(result.rows)
+        if slopes:
+            title = "Growth: slope of log time over log size, up to each size"
+            yield Section(title, ("axis", "contestant", "slopes"), slopes)
+
+
+def _goal(goal: Goal, rows: Sequence[Row]) -> list[str]:
+    """A line of the table of goals; empty where the case did not run."""
+    rows = [row for row in rows if row["case"] == goal.case]
+    found = {row["contestant"]: row[goal.field] for row in rows if row["status"] == OK}
+    if not rows:
+        return []
+    ours, theirs = found.get(NATIVE), found.get(goal.against)
+    ratio = f"{theirs / ours:.1f} x" if ours and theirs else "not measured"
+    return [goal.what, label(goal.against), ratio, f"{goal.least:g} x", f"{goal.aim:g} x"]
+
+
+def _axis_value(row: Row) -> float:
+    """Size along the axis of a growth row; of the firing rate, the share of counts that are not 0."""
+    return float(row["state"]["nonzero"] if row["axis"] == "firing" else row["sizes"][row["axis"]])
+
+
+def _curves(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """(axis, contestant) -> sorted (size, median)."""
+    curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["axis"] and row["status"] == OK:
+            curves.setdefault((row["axis"], row["contestant"]), []).append((_axis_value(row), row["median"]))
+    return {key: sorted(points) for key, points in curves.items()}
+
+
+def _slopes(rows: Sequence[Row]) -> list[list[str]]:
+    """Where it bends: one slope for each pair of neighbouring sizes."""
+    lines = []
+    for (axis, contestant), points in _curves(rows).items():
+        if len(points) > 1:
+            sizes, times = np.log(np.array(points)).T
+            slopes = np.diff(times) / np.diff(sizes)
+            text = ", ".join(f"{b[0]:.3g}: {s:.2f}" for b, s in zip(points[1:], slopes, strict=True))
+            lines.append([axis, label(contestant), text])
+    return lines
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _print(section: Section) -> None:
+    table = Table(title=section.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for i, name in enumerate(section.header):
+        table.add_column(name, justify="right" if i else "left", overflow="fold")
+    for line in section.lines:
+        table.add_row(*line)
+    _console.print(table)
+    for note in section.notes:
+        _console.print(f"  {note}", style="dim", highlight=False, markup=False)
+
+
+def _draw_growth(rows: Sequence[Row]) -> Any:
+    """Time against K, T, B and firing rate; None without growth rows."""
+    from matplotlib.figure import Figure
+
+    curves = _curves(rows)
+    axes_there = list(dict.fromkeys(axis for axis, _ in curves))
+    if not axes_there:
+        return None
+    names = {"firing": "share of counts that are not 0"}
+    figure = Figure(figsize=(4.0 * len(axes_there), 3.4), layout="constrained")
+    for plot, axis in zip(figure.subplots(1, len(axes_there), squeeze=False)[0], axes_there, strict=True):
+        for (of, contestant), points in curves.items():
+            if of == axis:
+                plot.loglog(*np.array(points).T, marker="o", markersize=3, label=label(contestant))
+        plot.set_xlabel(names.get(axis, axis))
+        plot.set_ylabel("seconds")
+        plot.legend(frameon=False)
+    return figure
+
+
+def _draw_speedup(rows: Sequence[Row]) -> Any:
+    """Bars: how much faster native is than each other contestant, by case; None without such rows."""
+    from matplotlib.figure import Figure
+
+    ratios = {
+        (row["case"], other): ratio
+        for row in rows
+        if row["contestant"] == NATIVE and not row["axis"]
+        for other, ratio in row["faster_than"].items()
+    }
+    if not ratios:
+        return None
+    cases = list(dict.fromkeys(case for case, _ in ratios))[::-1]
+    others = list(dict.fromkeys(other for _, other in ratios))
+    figure = Figure(figsize=(7.0, 0.6 + 0.18 * len(cases) * (len(others) + 1)), layout="constrained")
+    plot = figure.subplots()
+    height = 1.0 / (len(others) + 1)
+    for i, other in enumerate(others):
+        bars = [(y, ratios[case, other]) for y, case in enumerate(cases) if (case, other) in ratios]
+        places, values = np.array(bars).T
+        plot.barh(places - i * height, values, height, label=f"than {label(other)}")
+    plot.set_yticks(np.arange(len(cases)) - height * (len(others) - 1) / 2, cases)
+    plot.set_xscale("log")
+    plot.axvline(1.0, color="black", linewidth=0.8)
+    plot.set_xlabel("times faster")
+    plot.legend(frameon=False)
+    return figure
+
+
+def _draw_roofline(rows: Sequence[Row]) -> Any:
+    """Operations per second against operations per byte, under what the machine can do; None without rows."""
+    from matplotlib.figure import Figure
+
+    if not rows:
+        return None
+    figure = Figure(figsize=(6.0, 4.2), layout="constrained")
+    plot = figure.subplots()
+    for contestant in dict.fromkeys(row["contestant"] for row in rows):
+        own = [row for row in rows if row["contestant"] == contestant]
+        plot.loglog(
+            [row["operations"] / row["bytes"] for row in own],
+            [row["operations"] / row["median"] for row in own],
+            "o", markersize=4, label=label(contestant),
+        )  # fmt: skip
+    intensity = np.geomspace(*plot.get_xlim(), 100)
+    peaks = rows[0]["peaks"]
+    plot.loglog(
+        intensity, np.minimum(peaks["flops"], intensity * peaks["bytes"]), "k-", linewidth=0.8,
+        label="one core" if rows[0]["device"] == "cpu" else "GPU",
+    )  # fmt: skip
+    plot.set_xlabel("operations per byte, as counted")
+    plot.set_ylabel("operations per second")
+    plot.legend(frameon=False)
+    return figure

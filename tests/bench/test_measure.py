@@ -1,0 +1,121 @@
+"""Contestants agree, those that do not get no time, and rows say what they must."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from ipvae_bench import check, measure, memory, roofline
+from ipvae_bench.cases import CASES
+from ipvae_bench.contestants import baseline, names, prepare
+from ipvae_bench.problem import Settings, Unavailable, make
+
+PEAKS = roofline.Peaks(flops=1e11, bytes=1e10)
+ROLLOUTS = ("quick-infer", "quick-train-sigmoid-0.1", "quick-train-cubic-0.1", "quick-train-fini2")
+
+
+@pytest.mark.parametrize("case", ROLLOUTS)
+@pytest.mark.parametrize("contestant", ["native", "eager", "baseline"])
+def test_contestants_agree(settings: Settings, case: str, contestant: str) -> None:
+    prepared = prepare(contestant, make(CASES[case], settings), settings)
+    assert (found := check.run(prepared, contestant, "native"))["ok"], found
+
+
+@pytest.mark.parametrize(
+    "case", ["quick-infer", "quick-train-fini2", "quick-sample-hard", "quick-sample-fini2"]
+)
+def test_jax_agrees(settings: Settings, case: str) -> None:
+    pytest.importorskip("jax")
+    prepared = prepare("jax_scan", make(CASES[case], settings), settings)
+    assert prepared.compile_seconds is not None
+    assert (found := check.run(prepared, "jax_scan", "native"))["ok"], found
+
+
+@pytest.mark.parametrize("case", ["quick-infer", "quick-train-sigmoid-0.1", "quick-sample-hard"])
+def test_the_authors_code_agrees(settings: Settings, shared: Callable[[str], Path], case: str) -> None:
+    with_them = dataclasses.replace(settings, reference=shared("IterativeVAE"))
+    prepared = prepare("authors", make(CASES[case], with_them), with_them)
+    assert (found := check.run(prepared, "authors", "native"))["ok"], found
+
+
+def test_wrong_counts_get_no_time(settings: Settings) -> None:
+    prepared = prepare("baseline", make(CASES["quick-sample-hard"], settings), settings)
+    wrong = dataclasses.replace(prepared, run=lambda: {"counts": prepared.run()["counts"] + 0.1})
+    assert not check.run(wrong, "baseline", "native")["ok"]
+
+
+def test_a_lost_gradient_gets_no_time(settings: Settings) -> None:
+    problem = make(CASES["quick-train-fini2"], settings)
+
+    def detached(u: torch.Tensor, x: torch.Tensor, *rest: object) -> tuple[torch.Tensor, ...]:
+        return baseline.baseline.step(u.detach(), x, *rest)  # type: ignore[arg-type]
+
+    wrong = baseline.with_parts(problem, baseline.baseline.sample, detached, problem.arrivals)  # type: ignore[arg-type]
+    found = check.run(wrong, "baseline", "native")
+    assert not found["ok"]
+
+
+def test_rows(settings: Settings) -> None:
+    case = dataclasses.replace(CASES["quick-infer"], only=("baseline", "authors"))
+    native, plain, authors = measure.measure(case, settings, PEAKS, lambda _: None)
+    json.dumps(native)
+    for row in (native, plain):
+        assert row["status"] == "ok"
+        assert row["check"]["ok"]
+        assert row["p20"] <= row["median"] <= row["p80"]
+        assert row["per_second"] == pytest.approx(32 * 16 / row["median"])
+        assert row["roofline"] > 0
+    assert native["faster_than"] == {"baseline": pytest.approx(plain["median"] / native["median"])}
+    assert native["sizes"] == {"B": 32, "T": 16, "K": 512, "M": 256}
+    assert 0 < native["state"]["nonzero"] < 1
+    assert authors["status"] == "not measured"
+    assert authors["reason"] == "no --reference"
+    assert authors["median"] is None
+
+
+def test_a_wrong_checkout_is_named(settings: Settings, tmp_path: Path) -> None:
+    there = dataclasses.replace(settings, reference=tmp_path)
+    with pytest.raises(Unavailable, match=r"is not a checkout of hadivafaii/IterativeVAE"):
+        prepare("authors", make(CASES["quick-infer"], there), there)
+
+
+def test_turns() -> None:
+    order: list[str] = []
+    runs = {name: lambda name=name: order.append(name) for name in "ab"}
+    taken = measure.take_turns(runs, 0.0, "cpu")
+    assert order == ["a", "b"]
+    assert {name: len(seconds) for name, seconds in taken.items()} == {"a": 1, "b": 1}
+    order.clear()
+    taken = measure.take_turns(runs, 60.0, "cpu")
+    assert order[:4] == ["a", "b", "a", "b"]
+    assert all(len(seconds) == measure.MAX_ROUNDS for seconds in taken.values())
+
+
+def test_names(settings: Settings) -> None:
+    assert names(CASES["infer-paper"], settings) == ["native", "baseline", "compiled", "jax_scan", "authors"]
+    assert names(CASES["growth-K-512"], settings) == ["native", "baseline"]
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux' /proc"
+)
+def test_memory(settings: Settings) -> None:
+    mib = memory.peak("quick-infer", "baseline", settings)
+    assert 0.1 < mib < 200
+    with pytest.raises(Unavailable, match="no --reference"):
+        memory.peak("quick-infer", "authors", settings)
+
+
+def test_settings_survive_json(settings: Settings) -> None:
+    values = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    assert memory.settings_of(values) == settings
+
+
+def test_roofline_takes_the_tighter_bound() -> None:
+    case = CASES["infer-paper"]
+    by_operations = roofline.fraction(case, 0.5, 1.0, PEAKS, "cpu", 1)
+    assert by_operations == pytest.approx(case.operations(0.5) / 1e11)
+    slow = roofline.Peaks(flops=1e11, bytes=1.0)
+    assert roofline.fraction(case, 0.5, 1.0, slow, "cpu", 1) == pytest.approx(case.bytes())

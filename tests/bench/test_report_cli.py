@@ -1,0 +1,135 @@
+"""The commands, and tables and plots from rows alone."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ipvae import cli
+from ipvae_bench.problem import Settings
+from ipvae_bench.report import GOALS, Results, seconds_text
+from typer.testing import CliRunner
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def row(case: str, contestant: str, median: float, **changes: Any) -> dict[str, Any]:
+    values = {
+        "case": case, "group": "inference", "op": "infer", "axis": "", "contestant": contestant,
+        "device": "cpu", "sizes": {"B": 2, "T": 3, "K": 4, "M": 5}, "estimator": "hard", "temperature": 0.0,
+        "state": {"name": "paper", "updates": 2, "nonzero": 0.25, "rate": 0.5}, "status": "ok", "reason": "",
+        "note": "", "check": {"ok": True}, "compile_seconds": None, "peak_mib": 2.0, "median": median,
+        "p20": 0.9 * median, "p80": 1.1 * median, "rounds": 3, "per_second": 6 / median,
+        "spikes_per_second": 1.0, "operations": 1e6, "bytes": 1e5, "roofline": 0.01, "faster_than": {},
+        "peaks": {"flops": 1e11, "bytes": 1e10},
+    }  # fmt: skip
+    return values | changes
+
+
+@pytest.fixture
+def results() -> Results:
+    growth = [
+        row(f"growth-K-{k}", who, k**2 * 1e-6, axis="K", sizes={"B": 2, "T": 3, "K": k, "M": 5})
+        for k in (128, 256, 512)
+        for who in ("native", "baseline")
+    ]
+    failed = row("infer-paper", "authors", 1.0) | {
+        "status": "not measured", "reason": "no --reference", "median": None
+    }  # fmt: skip
+    rows = [
+        row("infer-paper", "native", 0.001, faster_than={"compiled": 9.0}),
+        row("infer-paper", "compiled", 0.009, note="compiled: one step", compile_seconds=12.5, rounds=1),
+        failed, *growth,
+    ]  # fmt: skip
+    machine = {"commit": "abc", "cpu": "A CPU", "gpu": None, "threads": 2, "date": "today"}
+    return Results(machine, rows)
+
+
+def test_files(results: Results, tmp_path: Path) -> None:
+    results.to_json(tmp_path / "rows.json")
+    assert Results.from_json(tmp_path / "rows.json") == results
+    results.to_csv(tmp_path / "rows.csv")
+    with open(tmp_path / "rows.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(results.rows)
+    assert lines[0]["cpu"] == "A CPU"
+    assert lines[0]["state.nonzero"] == "0.25"
+    assert lines[0]["faster_than.compiled"] == "9.0"
+
+
+def test_report(results: Results, tmp_path: Path) -> None:
+    results.to_json(tmp_path / "rows.json")
+    told = call("bench", "report", tmp_path / "rows.json", "--out", tmp_path / "report")
+    assert told.exit_code == 0, told.output
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "report.md", "growth.png", "speedup.png", "roofline.png"
+    }  # fmt: skip
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| inference, paper's size | torch.compile | 9.0 x | 5 x | 15 x |" in text
+    assert "| inference, paper's size | authors' code | not measured | 15 x | 30 x |" in text
+    assert "- authors' code: not measured: no --reference" in text
+    assert "- torch.compile: compiled: one step; compiled in 12.5 s; rounds: 1" in text
+    assert "A CPU, 2 threads, abc" in text
+    assert "| K | native | 256: 2.00, 512: 2.00 |" in text
+
+
+def test_every_goal_names_a_case() -> None:
+    from ipvae_bench.cases import CASES
+
+    assert all(goal.case in CASES and goal.least < goal.aim for goal in GOALS)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"format": 0}', "[]"])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    told = call("bench", "report", tmp_path / "rows.json")
+    assert told.exit_code == 2
+    assert told.stderr.startswith("error: ")
+
+
+def test_seconds() -> None:
+    assert seconds_text(1.234) == "1.23 s"
+    assert seconds_text(0.01, 0.0123) == "10..12.3 ms"
+    assert seconds_text(2e-6) == "2 us"
+
+
+def test_run(settings: Settings, tmp_path: Path) -> None:
+    told = call(
+        "bench", "--case", "quick-infer", "--json", tmp_path / "rows.json", "--csv", tmp_path / "rows.csv",
+        "--seconds", 0, "--updates", 2, "--state-dir", settings.state_dir, "--no-memory", "--threads", 1,
+    )  # fmt: skip
+    assert told.exit_code == 0, told.output
+    assert "plain PyTorch" in told.output
+    found = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["contestant"] for row in found["rows"]] == ["native", "baseline"]
+    assert found["machine"]["threads"] == 1
+    assert found["machine"]["installation"]["torch"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--backend", "abacus"), "--backend: expected one of"),
+        (("--case", "zebra"), "'zebra' is in the name of no case"),
+        (("--json", "nowhere/rows.json"), "no folder nowhere"),
+    ],
+)
+def test_what_a_user_can_get_wrong(options: tuple[str, ...], words: str) -> None:
+    told = call("bench", *options)
+    assert told.exit_code == 2
+    assert words in told.stderr
+
+
+def test_help_lists_the_command_and_imports_no_torch() -> None:
+    code = (
+        "import atexit, sys; from ipvae import cli; "
+        "atexit.register(lambda: print('torch' in sys.modules)); cli.app(['--help'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "bench" in result.stdout
+    assert result.stdout.strip().endswith("False")
