@@ -25,14 +25,14 @@ def window(cfg: RolloutConfig, batch: int, dictionary: torch.Size, element_size:
     """Steps whose trajectory is kept at once, at least 1.
 
     Args:
-        cfg: constants; ``n_inner`` is used.
+        cfg: constants; ``n_inner`` and ``cell`` are used.
         batch: B.
         dictionary: (M, K).
         element_size: bytes of a number.
     """
     pixels, neurons = dictionary
-    draws, updates = cfg.n_inner + 1, cfg.n_inner
-    numbers = batch * (draws * (2 * neurons + pixels) + updates * 2 * neurons)
+    draws, updates, states = cfg.n_inner + 1, cfg.n_inner, 1 if cfg.cell == "poisson" else 2
+    numbers = batch * (draws * (2 * neurons + pixels) + updates * (1 + states) * neurons)
     return max(1, TRAJECTORY_BYTES // max(1, numbers * element_size))
 
 
