@@ -15,7 +15,7 @@ from ..problem import Prepared, Problem, Settings, Unavailable
 from . import baseline
 
 WARM_UP_STEPS = 3
-"""Enough to compile all: the log rates of the first step are one row expanded, those of later ones are not."""
+"""Enough to compile all: log rates of the first step are one row expanded, those of later ones are not."""
 
 
 def prepare(problem: Problem, settings: Settings) -> Prepared:
