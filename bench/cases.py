@@ -170,7 +170,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 
 
 def select(suite: str, only: Sequence[str] = ()) -> list[Case]:
-    """The cases of a suite, or those of all whose name contains one of the given words.
+    """The cases of a suite, or those of all with one of the given names, or with a given word in their name.
 
     Raises:
         ValueError: for an unknown suite, or a word that fits no case.
@@ -179,7 +179,10 @@ def select(suite: str, only: Sequence[str] = ()) -> list[Case]:
         if suite not in SUITES:
             raise ValueError(f"--suite: expected one of {', '.join(SUITES)}; found {suite!r}")
         return [CASES[name] for name in SUITES[suite]]
+    found: set[str] = set()
     for word in only:
-        if not any(word in name for name in CASES):
+        fitting = {word} if word in CASES else {name for name in CASES if word in name}
+        if not fitting:
             raise ValueError(f"--case: {word!r} is in the name of no case; there are {', '.join(CASES)}")
-    return [case for name, case in CASES.items() if any(word in name for word in only)]
+        found |= fitting
+    return [case for name, case in CASES.items() if name in found]

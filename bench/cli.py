@@ -48,7 +48,7 @@ def bench(
         Suite, typer.Option(help="quick: two minutes; main: the table of the README; growth; full: both.")
     ] = Suite.QUICK,
     case: Annotated[
-        list[str] | None, typer.Option(help="Only cases with this in their name, of all suites; repeatable.")
+        list[str] | None, typer.Option(help="Only this case, or those with this in their name; repeatable.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="And here, as a flat table.")] = None,

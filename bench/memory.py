@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import re
@@ -72,6 +73,8 @@ def _reset(device: str) -> float:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         return float(torch.cuda.memory_allocated())
+    # What the allocator keeps of memory freed before, by a compilation for instance, is given back first.
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is resident now
     return _status("VmRSS")
 

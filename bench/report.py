@@ -264,7 +264,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _print(section: Section) -> None:
-    table = Table(title=section.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(
+        title=section.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for i, name in enumerate(section.header):
         table.add_column(name, justify="right" if i else "left", overflow="fold")
     for line in section.lines:

@@ -5,29 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from ipvae import baseline
+from ipvae import IPVAE, baseline
 from torch import Tensor
 
 from ..problem import BETA, Optimiser, Output, Prepared, Problem, Settings, upstream
 
 Sample = Callable[[Tensor, str, float, int | None], Tensor]
+Loss = Callable[[IPVAE, Tensor, int, float, str, float, baseline.Arrivals], baseline.Result]
 
 
 def prepare(problem: Problem, settings: Settings) -> Prepared:
     """Eager PyTorch."""
     note = "torch.poisson" if problem.case.op == "sample" else ""
-    return with_parts(problem, baseline.sample, baseline.step, problem.arrivals, note)
+    return with_parts(problem, baseline.sample, baseline.loss, problem.arrivals, note)
 
 
-def with_parts(
-    problem: Problem, draw: Sample, step: baseline.Step, arrivals: list[int], note: str = ""
-) -> Prepared:
-    """The loop with its draw and its step, which may be compiled.
+def with_parts(problem: Problem, draw: Sample, loss: Loss, arrivals: list[int], note: str = "") -> Prepared:
+    """The loop, and for sampling the draw, which may be compiled.
 
     Args:
         problem: what to run.
         draw: `baseline.sample` or a compiled form.
-        step: `baseline.step` or a compiled form.
+        loss: `baseline.loss` or a compiled form.
         arrivals: kept at each step, [T].
         note: of the row.
     """
@@ -45,13 +44,12 @@ def with_parts(
         assert log_rate.grad is not None
         return {"counts": counts.detach(), "gradient": log_rate.grad}
 
+    @torch.inference_mode()
     def infer() -> Output:
-        return _output(baseline.infer(model, problem.x, case.steps, step))
+        return _output(loss(model, problem.x, case.steps, 1.0, "hard", 0.0, None))
 
     def train() -> Output:
-        result = baseline.loss(
-            model, problem.x, case.steps, BETA, case.estimator, case.temperature, arrivals, step
-        )
+        result = loss(model, problem.x, case.steps, BETA, case.estimator, case.temperature, arrivals)
         optimiser.step(result.loss)
         gradient = model.layer.phi.weight.grad
         assert gradient is not None

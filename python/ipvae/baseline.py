@@ -142,16 +142,15 @@ def loss(
 
 
 @torch.inference_mode()
-def infer(model: IPVAE, x: Tensor, steps: int, step: Step = step) -> Result:
+def infer(model: IPVAE, x: Tensor, steps: int) -> Result:
     """T steps with hard counts, recon and KL computed at each, as the released evaluation does; no gradient.
 
     Args:
         model: one update per step.
         x: [B, M].
         steps: T.
-        step: as in `loss`.
     """
-    return loss(model, x, steps, 1.0, "hard", 0.0, None, step)
+    return loss(model, x, steps, 1.0, "hard", 0.0, None)
 
 
 def sample(log_rate: Tensor, estimator: str, temperature: float, n_arrivals: int | None) -> Tensor:

@@ -26,6 +26,7 @@ def test_operations_and_bytes_by_hand() -> None:
 def test_select() -> None:
     assert [case.name for case in select("quick")] == list(SUITES["quick"])
     assert {case.axis for case in select("full", ["growth-K", "growth-B"])} == {"K", "B"}
+    assert [case.name for case in select("quick", ["infer-paper"])] == ["infer-paper"]
     with pytest.raises(ValueError, match="quick, main, growth, full; found 'x'"):
         select("x")
     with pytest.raises(ValueError, match="'zebra' is in the name of no case"):
