@@ -118,7 +118,8 @@ def infer(
         single_draw: the fresh draw of a step also drives the next update: not the paper's rule, and needs
             n_inner = 1.
         sample_offset: global index of the first sample; None takes that of the state, else 0.
-        backend: "auto", "native", "eager" or "autograd". Gaussian models are always served by autograd.
+        backend: "auto", "native", "triton", "eager" or "autograd"; Gaussian models are always
+            served by autograd.
         check: raise where a tensor or the result is not finite; costs a pass over each.
 
     Returns:
@@ -202,7 +203,7 @@ def elbo(
         kl: "exact" or "released"; the published values of beta belong to "released".
         single_draw: draw once per step.
         sample_offset: global index of the first sample.
-        backend: "auto", "native", "eager" or "autograd".
+        backend: "auto", "native", "triton", "eager" or "autograd".
         check: raise where a tensor or the result is not finite.
 
     Returns:
@@ -376,12 +377,12 @@ def _clamp_pair(name: str, value: Clamp, default: tuple[float, float]) -> tuple[
 
 
 def _by_autograd(backend: str, params: Params, cfg: RolloutConfig) -> bool:
-    """Whether plain differentiable PyTorch serves the call; refuses "native" where only that can."""
+    """Whether plain differentiable PyTorch serves the call; refuses a compiled backend that was named for it."""
     if isinstance(params, GaussianParams):
-        _backends.no_native(backend, "Gaussian models are served by autograd alone")
+        _backends.refuse_compiled(backend, "Gaussian models are served by autograd alone")
         return True
     if cfg.estimator == "gumbel":
-        _backends.no_native(backend, "the gumbel estimator is served by autograd alone")
+        _backends.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
         return True
     return backend == "autograd"
 
