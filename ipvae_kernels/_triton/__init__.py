@@ -47,7 +47,7 @@ def reason() -> str | None:
     if torch.version.hip is not None:
         return "it is made for NVIDIA GPUs, this torch is built for ROCm"
     if not torch.cuda.is_available():
-        return "it needs an NVIDIA GPU, its driver and a CUDA build of torch: torch.cuda.is_available() is False"
+        return "it needs an NVIDIA GPU and a CUDA build of torch: torch.cuda.is_available() is False"
     return None
 
 

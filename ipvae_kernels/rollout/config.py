@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+PRECISIONS = ("float32", "tf32", "bf16")
+
 
 class RolloutConfig(NamedTuple):
     """Sizes and constants of a rollout.
@@ -18,6 +20,7 @@ class RolloutConfig(NamedTuple):
         estimator, temperature, n_arrivals: of the counts, see ``poisson_rsample``.
         step: global index of the first step.
         sample_offset: global index of the first row of the batch.
+        precision: of matrix products on tensor cores, one of :data:`PRECISIONS`; without them, in full.
     """
 
     steps: int
@@ -32,6 +35,7 @@ class RolloutConfig(NamedTuple):
     n_arrivals: int | None = None
     step: int = 0
     sample_offset: int = 0
+    precision: str = "float32"
 
     @property
     def leak(self) -> float:

@@ -24,7 +24,7 @@ from ..poisson.op import check_estimator
 from ..update.op import check_clamp
 from . import eager
 from .cells import Cell, GaussianCell, PoissonCell
-from .config import RolloutConfig
+from .config import PRECISIONS, RolloutConfig
 
 RECORDS = tuple(eager.RECORDS)
 """What ``infer`` can record of a step."""
@@ -85,6 +85,7 @@ def infer(
     kl: str = "exact",
     single_draw: bool = False,
     sample_offset: int | None = None,
+    precision: str = "float32",
     backend: str = "auto",
     check: bool = True,
 ) -> InferResult:
@@ -118,6 +119,8 @@ def infer(
         single_draw: the fresh draw of a step also drives the next update: not the paper's rule, and needs
             n_inner = 1.
         sample_offset: global index of the first sample; None takes that of the state, else 0.
+        precision: of matrix products on tensor cores: "float32" (float32-grade), or "tf32" or "bf16", whose
+            error ``docs/decisions.md`` states. Only "triton" has them; other backends compute in full.
         backend: "auto", "native", "triton", "eager" or "autograd"; Gaussian models are always
             served by autograd.
         check: raise where a tensor or the result is not finite; costs a pass over each.
@@ -136,8 +139,9 @@ def infer(
         _checks.choice("record", name, RECORDS)
     _checks.integer("record_every", record_every, 1, 2**32)
     task = _prepare(
-        x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset
-    )
+        x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset,
+        precision,
+    )  # fmt: skip
     backend = _backends.select(backend)
     names = [name for name in RECORDS if name in record]
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -175,6 +179,7 @@ def elbo(
     kl: str = "exact",
     single_draw: bool = False,
     sample_offset: int | None = None,
+    precision: str = "float32",
     backend: str = "auto",
     check: bool = True,
 ) -> ElboResult:
@@ -203,6 +208,7 @@ def elbo(
         kl: "exact" or "released"; the published values of beta belong to "released".
         single_draw: draw once per step.
         sample_offset: global index of the first sample.
+        precision: of matrix products on tensor cores.
         backend: "auto", "native", "triton", "eager" or "autograd".
         check: raise where a tensor or the result is not finite.
 
@@ -219,8 +225,9 @@ def elbo(
     if truncate is not None:
         _checks.integer("truncate", truncate, 1, 2**32)
     task = _prepare(
-        x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset
-    )
+        x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset,
+        precision,
+    )  # fmt: skip
     task = task._replace(
         cfg=task.cfg._replace(estimator=estimator, temperature=float(temperature), n_arrivals=n_arrivals)
     )
@@ -276,6 +283,7 @@ def _prepare(
     kl: str,
     single_draw: bool,
     sample_offset: int | None,
+    precision: str,
 ) -> _Task:
     """Checks the arguments that ``infer`` and ``elbo`` share."""
     _checks.integer("steps", steps, 1, 2**32)
@@ -283,6 +291,7 @@ def _prepare(
     _checks.number("beta_inner", beta_inner, 0.0)
     _checks.choice("kl", kl, ("exact", "released"))
     _checks.flag("single_draw", single_draw)
+    _checks.choice("precision", precision, PRECISIONS)
     if single_draw and n_inner > 1:
         raise ValueError(f"single_draw: expected n_inner = 1 with it, found {n_inner}")
     if state is not None and not isinstance(state, State):
@@ -297,7 +306,7 @@ def _prepare(
     _checks.stream(step, steps, offset, batch)
     cfg = RolloutConfig(
         steps=steps, n_inner=n_inner, beta_inner=float(beta_inner), kl=kl, single_draw=single_draw,
-        step=step, sample_offset=offset,
+        step=step, sample_offset=offset, precision=precision,
     )  # fmt: skip
     clamps = _GAUSSIAN_CLAMP_U, _GAUSSIAN_CLAMP_DU
     if gaussian:
@@ -377,7 +386,7 @@ def _clamp_pair(name: str, value: Clamp, default: tuple[float, float]) -> tuple[
 
 
 def _by_autograd(backend: str, params: Params, cfg: RolloutConfig) -> bool:
-    """Whether plain differentiable PyTorch serves the call; refuses a compiled backend that was named for it."""
+    """Whether plain differentiable PyTorch serves the call; refuses a compiled backend named for it."""
     if isinstance(params, GaussianParams):
         _backends.refuse_compiled(backend, "Gaussian models are served by autograd alone")
         return True
@@ -424,7 +433,7 @@ def _check_finite(tensors: Tensors) -> None:
 _TENSORS = "Tensor x, Tensor dictionary, Tensor log_sigma, Tensor log_bias, Tensor log_lr"
 _CONFIG = (
     "int steps, int n_inner, float beta_inner, float clamp_u, float clamp_du, str kl, bool single_draw, "
-    "str estimator, float temperature, int? n_arrivals, int step, int sample_offset"
+    "str estimator, float temperature, int? n_arrivals, int step, int sample_offset, str precision"
 )
 _FIELDS = len(RolloutConfig._fields)
 

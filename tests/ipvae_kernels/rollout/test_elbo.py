@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +24,11 @@ from ipvae_kernels.update import eager as update
 Problem = Callable[..., tuple[Tensor, Any]]
 ESTIMATORS = [name for name in poisson.ESTIMATORS if name != "gumbel"]
 NAMES = ("x", "dictionary", "log_sigma", "log_bias", "log_lr", "log_rate_init")
+
+
+def implementation(backend: str) -> Any:
+    file = {"triton": "triton_kernels"}.get(backend, backend)
+    return importlib.import_module(f"ipvae_kernels.rollout.{file}")
 
 
 def leaves(x: Tensor, params: ik.PoissonParams) -> list[Tensor]:
@@ -121,7 +127,7 @@ def test_every_number_of_the_trace_follows_from_the_others(
     config: dict[str, Any], moving: bool, problem: Problem, backend: str, dtype: torch.dtype
 ) -> None:
     """Each saved tensor is recomputed in float64 from those it depends on: no error hides in a later one."""
-    module = eager if backend == "eager" else pytest.importorskip("ipvae_kernels.rollout.native")
+    module = implementation(backend)
     cfg = RolloutConfig(
         **{
             "steps": 4,
@@ -183,7 +189,7 @@ def test_backward_of_the_same_trace(
     config: dict[str, Any], moving: bool, problem: Problem, backend: str, dtype: torch.dtype
 ) -> None:
     """A backend's backward of one trace against the eager one in float64: no random numbers take part."""
-    module = eager if backend == "eager" else pytest.importorskip("ipvae_kernels.rollout.native")
+    module = implementation(backend)
     cfg = RolloutConfig(**{"steps": 4, "estimator": "cubic", "temperature": 0.1, "clamp_u": 4.0, **config})
     x, params = problem(batch=17, pixels=13, neurons=37, moving=cfg.steps if moving else 0, dtype=dtype)
     tensors = [x, params.dictionary, params.log_sigma, params.log_bias, params.log_lr]

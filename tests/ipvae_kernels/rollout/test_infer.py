@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
+from ipvae_kernels import _triton
 from ipvae_kernels.poisson import eager as poisson
 from ipvae_kernels.rollout import eager
 from ipvae_kernels.rollout.op import RECORDS
@@ -19,12 +20,16 @@ from ipvae_kernels.rollout.op import RECORDS
 Problem = Callable[..., tuple[Tensor, Any]]
 
 
-@pytest.fixture(params=["poisson eager", "poisson native", "gaussian identity", "gaussian relu"])
+@pytest.fixture(
+    params=["poisson eager", "poisson native", "poisson triton", "gaussian identity", "gaussian relu"]
+)
 def model(request: pytest.FixtureRequest) -> tuple[str, str, torch.dtype]:
     """A kind of model (for ``problem(gaussian=...)``), a backend that serves it, and a dtype."""
     family, variant = request.param.split()
     if family == "gaussian":
         return variant, "auto", torch.float64
+    if variant == "triton" and not _triton.interpreted():
+        pytest.skip("served by the interpreter in a process of its own")
     if ik.backends()[variant] != "available":
         pytest.skip(ik.backends()[variant])
     return "", variant, torch.float64 if variant == "eager" else torch.float32
