@@ -10,6 +10,10 @@ products dominate.
 - ``update_kernel``: drive = (error / var) Phi; in its epilogue the new log rate, the KL, and the next draws.
 - ``pull_kernel``, ``push_kernel``: the same two products of the backward.
 
+An epilogue takes 16 rows of its tile at a time, so that a sampler holds four neurons a thread: with the
+product's whole tile in registers every thread holds 16 or 32, and the compiler spilled 0.7 to 4 KB of each.
+The product goes from one to the other through L2, as the drive that training saves anyway.
+
 Every kernel is a pure function of its inputs, so that tuning may run it repeatedly, and reads the seed from
 the device, so that a CUDA graph that captures a call can be replayed with new noise. Draws are indexed t
 (n_inner + 1) + j: the updates' draws of step t, then its fresh one.
@@ -31,41 +35,27 @@ from .._triton.tuning import autotune, config
 from ..philox import KIND_LOSS, KIND_UPDATE, Stream
 from ..poisson.triton_kernels import draw_into
 from .config import RolloutConfig
-from .triton_products import PRODUCTS, add_product, stream_of
+from .triton_parts import (
+    PRODUCTS,
+    add_product,
+    advance,
+    encode,
+    retreat,
+    stream_of,
+    through_counts,
+    through_kl,
+)
 
 NEURONS = 64  # of a tile; fixed, so that sums over tiles have one order
 PIXELS = 64
-_DEPTH = 32  # of a product at a time
+DEPTH = 32  # of a product at a time
+SLICE = 16  # rows that an epilogue takes at a time
 
 CONFIGS = (
     config(8, 2, BLOCK_B=64),
-    config(4, 3, BLOCK_B=32),
+    config(8, 3, BLOCK_B=32),
     config(8, 3, BLOCK_B=128),
 )
-
-
-@triton.jit
-def _encode(
-    error_ptr, log_sigma_ptr, dictionary_ptr, row, neuron, n_rows, n_pixels, n_neurons,
-    ROWS: tl.constexpr, NEURONS: tl.constexpr, DEPTH: tl.constexpr, PRODUCT: tl.constexpr,
-):  # fmt: skip
-    """Errors [n_rows, M], over var unless log_sigma is None, times Phi; rows [R, 1], neurons [1, N]."""
-    acc = tl.zeros((ROWS, NEURONS), tl.float32)
-    for begin in range(0, n_pixels, DEPTH):
-        pixel = begin + tl.arange(0, DEPTH)
-        real = pixel < n_pixels
-        error = tl.load(
-            error_ptr + row * n_pixels + pixel[None, :], mask=(row < n_rows) & real[None, :], other=0.0
-        )
-        if log_sigma_ptr is not None:
-            error *= exp(-2.0 * tl.load(log_sigma_ptr + pixel, mask=real, other=0.0))[None, :]
-        phi = tl.load(
-            dictionary_ptr + pixel[:, None].to(tl.int64) * n_neurons + neuron,
-            mask=real[:, None] & (neuron < n_neurons),
-            other=0.0,
-        )
-        acc = add_product(acc, error, phi, PRODUCT)
-    return acc
 
 
 @triton.jit
@@ -149,7 +139,7 @@ def update_kernel(
     log_lr_ptr,  # []
     seed_ptr,  # int64 []
     path_ptr,  # [path slots, B, K]
-    drives_ptr,  # [T n_inner, B, K], or None
+    drives_ptr,  # [drive slots, B, K]
     counts_ptr,  # [draw slots, B, K]
     slopes_ptr,  # [draw slots, B, K], or None
     kl_sums_ptr,  # [T, neuron tiles, B], or None
@@ -163,6 +153,7 @@ def update_kernel(
     n_neurons,
     n_inner,
     path_slots,
+    drive_slots,
     draw_slots,
     rows_class,
     leak: tl.float32,
@@ -175,50 +166,78 @@ def update_kernel(
     SINGLE: tl.constexpr,
     RELEASED: tl.constexpr,
     NEURONS: tl.constexpr,
+    SLICE: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
     """One update of the log rate, and the draws first_draw .. first_draw + n_draws - 1 of the new one."""
-    row_tiles = tl.cdiv(n_rows, BLOCK_B)
+    row_tiles, neuron_tiles = tl.cdiv(n_rows, BLOCK_B), tl.cdiv(n_neurons, NEURONS)
     tile = tl.program_id(0) // row_tiles
-    row = (tl.program_id(0) % row_tiles).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)[:, None]
+    first_row = (tl.program_id(0) % row_tiles).to(tl.int64) * BLOCK_B
     neuron = tile * NEURONS + tl.arange(0, NEURONS)[None, :]
-    inside = (row < n_rows) & (neuron < n_neurons)
-    at = row * n_neurons + neuron
+    block_row = first_row + tl.arange(0, BLOCK_B)[:, None]
+    block_at = block_row * n_neurons + neuron
+    block_inside = (block_row < n_rows) & (neuron < n_neurons)
     update = update.to(tl.int64)
     t, j = update // n_inner, update % n_inner
     wide = n_rows.to(tl.int64) * n_neurons
-
-    error_slot = (t * (n_inner + 1) + j) % draw_slots
-    drive = _encode(
-        errors_ptr + error_slot * n_rows * n_pixels, log_sigma_ptr, dictionary_ptr,
-        row, neuron, n_rows, n_pixels, n_neurons, BLOCK_B, NEURONS, DEPTH, PRODUCT,
+    drive_ptr = drives_ptr + update % drive_slots * wide
+    error_ptr = errors_ptr + (t * (n_inner + 1) + j) % draw_slots * n_rows * n_pixels
+    acc = encode(
+        error_ptr, log_sigma_ptr, dictionary_ptr, block_row, neuron, n_rows, n_pixels, n_neurons,
+        BLOCK_B, NEURONS, DEPTH, PRODUCT,
     )  # fmt: skip
-    u = tl.load(path_ptr + update % path_slots * wide + at, mask=inside, other=0.0)
-    prior = tl.load(path_ptr + (update - j) % path_slots * wide + at, mask=inside, other=0.0)
-    inhibition = exp(tl.load(log_bias_ptr + neuron, mask=neuron < n_neurons, other=0.0))
-    new = cell.update(u, prior, drive, inhibition, exp(tl.load(log_lr_ptr)), leak, clamp_u, clamp_du)
-    tl.store(path_ptr + (update + 1) % path_slots * wide + at, new, mask=inside)
-    if drives_ptr is not None:
-        tl.store(drives_ptr + update * wide + at, drive, mask=inside)
-    if kl_sums_ptr is not None:
-        if j == n_inner - 1:
-            sums = tl.sum(tl.where(inside, cell.kl(new, prior, RELEASED), 0.0), axis=1)[:, None]
-            at_sums = (t * tl.cdiv(n_neurons, NEURONS) + tile) * n_rows + row
-            tl.store(kl_sums_ptr + at_sums, sums, mask=row < n_rows)
+    tl.store(drive_ptr + block_at, acc, mask=block_inside)
+    tl.debug_barrier()
 
+    inhibition = exp(tl.load(log_bias_ptr + neuron, mask=neuron < n_neurons, other=0.0))
+    rate = exp(tl.load(log_lr_ptr))
     k0, k1 = load_key(seed_ptr)
-    sample = (row + sample_offset).to(tl.uint32)
-    log_rate = tl.where(inside, new, -20.0)  # nothing outside keeps a sampler running
-    for draw in range(first_draw, first_draw + n_draws):
-        step, high = stream_of(draw, first_step, n_inner, SINGLE)
-        counts, slopes = poisson.draw(
-            log_rate, k0, k1, sample, step, high, tile * NEURONS, temperature, n_arrivals, NEURONS, ESTIMATOR
+    for begin in range(0, tl.minimum(BLOCK_B, n_rows - first_row), SLICE):
+        row = first_row + begin + tl.arange(0, SLICE)[:, None]
+        inside = (row < n_rows) & (neuron < n_neurons)
+        at = row * n_neurons + neuron
+        drive = tl.load(drive_ptr + at, mask=inside, other=0.0)
+        new, prior = advance(
+            drive,
+            path_ptr,
+            inhibition,
+            rate,
+            update,
+            j,
+            path_slots,
+            wide,
+            at,
+            inside,
+            leak,
+            clamp_u,
+            clamp_du,
         )
-        slot = tl.cast(draw, tl.int64) % draw_slots
-        tl.store(counts_ptr + slot * wide + at, counts, mask=inside)
-        if slopes_ptr is not None:
-            tl.store(slopes_ptr + slot * wide + at, slopes, mask=inside)
+        if kl_sums_ptr is not None:
+            if j == n_inner - 1:
+                sums = tl.sum(tl.where(inside, cell.kl(new, prior, RELEASED), 0.0), axis=1)[:, None]
+                tl.store(kl_sums_ptr + (t * neuron_tiles + tile) * n_rows + row, sums, mask=row < n_rows)
+        sample = (row + sample_offset).to(tl.uint32)
+        log_rate = tl.where(inside, new, -20.0)  # nothing outside keeps a sampler running
+        for draw in range(first_draw, first_draw + n_draws):
+            step, high = stream_of(draw, first_step, n_inner, SINGLE)
+            counts, slopes = poisson.draw(
+                log_rate,
+                k0,
+                k1,
+                sample,
+                step,
+                high,
+                tile * NEURONS,
+                temperature,
+                n_arrivals,
+                NEURONS,
+                ESTIMATOR,
+            )
+            slot = tl.cast(draw, tl.int64) % draw_slots
+            tl.store(counts_ptr + slot * wide + at, counts, mask=inside)
+            if slopes_ptr is not None:
+                tl.store(slopes_ptr + slot * wide + at, slopes, mask=inside)
 
 
 @autotune(CONFIGS, key=("n_pixels", "n_neurons", "rows_class", "PRODUCT"))
@@ -269,6 +288,7 @@ def pull_kernel(
     grad_prior_ptr,  # [2, B, K]
     grad_drives_ptr,  # [T n_inner, B, K]
     lr_sums_ptr,  # [T n_inner, neuron tiles, B]
+    products_ptr,  # [2, B, K]
     update,
     n_updates,
     n_rows,
@@ -282,6 +302,7 @@ def pull_kernel(
     PRODUCT: tl.constexpr,
     RELEASED: tl.constexpr,
     NEURONS: tl.constexpr,
+    SLICE: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
@@ -289,60 +310,61 @@ def pull_kernel(
 
     With update = -1 only the former is left; with update = n_updates - 1 there is nothing to finish.
     """
-    row_tiles = tl.cdiv(n_rows, BLOCK_B)
+    row_tiles, neuron_tiles = tl.cdiv(n_rows, BLOCK_B), tl.cdiv(n_neurons, NEURONS)
     tile = tl.program_id(0) // row_tiles
-    row = (tl.program_id(0) % row_tiles).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)[:, None]
+    first_row = (tl.program_id(0) % row_tiles).to(tl.int64) * BLOCK_B
     neuron = tile * NEURONS + tl.arange(0, NEURONS)[None, :]
-    inside = (row < n_rows) & (neuron < n_neurons)
-    at = row * n_neurons + neuron
+    block_row = first_row + tl.arange(0, BLOCK_B)[:, None]
+    block_at = block_row * n_neurons + neuron
+    block_inside = (block_row < n_rows) & (neuron < n_neurons)
     update = update.to(tl.int64)
+    later = update + 1
+    t, j = update // n_inner, update % n_inner
+    later_draw = later // n_inner * (n_inner + 1) + later % n_inner
+    fresh_draw = t * (n_inner + 1) + n_inner
+    finishes, opens = later < n_updates, (update >= 0) & (later % n_inner == 0)
     wide, narrow = n_rows.to(tl.int64) * n_neurons, n_rows.to(tl.int64) * n_pixels
-
-    grad = tl.load(grad_u_ptr + (update + 2) % 2 * wide + at, mask=inside, other=0.0)
-    grad_prior = tl.zeros((BLOCK_B, NEURONS), tl.float32)
-    if update + 1 < n_updates:
-        later = update + 1
-        draw = later // n_inner * (n_inner + 1) + later % n_inner
-        acc = _encode(
-            grad_errors_ptr + draw * narrow, None, dictionary_ptr,
-            row, neuron, n_rows, n_pixels, n_neurons, BLOCK_B, NEURONS, DEPTH, PRODUCT,
+    if finishes:
+        acc = encode(
+            grad_errors_ptr + later_draw * narrow, None, dictionary_ptr, block_row, neuron,
+            n_rows, n_pixels, n_neurons, BLOCK_B, NEURONS, DEPTH, PRODUCT,
         )  # fmt: skip
-        grad -= acc * tl.load(slopes_ptr + draw * wide + at, mask=inside, other=0.0)
-        grad_prior = tl.load(grad_prior_ptr + later % 2 * wide + at, mask=inside, other=0.0)
-        if later % n_inner == 0:
-            grad += grad_prior
-    if update >= 0:
-        t, j = update // n_inner, update % n_inner
-        prior = tl.load(path_ptr + (update - j) * wide + at, mask=inside, other=0.0)
-        if j == n_inner - 1:
-            draw = t * (n_inner + 1) + n_inner
-            acc = _encode(
-                grad_errors_ptr + draw * narrow, None, dictionary_ptr,
-                row, neuron, n_rows, n_pixels, n_neurons, BLOCK_B, NEURONS, DEPTH, PRODUCT,
-            )  # fmt: skip
-            posterior = tl.load(path_ptr + (update + 1) * wide + at, mask=inside, other=0.0)
+        tl.store(products_ptr + block_at, acc, mask=block_inside)
+    if opens:
+        acc = encode(
+            grad_errors_ptr + fresh_draw * narrow, None, dictionary_ptr, block_row, neuron,
+            n_rows, n_pixels, n_neurons, BLOCK_B, NEURONS, DEPTH, PRODUCT,
+        )  # fmt: skip
+        tl.store(products_ptr + wide + block_at, acc, mask=block_inside)
+    tl.debug_barrier()
+
+    inhibition = exp(tl.load(log_bias_ptr + neuron, mask=neuron < n_neurons, other=0.0))
+    rate = exp(tl.load(log_lr_ptr))
+    for begin in range(0, tl.minimum(BLOCK_B, n_rows - first_row), SLICE):
+        row = first_row + begin + tl.arange(0, SLICE)[:, None]
+        inside = (row < n_rows) & (neuron < n_neurons)
+        at = row * n_neurons + neuron
+        grad = tl.load(grad_u_ptr + (update + 2) % 2 * wide + at, mask=inside, other=0.0)
+        grad_prior = tl.zeros((SLICE, NEURONS), tl.float32)
+        if finishes:
+            product = tl.load(products_ptr + at, mask=inside, other=0.0)
+            grad = through_counts(grad, product, later_draw, slopes_ptr, wide, at, inside)
+            grad_prior = tl.load(grad_prior_ptr + later % 2 * wide + at, mask=inside, other=0.0)
+            if later % n_inner == 0:
+                grad += grad_prior
+        if opens:
+            product = tl.load(products_ptr + wide + at, mask=inside, other=0.0)
+            grad = through_counts(grad, product, fresh_draw, slopes_ptr, wide, at, inside)
             upstream = tl.load(grad_kl_ptr + t * n_rows + row, mask=row < n_rows, other=0.0)
-            kl_u, kl_prior = cell.kl_grad(posterior, prior, RELEASED)
-            grad += upstream * kl_u - acc * tl.load(slopes_ptr + draw * wide + at, mask=inside, other=0.0)
-            grad_prior = upstream * kl_prior
-        inhibition = exp(tl.load(log_bias_ptr + neuron, mask=neuron < n_neurons, other=0.0))
-        grad, to_prior, grad_drive, to_lr = cell.update_grad(
-            grad,
-            tl.load(path_ptr + update * wide + at, mask=inside, other=0.0),
-            prior,
-            tl.load(drives_ptr + update * wide + at, mask=inside, other=0.0),
-            inhibition,
-            exp(tl.load(log_lr_ptr)),
-            leak,
-            clamp_u,
-            clamp_du,
-        )
-        tl.store(grad_prior_ptr + update % 2 * wide + at, grad_prior + to_prior, mask=inside)
-        tl.store(grad_drives_ptr + update * wide + at, grad_drive, mask=inside)
-        sums = tl.sum(tl.where(inside, to_lr, 0.0), axis=1)[:, None]
-        at_sums = (update * tl.cdiv(n_neurons, NEURONS) + tile) * n_rows + row
-        tl.store(lr_sums_ptr + at_sums, sums, mask=row < n_rows)
-    tl.store(grad_u_ptr + (update + 1) % 2 * wide + at, grad, mask=inside)
+            grad, grad_prior = through_kl(grad, upstream, update, j, path_ptr, wide, at, inside, RELEASED)
+        if update >= 0:
+            grad, _, to_lr = retreat(
+                grad, grad_prior, path_ptr, drives_ptr, grad_prior_ptr, grad_drives_ptr, inhibition, rate,
+                update, j, wide, at, inside, leak, clamp_u, clamp_du,
+            )  # fmt: skip
+            sums = tl.sum(to_lr, axis=1)[:, None]
+            tl.store(lr_sums_ptr + (update * neuron_tiles + tile) * n_rows + row, sums, mask=row < n_rows)
+        tl.store(grad_u_ptr + later % 2 * wide + at, grad, mask=inside)
 
 
 class Buffers(NamedTuple):
@@ -353,7 +375,7 @@ class Buffers(NamedTuple):
         counts: [draw slots, B, K].
         slopes: [draw slots, B, K], or None where no gradient is wanted.
         errors: [draw slots, B, M].
-        drives: [T n_inner, B, K], or None.
+        drives: [drive slots, B, K].
         recon_sums: [T, pixel tiles, B], or None.
         kl_sums: [T, neuron tiles, B], or None.
     """
@@ -362,7 +384,7 @@ class Buffers(NamedTuple):
     counts: Tensor
     slopes: Tensor | None
     errors: Tensor
-    drives: Tensor | None
+    drives: Tensor
     recon_sums: Tensor | None
     kl_sums: Tensor | None
 
@@ -391,7 +413,9 @@ def forward(
     total, rows_class = cfg.steps * n, _triton.next_power_of_2(max(rows, 1))
     x_step = rows * pixels if x.dim() == 3 else 0
     product = PRODUCTS[cfg.precision]
-    path_slots, draw_slots = len(buffers.path), len(buffers.counts)
+    path_slots, drive_slots, draw_slots = (
+        len(part) for part in (buffers.path, buffers.drives, buffers.counts)
+    )
 
     def residual(first: int, count: int) -> None:
         def grid(meta: dict[str, int]) -> tuple[int]:
@@ -403,7 +427,7 @@ def forward(
             *(first, x_step, rows, pixels, neurons, n, draw_slots, rows_class),
             PRODUCT=product,
             PIXELS=PIXELS,
-            DEPTH=_DEPTH,
+            DEPTH=DEPTH,
         )
 
     def update(i: int, first: int, count: int) -> None:
@@ -414,14 +438,15 @@ def forward(
         update_kernel[grid](
             *(buffers.errors, dictionary, log_sigma, log_bias, log_lr, seed, buffers.path, buffers.drives),
             *(buffers.counts, buffers.slopes, buffers.kl_sums, i, first, count, cfg.step, cfg.sample_offset),
-            *(rows, pixels, neurons, n, path_slots, draw_slots, rows_class),
+            *(rows, pixels, neurons, n, path_slots, drive_slots, draw_slots, rows_class),
             *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.temperature, arrival_limit(cfg.n_arrivals)),
             PRODUCT=product,
             ESTIMATOR=estimator_code(cfg.estimator, cfg.temperature),
             SINGLE=cfg.single_draw,
             RELEASED=cfg.kl == "released",
             NEURONS=NEURONS,
-            DEPTH=_DEPTH,
+            SLICE=SLICE,
+            DEPTH=DEPTH,
         )
 
     draw_into(
@@ -477,7 +502,7 @@ def backward(
     (rows, neurons), pixels, n = grad_log_rate.shape, dictionary.shape[0], cfg.n_inner
     total, rows_class = cfg.steps * n, _triton.next_power_of_2(max(rows, 1))
     product = PRODUCTS[cfg.precision]
-    grads, priors = (grad_log_rate.new_empty((2, rows, neurons)) for _ in range(2))
+    grads, priors, products = (grad_log_rate.new_empty((2, rows, neurons)) for _ in range(3))
     lr_sums = grad_log_rate.new_empty((total, _triton.ceil_div(neurons, NEURONS), rows))
     grads[(total + 1) % 2] = grad_log_rate
 
@@ -488,12 +513,13 @@ def backward(
 
         pull_kernel[grid](
             *(grad_errors, dictionary, log_bias, log_lr, grad_kl, path, slopes, drives),
-            *(grads, priors, grad_drives, lr_sums, i, total, rows, pixels, neurons, n, rows_class),
+            *(grads, priors, grad_drives, lr_sums, products, i, total, rows, pixels, neurons, n, rows_class),
             *(cfg.leak, cfg.clamp_u, cfg.clamp_du),
             PRODUCT=product,
             RELEASED=cfg.kl == "released",
             NEURONS=NEURONS,
-            DEPTH=_DEPTH,
+            SLICE=SLICE,
+            DEPTH=DEPTH,
         )
 
     def push(i: int) -> None:
@@ -505,7 +531,7 @@ def backward(
             *(grad_drives, dictionary, log_sigma, grad_errors, i, rows, pixels, neurons, n, rows_class),
             PRODUCT=product,
             PIXELS=PIXELS,
-            DEPTH=_DEPTH,
+            DEPTH=DEPTH,
         )
 
     for i in reversed(range(total)):
