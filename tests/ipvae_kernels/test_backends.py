@@ -24,7 +24,7 @@ def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_backends_are_listed() -> None:
     states = ik.backends()
-    assert list(states) == ["native", "eager", "autograd"]
+    assert list(states) == ["native", "triton", "eager", "autograd"]
     assert states["eager"] == states["autograd"] == "available"
     assert states["native"] == (_native.reason() or "available")
 
@@ -81,7 +81,7 @@ def test_use_backend_as_setter_and_context() -> None:
     assert _backends.select("auto") == "autograd"
     ik.use_backend("auto")
     with pytest.raises(
-        ValueError, match="backend: expected one of auto, native, eager, autograd; found 'gpu'"
+        ValueError, match="backend: expected one of auto, native, triton, eager, autograd; found 'gpu'"
     ):
         ik.use_backend("gpu")
 

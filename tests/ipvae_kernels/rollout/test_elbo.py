@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,6 +30,11 @@ def gaussian(request: pytest.FixtureRequest) -> str:
     """A kind of model, for ``problem(gaussian=...)``."""
     kind: str = request.param
     return kind
+
+
+def implementation(backend: str) -> Any:
+    file = {"triton": "triton_kernels"}.get(backend, backend)
+    return importlib.import_module(f"ipvae_kernels.rollout.{file}")
 
 
 def leaves(x: Tensor, params: Any) -> list[Tensor]:
@@ -164,7 +170,7 @@ def test_every_number_of_the_trace_follows_from_the_others(
     config: dict[str, Any], moving: bool, problem: Problem, backend: str, dtype: torch.dtype
 ) -> None:
     """Each saved tensor is recomputed in float64 from those it depends on: no error hides in a later one."""
-    module = eager if backend == "eager" else pytest.importorskip("ipvae_kernels.rollout.native")
+    module = implementation(backend)
     cfg = RolloutConfig(
         **{
             "steps": 4,
@@ -223,7 +229,7 @@ def test_backward_of_the_same_trace(
     config: dict[str, Any], moving: bool, problem: Problem, backend: str, dtype: torch.dtype
 ) -> None:
     """A backend's backward of one trace against the eager one in float64: no random numbers take part."""
-    module = eager if backend == "eager" else pytest.importorskip("ipvae_kernels.rollout.native")
+    module = implementation(backend)
     cfg = RolloutConfig(**{"steps": 4, "estimator": "cubic", "temperature": 0.1, "clamp_u": 4.0, **config})
     tensors, log_rate = case(problem, cfg, moving, dtype)
     trace = module.elbo(*tensors, log_rate, torch.tensor(4), cfg)
