@@ -1,5 +1,6 @@
 # make demo   environment, build, install, then train and look at an iP-VAE on natural images
 # make test   the same environment with the development tools; lint, types and tests
+# make aot    every Triton kernel in every configuration for three GPU architectures: the table in bench/results
 # make clean  remove what the above made
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc ipvae_kernels python -type f \
              \( -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint aot clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ipvae demo --out demo
@@ -32,6 +33,9 @@ $(VENV)/.installed: $(BIN)/python $(SOURCES)
 $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) '.[train,dev]'
 	@touch $@
+
+aot: $(VENV)/.dev
+	$(BIN)/python bench/triton_aot.py --all --out bench/results/triton_aot.md
 
 clean:
 	rm -rf $(VENV) build demo .mypy_cache .ruff_cache .pytest_cache *.egg-info
