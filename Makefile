@@ -1,7 +1,6 @@
 # make demo   environment, build, install, then train and look at an iP-VAE on natural images
 # make test   the same environment with the development tools; lint, types and tests
-# make bench-quick   time the kernels against plain PyTorch: under two minutes
-# make bench         the same cases through pytest-benchmark, with torch.compile and JAX; CASES=infer for others
+# make aot    every Triton kernel in every configuration for three GPU architectures: the table in bench/results
 # make clean  remove what the above made
 
 PYTHON ?= python3
@@ -11,9 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc ipvae_kernels python bench -type f \
              \( -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
-CASES ?= quick
-
-.PHONY: demo test lint bench bench-quick clean
+.PHONY: demo test lint aot clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ipvae demo --out demo
@@ -43,9 +40,8 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) '.[train,dev]'
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.installed
-	$(PIP) '.[train,bench]'
-	@touch $@
+aot: $(VENV)/.dev
+	$(BIN)/python bench/triton_aot.py --all --out bench/results/triton_aot.md
 
 clean:
 	rm -rf $(VENV) build demo .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -2,9 +2,9 @@
 
     python bench/triton_aot.py [--all] [--arch 80 90 100] [--out FILE]
 
-Without ``--all`` the default configuration of every kernel, with it every configuration the tuner may pick and
-every estimator and precision. A row is one kernel in one configuration: registers of a thread, bytes it spills,
-shared memory of a program, and the seconds of the compilation. The exit status is 1 where a default
+Without ``--all`` the default configuration of every kernel, with it every configuration the tuner may pick
+and every estimator and precision. A row is one kernel in one configuration: registers of a thread, bytes it
+spills, shared memory of a program, and the seconds of the compilation. The exit status is 1 where a default
 configuration spills or anything exceeds the device.
 """
 
@@ -35,7 +35,7 @@ from ipvae_kernels.update import triton_kernels as update
 SHARED_MAX = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of a program
 REGISTERS_MAX = 65536  # of a program, on each of these
 
-_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _FLOATS = ("leak", "clamp_u", "clamp_du", "temperature", "n_arrivals")
 _WIDE = ("sample_offset", "first_step", "step", "high", "x_step", "n_updates", "update", "first_draw")
 
@@ -72,7 +72,8 @@ def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     codes = range(len(ESTIMATORS)) if complete else [ESTIMATORS.index(name) for name in ("hard", "sigmoid")]
     products = list(PRODUCTS.values()) if complete else ["tf32x3"]
     for code in codes:
-        yield f"poisson draw, {ESTIMATORS[code]}", poisson.draw_kernel, {"ESTIMATOR": code, "BLOCK_K": 128}
+        cell = {"ESTIMATOR": code, "n_arrivals": None, "BLOCK_K": 128}
+        yield f"poisson draw, {ESTIMATORS[code]}", poisson.draw_kernel, cell
     yield "update forward", update.forward_kernel, {"BLOCK_K": 256}
     yield "update backward", update.backward_kernel, {"BLOCK_K": 256, "BLOCK_B": 4}
     tile = {"DEPTH": stepped.DEPTH, "n_inner": 1}
@@ -83,30 +84,44 @@ def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         yield f"stepped push, {product}", stepped.push_kernel, {**given, **of_pixels}
         yield f"stepped pull, {product}", stepped.pull_kernel, {**given, **of_neurons, "RELEASED": False}
         for code in codes if product == "tf32x3" else codes[:2]:
-            cell = {"ESTIMATOR": code, "SINGLE": False, "RELEASED": False}
+            cell = {"ESTIMATOR": code, "n_arrivals": None, "SINGLE": False, "RELEASED": False}
             name = f"stepped update, {product}, {ESTIMATORS[code]}"
             yield name, stepped.update_kernel, {**given, **of_neurons, **cell}
-        for pixels in (256, resident.PIXELS_MAX) if complete else (256,):
+        for pixels in sorted(resident.PIXELS_MAX.values()):
             given = {"n_inner": 1, "PRODUCT": product, "RELEASED": False, **resident.blocks(pixels)}
             yield f"resident backward, {product}, M {pixels}", resident.backward_kernel, given
             for code in codes if product == "tf32x3" else codes[:2]:
-                cell = {"ESTIMATOR": code, "SINGLE": False, "FRESH": code != 0}
                 name = f"resident forward, {product}, M {pixels}, {ESTIMATORS[code]}"
-                wanted = ("drives", "counts", "slopes", "recon", "kl") if code else ()
-                optional = ("squared", "spikes", "zeros", "record_log_rate", "record_counts", "record_mean")
-                absent = {f"{part}_ptr": None for part in optional}
-                if not wanted:
-                    absent |= {f"{part}_ptr": None for part in ("drives", "counts", "slopes", "recon", "kl")}
-                yield name, resident.forward_kernel, {**given, **cell, **absent}
+                yield name, resident.forward_kernel, {**given, **_of_forward(code)}
 
 
-def cases(complete: bool) -> list[Case]:
-    """Every kernel in its default configuration, or, complete, in every one."""
-    found = []
-    for name, kernel, constants in _kernels(complete):
-        for i, config in enumerate(kernel.configs if complete else kernel.configs[:1]):
-            found.append(Case(name, kernel, constants, config, i == 0))
-    return found
+def _of_forward(code: int) -> dict[str, Any]:
+    """Constants of the resident forward: inference without records where counts are hard, else training."""
+    absent = ["squared", "spikes", "zeros", "record_log_rate", "record_counts", "record_mean"]
+    if code == 0:
+        absent += ["drives", "counts", "slopes", "recon", "kl"]
+    return {
+        "ESTIMATOR": code,
+        "SINGLE": False,
+        "FRESH": code != 0,
+        **{f"{name}_ptr": None for name in absent},
+    }
+
+
+def _serves(case: Case, arch: int) -> bool:
+    """Whether a device of this architecture may be given the case."""
+    pixels = case.constants.get("PIXELS", 0)
+    return not case.name.startswith("resident") or pixels <= resident.pixels_max(arch // 10)
+
+
+def cases(complete: bool, arch: int) -> list[Case]:
+    """Every kernel that serves an architecture in its default configuration, or, complete, in every one."""
+    found = [
+        Case(name, kernel, constants, config, i == 0)
+        for name, kernel, constants in _kernels(complete)
+        for i, config in enumerate(kernel.configs if complete else kernel.configs[:1])
+    ]
+    return [case for case in found if _serves(case, arch)]
 
 
 def _type(name: str) -> str:
@@ -146,7 +161,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(_CUOBJDUMP), "--dump-resource-usage", file.name]
+        command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (found,) = re.findall(r"REG:(\d+) STACK:(\d+)", text)
     return int(found[0]), int(found[1])
@@ -172,10 +187,10 @@ def table(complete: bool, archs: list[int]) -> tuple[str, list[str]]:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     faults = []
-    for case in cases(complete):
-        blocks = " ".join(f"{name}={value}" for name, value in case.config.kwargs.items())
-        text = f"{case.config.num_warps} warps, {case.config.num_stages} stages {blocks}".strip()
-        for arch in archs:
+    for arch in archs:
+        for case in cases(complete, arch):
+            blocks = " ".join(f"{name}={value}" for name, value in case.config.kwargs.items())
+            text = f"{case.config.num_warps} warps, {case.config.num_stages} stages {blocks}".strip()
             figures = compile_case(case, arch)
             wrong = fault(case, figures, arch)
             if wrong:

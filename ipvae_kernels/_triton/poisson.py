@@ -149,17 +149,38 @@ def _indicator(x, ESTIMATOR: tl.constexpr):
 
 
 @triton.jit
+def _within(elapsed, lead, half, left, LIMITED: tl.constexpr):
+    """Which arrivals count: those within the window and, where their number is limited, while any is left."""
+    within = elapsed <= lead + half
+    if LIMITED:
+        within = within & (left > 0.0)
+    return within
+
+
+@triton.jit
 def _arrive(
-    word, inverse_rate, lead, half, inverse_temperature, elapsed, left, count, slope, ESTIMATOR: tl.constexpr
+    word,
+    inverse_rate,
+    lead,
+    half,
+    inverse_temperature,
+    elapsed,
+    left,
+    count,
+    slope,
+    LIMITED: tl.constexpr,
+    ESTIMATOR: tl.constexpr,
 ):
     """One more arrival of every neuron: its share of count and slope, where it comes within the window."""
     elapsed = elapsed + exponential(word) * inverse_rate
-    counted = (elapsed <= lead + half) & (left > 0.0)
+    counted = _within(elapsed, lead, half, left, LIMITED)
     early = lead - elapsed
     value, derivative = _indicator(early * inverse_temperature, ESTIMATOR)
     count = count + tl.where(counted, value, 0.0)
     slope = slope + tl.where(counted, derivative * (1.0 - early), 0.0)
-    return elapsed, left - 1.0, count, slope
+    if LIMITED:
+        left = left - 1.0
+    return elapsed, left, count, slope
 
 
 @triton.jit
@@ -178,6 +199,7 @@ def _relaxed(
     ESTIMATOR: tl.constexpr,
 ):
     """Relaxed counts and their slopes, [R, N]. Time is kept relative to the start of the window."""
+    LIMITED: tl.constexpr = n_arrivals is not None
     half = (17.0 if ESTIMATOR == SIGMOID else 1.0) * temperature
     inverse_temperature = 1.0 / temperature
     zero = tl.zeros_like(rate)
@@ -187,13 +209,16 @@ def _relaxed(
     if any_of(busy):
         means = tl.where(busy, rate * (1.0 - half), 0.0)
         many = _hard(means, k0, k1, sample, step, high | _SATURATED, first, N)
-        saturated = tl.where(busy, tl.minimum(many, n_arrivals), 0.0)
+        if LIMITED:
+            many = tl.minimum(many, n_arrivals)
+        saturated = tl.where(busy, many, 0.0)
         lead = tl.where(busy, half, 1.0)
     # Too many arrivals for the words of a draw (or NaN, or an infinite rate): NaN, and nothing to go on with.
-    affordable = (lead + half) * rate <= _ARRIVALS_MAX
-    poison = tl.where(affordable, zero, float("nan"))
+    poison = tl.where((lead + half) * rate <= _ARRIVALS_MAX, zero, float("nan"))
+    saturated += poison
     inverse_rate = 1.0 / rate
     word = first_words(k0, k1, sample, step, high, first, N)
+    left = n_arrivals - saturated if LIMITED else inverse_temperature  # there unused
     elapsed, left, count, slope = _arrive(
         word,
         inverse_rate,
@@ -201,18 +226,20 @@ def _relaxed(
         half,
         inverse_temperature,
         poison,
-        n_arrivals - saturated,
+        left,
         zero,
         poison,
+        LIMITED,
         ESTIMATOR,
     )
     neuron = (first + tl.arange(0, N)).to(tl.uint32)[None, :]
     block = 1
-    while (block < BLOCKS) & any_of((elapsed <= lead + half) & (left > 0.0)):
-        words = own_words(k0, k1, sample, step, high, neuron, block)
-        for i in tl.static_range(4):
+    while (block < BLOCKS) & any_of(_within(elapsed, lead, half, left, LIMITED)):
+        a, b, c, d = own_words(k0, k1, sample, step, high, neuron, block)
+        for lane in range(4):  # not unrolled: four arrivals side by side take registers that others need
+            word = tl.where(lane < 2, tl.where(lane == 0, a, b), tl.where(lane == 2, c, d))
             elapsed, left, count, slope = _arrive(
-                words[i],
+                word,
                 inverse_rate,
                 lead,
                 half,
@@ -221,12 +248,13 @@ def _relaxed(
                 left,
                 count,
                 slope,
+                LIMITED,
                 ESTIMATOR,
             )
         block += 1
     # _ARRIVALS_MAX keeps draws far from the end of their words; none may use those of another draw.
-    count = tl.where((elapsed <= lead + half) & (left > 0.0), float("nan"), count)
-    return saturated + count + poison, slope * (inverse_temperature * (exp(u) / rate))
+    count = tl.where(_within(elapsed, lead, half, left, LIMITED), float("nan"), count)
+    return saturated + count, slope * (inverse_temperature * (exp(u) * inverse_rate))
 
 
 @triton.jit
@@ -244,7 +272,7 @@ def draw(
         high: uint32.
         first: a multiple of 4.
         temperature: float32.
-        n_arrivals: float32, infinite where there is no limit.
+        n_arrivals: float32, or None.
         N: a multiple of 4.
         ESTIMATOR: one of the constants above.
     """

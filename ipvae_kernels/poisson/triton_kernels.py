@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _triton
-from .._native import arrival_limit, estimator_code
+from .._native import estimator_code
 from .._triton import poisson
 from .._triton.philox import load_key
 from .._triton.tuning import autotune, config
@@ -26,7 +26,7 @@ _WIDEST = 128  # neurons of a tile
 
 
 @autotune(CONFIGS, key=("n_neurons", "ESTIMATOR"))
-@triton.jit(do_not_specialize=("high", "step", "sample_offset", "temperature", "n_arrivals"))
+@triton.jit(do_not_specialize=("high", "step", "sample_offset", "temperature"))
 def draw_kernel(
     log_rate_ptr,  # [B, K]
     seed_ptr,  # int64 []
@@ -104,7 +104,7 @@ def draw_into(
             stream.step,
             stream.sample_offset,
             float(temperature),
-            arrival_limit(n_arrivals),
+            None if n_arrivals is None else float(n_arrivals),
             ESTIMATOR=estimator_code(estimator, temperature),
             BLOCK_K=block,
         )

@@ -22,15 +22,15 @@ from .triton_stepped import Buffers
 _SM_BANDWIDTH = 1e11  # bytes/s that one SM draws from L2, as of an H100: 64 bytes a clock
 _LAUNCHES = 1e-5  # s, the two kernels of a stepped update with their start and end
 _PRODUCTS = 1e14  # operations/s of float32-grade products on tensor cores, as of an H100
-_MULTIPROCESSORS = 132
 
 
-def choose_driver(batch: int, pixels: int, neurons: int, multiprocessors: int = _MULTIPROCESSORS) -> str:
+def choose_driver(batch: int, pixels: int, neurons: int, multiprocessors: int = 132, major: int = 9) -> str:
     """The driver, "resident" or "stepped", whose estimated time per update is less.
 
-    The constants above are estimates from data sheets; no GPU has measured the crossover yet.
+    The device is described by its number of multiprocessors and its major compute capability; an H100 if
+    left out. The constants above are estimates from data sheets; no GPU has measured the crossover yet.
     """
-    if pixels > triton_resident.PIXELS_MAX:
+    if pixels > triton_resident.pixels_max(major):
         return "stepped"
     waves = _triton.ceil_div(_triton.ceil_div(batch, triton_resident.ROWS), multiprocessors)
     resident = waves * 4 * pixels * neurons / _SM_BANDWIDTH
@@ -42,7 +42,7 @@ def _driver(batch: int, dictionary: Tensor) -> str:
     pixels, neurons = dictionary.shape
     if dictionary.is_cuda:
         properties = torch.cuda.get_device_properties(dictionary.device)
-        return choose_driver(batch, pixels, neurons, properties.multi_processor_count)
+        return choose_driver(batch, pixels, neurons, properties.multi_processor_count, properties.major)
     return choose_driver(batch, pixels, neurons)
 
 

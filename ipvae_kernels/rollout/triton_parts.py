@@ -7,18 +7,31 @@ Tiles are [R, N], rows by neurons; ``at`` are their offsets within one [B, K] sl
 import triton
 import triton.language as tl
 
-from .._triton import cell
+from .._triton import cell, interpreted
 from .._triton.math import exp
+from .config import RolloutConfig
 
 PRODUCTS = {"float32": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
 """How ``RolloutConfig.precision`` is computed: three TF32 products carry 22 bits of each factor."""
+
+_INTERPRETED = tl.constexpr(interpreted())
+
+
+def arrival_limit(cfg: RolloutConfig) -> float | None:
+    """``n_arrivals`` as kernels take it: None is compiled in."""
+    return None if cfg.n_arrivals is None else float(cfg.n_arrivals)
 
 
 @triton.jit
 def add_product(acc, a, b, PRODUCT: tl.constexpr):
     """Acc + a b of float32 tiles, on tensor cores, accumulated in float32."""
     if PRODUCT == "bf16":
-        acc = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
+        a = a.to(tl.bfloat16)
+        b = b.to(tl.bfloat16)
+        if _INTERPRETED:  # Triton's interpreter would multiply the bits of bfloat16 as integers
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+        acc = tl.dot(a, b, acc)
     else:
         acc = tl.dot(a, b, acc, input_precision=PRODUCT)
     return acc

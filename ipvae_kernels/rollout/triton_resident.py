@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _triton
-from .._native import arrival_limit, estimator_code
+from .._native import estimator_code
 from .._triton import cell, poisson
 from .._triton.math import exp
 from .._triton.philox import load_key
@@ -35,6 +35,7 @@ from .triton_parts import (
     PRODUCTS,
     add_product,
     advance,
+    arrival_limit,
     encode,
     retreat,
     stream_of,
@@ -43,10 +44,10 @@ from .triton_parts import (
 )
 
 ROWS = 16  # of a program: the least of a matrix product
-PIXELS_MAX = 512
-CONFIGS = (config(8, 1), config(4, 1), config(16, 1))
+PIXELS_MAX = {8: 64, 9: 256}  # by major compute capability: more would spill; later ones as 9
+CONFIGS = (config(8, 1), config(8, 2), config(4, 1))
+NEURONS = 32  # of a chunk of the dictionary
 DEPTH = 32  # of a product over pixels at a time
-_CHUNK_ELEMENTS = 2**13  # of a chunk of the dictionary
 
 
 @autotune(CONFIGS, key=("n_pixels", "n_neurons", "PRODUCT", "ESTIMATOR"))
@@ -87,7 +88,7 @@ def forward_kernel(
     clamp_u: tl.float32,
     clamp_du: tl.float32,
     temperature: tl.float32,
-    n_arrivals: tl.float32,
+    n_arrivals,
     PRODUCT: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     SINGLE: tl.constexpr,
@@ -102,7 +103,6 @@ def forward_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     pixel = tl.arange(0, PIXELS)[None, :]
     seen = (row < n_rows) & (pixel < n_pixels)
-    in_frame = row * n_pixels + pixel
     wide, narrow = n_rows.to(tl.int64) * n_neurons, n_rows.to(tl.int64) * n_pixels
     log_sigma = tl.load(log_sigma_ptr + pixel, mask=pixel < n_pixels, other=0.0)
     precision = exp(-2.0 * log_sigma)
@@ -173,7 +173,7 @@ def forward_kernel(
                         tl.store(record_log_rate_ptr + record * wide + at, log_rate, mask=inside)
             log_rate = tl.where(inside, log_rate, -20.0)  # nothing outside keeps a sampler running
             phi = tl.load(  # transposed
-                dictionary_ptr + pixel.to(tl.int64) * n_neurons + tl.trans(neuron),
+                dictionary_ptr + pixel * n_neurons + tl.trans(neuron),
                 mask=(pixel < n_pixels) & (tl.trans(neuron) < n_neurons),
                 other=0.0,
             )
@@ -187,9 +187,8 @@ def forward_kernel(
                     tl.store(counts_ptr + draw * wide + at, counts, mask=inside)
                 if slopes_ptr is not None:
                     tl.store(slopes_ptr + draw * wide + at, slopes, mask=inside)
-                share = add_product(tl.zeros((ROWS, PIXELS), tl.float32), counts, phi, PRODUCT)
                 if draw == fresh_draw:
-                    mean_fresh += share
+                    mean_fresh = add_product(mean_fresh, counts, phi, PRODUCT)
                     if record_counts_ptr is not None:
                         tl.store(record_counts_ptr + record * wide + at, counts, mask=inside)
                     if spikes_ptr is not None:
@@ -197,15 +196,17 @@ def forward_kernel(
                     if zeros_ptr is not None:
                         silent += tl.sum(tl.where(inside & (counts == 0.0), 1.0, 0.0), axis=1)[:, None]
                 else:
-                    mean_next += share
+                    mean_next = add_product(mean_next, counts, phi, PRODUCT)
         of_record = record * n_rows + row
         if recorded:
             if kl_ptr is not None:
                 tl.store(kl_ptr + of_record, kl_sum, mask=row < n_rows)
             if FRESH:
-                x = tl.load(x_ptr + t * x_step + in_frame, mask=seen, other=0.0)
+                x = tl.load(x_ptr + t * x_step + row * n_pixels + pixel, mask=seen, other=0.0)
                 error = tl.where(seen, x - mean_fresh, 0.0)
-                tl.store(errors_ptr + fresh_draw % error_slots * narrow + in_frame, error, mask=seen)
+                tl.store(
+                    errors_ptr + fresh_draw % error_slots * narrow + row * n_pixels + pixel, error, mask=seen
+                )
                 if recon_ptr is not None:
                     terms = 0.5 * error * error * precision + (log_sigma + 0.918938533)
                     recon = tl.sum(tl.where(seen, terms, 0.0), axis=1)[:, None]
@@ -219,11 +220,19 @@ def forward_kernel(
                 if zeros_ptr is not None:
                     tl.store(zeros_ptr + of_record, silent / n_neurons, mask=row < n_rows)
                 if record_mean_ptr is not None:
-                    tl.store(record_mean_ptr + record * narrow + in_frame, mean_fresh, mask=seen)
+                    tl.store(
+                        record_mean_ptr + record * narrow + row * n_pixels + pixel, mean_fresh, mask=seen
+                    )
         if i + 1 < n_updates:
             next_draw = end_draw - 1
-            x = tl.load(x_ptr + next_draw // (n_inner + 1) * x_step + in_frame, mask=seen, other=0.0)
-            tl.store(errors_ptr + next_draw % error_slots * narrow + in_frame, x - mean_next, mask=seen)
+            x = tl.load(
+                x_ptr + next_draw // (n_inner + 1) * x_step + row * n_pixels + pixel, mask=seen, other=0.0
+            )
+            tl.store(
+                errors_ptr + next_draw % error_slots * narrow + row * n_pixels + pixel,
+                x - mean_next,
+                mask=seen,
+            )
         tl.debug_barrier()  # what this pass wrote of path and errors, the next one reads
 
 
@@ -263,7 +272,6 @@ def backward_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     pixel = tl.arange(0, PIXELS)[None, :]
     seen = (row < n_rows) & (pixel < n_pixels)
-    in_frame = row * n_pixels + pixel
     wide, narrow = n_rows.to(tl.int64) * n_neurons, n_rows.to(tl.int64) * n_pixels
     precision = exp(-2.0 * tl.load(log_sigma_ptr + pixel, mask=pixel < n_pixels, other=0.0))
     rate = exp(tl.load(log_lr_ptr))
@@ -312,7 +320,7 @@ def backward_kernel(
                 )  # fmt: skip
                 lr_sum += to_lr
                 phi = tl.load(  # transposed
-                    dictionary_ptr + pixel.to(tl.int64) * n_neurons + tl.trans(neuron),
+                    dictionary_ptr + pixel * n_neurons + tl.trans(neuron),
                     mask=(pixel < n_pixels) & (tl.trans(neuron) < n_neurons),
                     other=0.0,
                 )
@@ -320,18 +328,22 @@ def backward_kernel(
             tl.store(grad_u_ptr + at, grad, mask=inside)
         if i >= 0:
             draw = t * (n_inner + 1) + j
-            tl.store(grad_errors_ptr + draw * narrow + in_frame, error * precision, mask=seen)
+            tl.store(grad_errors_ptr + draw * narrow + row * n_pixels + pixel, error * precision, mask=seen)
         tl.debug_barrier()
     tl.store(lr_sums_ptr + tl.program_id(0), tl.sum(lr_sum))
 
 
+def pixels_max(major: int) -> int:
+    """The largest M that a device of this major compute capability holds in registers."""
+    return PIXELS_MAX.get(major, PIXELS_MAX[9])
+
+
 def blocks(pixels: int) -> dict[str, int]:
     """Pixels of a tile, and neurons of a chunk."""
-    block = max(_triton.next_power_of_2(pixels), 16)
     return {
         "ROWS": ROWS,
-        "PIXELS": block,
-        "NEURONS": min(max(_CHUNK_ELEMENTS // block, 16), 64),
+        "PIXELS": max(_triton.next_power_of_2(pixels), 16),
+        "NEURONS": NEURONS,
         "DEPTH": DEPTH,
     }
 
@@ -360,7 +372,7 @@ def forward(
         *(records.get(name) for name in names),
         *(cfg.steps * cfg.n_inner, cfg.step, cfg.sample_offset, record_every),
         *(rows * pixels if x.dim() == 3 else 0, rows, pixels, neurons, cfg.n_inner, len(path), len(errors)),
-        *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.temperature, arrival_limit(cfg.n_arrivals)),
+        *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.temperature, arrival_limit(cfg)),
         PRODUCT=PRODUCTS[cfg.precision],
         ESTIMATOR=estimator_code(cfg.estimator, cfg.temperature),
         SINGLE=cfg.single_draw,

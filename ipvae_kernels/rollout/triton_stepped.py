@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _triton
-from .._native import arrival_limit, estimator_code
+from .._native import estimator_code
 from .._triton import cell, poisson
 from .._triton.math import exp
 from .._triton.philox import load_key
@@ -39,6 +39,7 @@ from .triton_parts import (
     PRODUCTS,
     add_product,
     advance,
+    arrival_limit,
     encode,
     retreat,
     stream_of,
@@ -160,7 +161,7 @@ def update_kernel(
     clamp_u: tl.float32,
     clamp_du: tl.float32,
     temperature: tl.float32,
-    n_arrivals: tl.float32,
+    n_arrivals,
     PRODUCT: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     SINGLE: tl.constexpr,
@@ -439,7 +440,7 @@ def forward(
             *(buffers.errors, dictionary, log_sigma, log_bias, log_lr, seed, buffers.path, buffers.drives),
             *(buffers.counts, buffers.slopes, buffers.kl_sums, i, first, count, cfg.step, cfg.sample_offset),
             *(rows, pixels, neurons, n, path_slots, drive_slots, draw_slots, rows_class),
-            *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.temperature, arrival_limit(cfg.n_arrivals)),
+            *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.temperature, arrival_limit(cfg)),
             PRODUCT=product,
             ESTIMATOR=estimator_code(cfg.estimator, cfg.temperature),
             SINGLE=cfg.single_draw,
