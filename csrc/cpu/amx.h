@@ -6,8 +6,8 @@
 // add nothing, so the number of pieces changes no bit, and neither do the rows that share a tile.
 //
 // Floors at K 512, M 256: a tile product takes 16 cycles whatever its rows, which makes 768 cycles a row of counts and 1,536
-// of any other in tiles of 32 rows, with 32 bytes a cycle of B from the L2 cache. Measured on Granite Rapids: 967 and
-// 1,717, the split of the row 90 and 180 more; fused multiply-adds 4,450. Fetching B ahead by hand gave nothing.
+// of any other in tiles of 32 rows, with 32 bytes a cycle of B from the L2 cache. Measured at 32 rows: 967 and 1,717,
+// the split of a row 90 more for counts and 150 for errors; fused multiply-adds 4,450. Fetching B ahead by hand gave nothing.
 #pragma once
 
 #include "rows.h"

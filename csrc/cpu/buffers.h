@@ -14,8 +14,8 @@
 
 namespace ipvae {
 
-// Freed blocks, kept for the next call up to kKept bytes. Packing a dictionary of 512 x 256 into new memory took 1.3 ms,
-// as long as a step of inference of 200 rows; kKept holds all that a training step at that size needs.
+// Freed blocks, kept for the next call up to kKept bytes. docs/decisions.md, "Buffers outlive a
+// call", says what that saves.
 class BufferPool {
   public:
     static BufferPool& instance() {
