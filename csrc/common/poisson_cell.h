@@ -16,10 +16,17 @@ struct CellConstants {
     float clamp_u, clamp_du;
 };
 
-template <class F> IPVAE_HD F update_log_rate(F u, F u_prior, F drive, F inhibition, const CellConstants& c) {
+// The change du of a log rate, and the log rate it leads to.
+template <class F> IPVAE_HD F log_rate_change(F u, F u_prior, F drive, F inhibition, const CellConstants& c) {
     F pre = c.learning_rate * (drive - inhibition - c.leak * (u - u_prior));
-    F du = soft_clamp(max_keep_nan(pre, splat<F>(kFloor)), c.clamp_du).value;
+    return soft_clamp(max_keep_nan(pre, splat<F>(kFloor)), c.clamp_du).value;
+}
+template <class F> IPVAE_HD F changed_log_rate(F u, F du, const CellConstants& c) {
     return soft_clamp(max_keep_nan(u + du, splat<F>(kFloor)), c.clamp_u).value;
+}
+
+template <class F> IPVAE_HD F update_log_rate(F u, F u_prior, F drive, F inhibition, const CellConstants& c) {
+    return changed_log_rate(u, log_rate_change(u, u_prior, drive, inhibition, c), c);
 }
 
 // Gradients of the update; `pre` is what log_lr multiplies, so d/d log_lr = grad_pre pre.

@@ -127,22 +127,19 @@ inline void split_rows(int rows, const float* a, int64_t a_row, int64_t dp, uint
 // The tile intrinsics of GCC 12 do not tell the compiler what memory they read.
 IPVAE_HD void finish_stores() { asm volatile("" ::: "memory"); }
 
-// Tiles 0 to 3 hold C, 4 and 5 A, 6 and 7 B. While an object of this class lives the thread's tiles are set up for
-// products of `rows` rows.
+// While an object of this class lives all tiles of the thread are of 16 rows of 64 bytes: fewer rows take as long.
 class TileScope {
   public:
-    explicit TileScope(int rows) {
+    TileScope() {
         struct {
             uint8_t palette, start_row, reserved[14];
             uint16_t row_bytes[16];
             uint8_t rows[16];
         } config = {};
         config.palette = 1;
-        int first = rows < 16 ? rows : 16, second = rows > 16 ? rows - 16 : 1;
-        int tile_rows[8] = {first, first, second, second, first, second, 16, 16};
         for (int i = 0; i < 8; ++i) {
             config.row_bytes[i] = 64;
-            config.rows[i] = (uint8_t)tile_rows[i];
+            config.rows[i] = 16;
         }
         asm volatile("" : : "r"(&config) : "memory");
         _tile_loadconfig(&config);
@@ -151,7 +148,7 @@ class TileScope {
     ~TileScope() { _tile_release(); }
 };
 
-// C [rows, 32] = A B for one pair of column tiles.
+// C [rows, 32] = A B for one pair of column tiles. Tiles: 0 to 3 C, 4 and 5 A, 6 and 7 B.
 template <bool kTwo> inline void pair_product(int a_pieces, const uint16_t* a, int64_t a_piece, int64_t dp, const uint16_t* b,
                                               float* c, int64_t c_row) {
     finish_stores();
@@ -188,7 +185,7 @@ template <bool kTwo> inline void pair_product(int a_pieces, const uint16_t* a, i
     finish_stores();
 }
 
-// C [rows, n] = A [rows, depth] B for a panel-padded n, inside a TileScope of as many rows.
+// C [rows, n] = A [rows, depth] B for a panel-padded n, inside a TileScope. C has memory for kTileRows rows.
 inline void product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t n, float* c,
                     int64_t c_row, const ProductScratch& scratch) {
     int64_t dp = tile_padded(depth);

@@ -29,11 +29,11 @@ namespace cpu {
 namespace {
 
 #if defined(IPVAE_AMX)
-// Tiles of bfloat16, and the kernel's leave to use them (Linux 5.16 and later ask for it, once a process).
+// Tiles of bfloat16 and bytes, and the kernel's leave to use them (Linux 5.16 and later ask for it, once a process).
 bool amx_granted() {
     unsigned a = 0, b = 0, c = 0, d = 0;
-    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile)) != (kBf16 | kTile)) return false;
+    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile | kInt8)) != (kBf16 | kTile | kInt8)) return false;
     constexpr long kRequestPermission = 0x1023, kTileData = 18;
     if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5)) return false;  // AVX512_BF16
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -63,11 +63,11 @@ std::atomic<const Kernels*>& current() {
     return kernels;
 }
 
-Buffer packed(const Kernels& k, const float* matrix, int64_t depth, int64_t n, bool transposed, int64_t n_threads) {
+Buffer packed(const Kernels& k, const float* matrix, int64_t depth, int64_t n, Packing packing, int64_t n_threads) {
     int64_t panels = (n + k.panel - 1) / k.panel;
-    Buffer buffer = allocate(panels * k.panel_floats(depth));
+    Buffer buffer = allocate(panels * k.panel_floats(depth, packing));
     parallel(panels, n_threads, [&](int64_t begin, int64_t end) {
-        k.pack(matrix, depth, n, transposed, buffer.get(), begin, end);
+        k.pack(matrix, depth, n, packing, buffer.get(), begin, end);
     });
     return buffer;
 }
@@ -87,9 +87,10 @@ struct Derived {
     Buffer encoder, decoder, precision, inhibition;
 };
 
-Derived derive(const Kernels& k, RolloutArgs& args, const Parameters& p, int64_t n_threads) {
-    Derived d{packed(k, p.dictionary, args.n_inputs, args.n_latents, false, n_threads),
-              packed(k, p.dictionary, args.n_latents, args.n_inputs, true, n_threads),
+Derived derive(const Kernels& k, RolloutArgs& args, const Parameters& p, Packing encoder, Packing decoder,
+               int64_t n_threads) {
+    Derived d{packed(k, p.dictionary, args.n_inputs, args.n_latents, encoder, n_threads),
+              packed(k, p.dictionary, args.n_latents, args.n_inputs, decoder, n_threads),
               padded_exp(k, p.log_sigma, args.n_inputs, -2.f), padded_exp(k, p.log_bias, args.n_latents, 1.f)};
     args.encoder = d.encoder.get();
     args.decoder = d.decoder.get();
@@ -166,7 +167,9 @@ void update_grad(UpdateGradArgs args, float* grad_log_bias, float* grad_log_lr, 
 
 void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads) {
     const Kernels& k = *current().load();
-    Derived derived = derive(k, args, parameters, n_threads);
+    args.decodes_counts = k.draws_counts(args);
+    Packing decoder = args.decodes_counts ? kTransposedForCounts : kTransposed;
+    Derived derived = derive(k, args, parameters, kPlainForErrors, decoder, n_threads);
     parallel(row_blocks(args), n_threads, [&](int64_t begin, int64_t end) {
         Buffer scratch = allocate(k.rollout_scratch(args));
         k.rollout(args, begin, end, scratch.get());
@@ -176,7 +179,7 @@ void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads) 
 void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads) {
     const Kernels& k = *current().load();
     RolloutArgs& a = args.forward;
-    Derived derived = derive(k, a, parameters, n_threads);
+    Derived derived = derive(k, a, parameters, kPlain, kTransposed, n_threads);
     int64_t n_blocks = row_blocks(a), n_partial = a.n_inputs + a.n_latents + n_states(a);
     Buffer grad_errors = allocate(a.n_steps * (a.n_inner + 1) * a.n_rows * a.n_inputs);
     Buffer grad_drives = allocate(a.n_steps * a.n_inner * a.n_rows * a.n_latents);

@@ -62,20 +62,20 @@ struct Rates {
     static constexpr int arrays = 1 + kLevels;
 };
 
-IPVAE_HD void store_rates(const Rates& rates, int64_t at, int64_t n_padded, vf rate, bool hard) {
-    store(rates.rate + at, rate);
-    if (!hard) return;
-    vi large = !(rate < splat<vf>(kInversionMax));
-    Inversion<vf> search = start_inversion(vf{}, rate);
-#pragma GCC unroll 3
-    for (int k = 0; k < kLevels; ++k) {
-        if (k) advance(search, 1.f / static_cast<float>(k));
-        store(rates.survival + k * n_padded + at, large ? splat<vf>(kAlways) : search.survival);
-    }
-}
-
+// In two passes, whose shorter chains of dependent instructions overlap better.
 inline void rates_of(const float* u, int64_t n_padded, bool hard, const Rates& rates) {
-    for (int64_t k = 0; k < n_padded; k += kWidth) store_rates(rates, k, n_padded, rate_of(load(u + k)), hard);
+    for (int64_t k = 0; k < n_padded; k += kWidth) store(rates.rate + k, rate_of(load(u + k)));
+    if (!hard) return;
+    for (int64_t k = 0; k < n_padded; k += kWidth) {
+        vf rate = load(rates.rate + k);
+        vi large = !(rate < splat<vf>(kInversionMax));
+        Inversion<vf> search = start_inversion(vf{}, rate);
+#pragma GCC unroll 3
+        for (int level = 0; level < kLevels; ++level) {
+            if (level) advance(search, 1.f / static_cast<float>(level));
+            store(rates.survival + level * n_padded + k, large ? splat<vf>(kAlways) : search.survival);
+        }
+    }
 }
 
 // ---- hard counts --------------------------------------------------------------------------------------------------

@@ -88,9 +88,27 @@ static void update_grad(const UpdateGradArgs& g, int64_t begin, int64_t end) {
 
 // ---- rollout ------------------------------------------------------------------------------------------------------
 
-static void pack(const float* matrix, int64_t depth, int64_t n, bool transposed, float* packed, int64_t begin,
-                 int64_t end) {
-    for (int64_t p = begin; p < end; ++p) pack_panel(matrix, depth, n, transposed, p, packed + p * panel_floats(depth));
+static int64_t packed_floats(int64_t depth, Packing packing) {
+    switch (packing) {
+        case kPlainForErrors: return fixed_panel_floats<kErrorDigits>(depth);
+        case kTransposedForCounts: return fixed_panel_floats<kCountDigits>(depth);
+        default: return panel_floats(depth);
+    }
+}
+
+static void pack(const float* matrix, int64_t depth, int64_t n, Packing packing, float* packed, int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+        float* panel = packed + p * packed_floats(depth, packing);
+        switch (packing) {
+            case kPlainForErrors: pack_fixed_panel<kErrorDigits>(matrix, depth, n, false, p, panel); break;
+            case kTransposedForCounts: pack_fixed_panel<kCountDigits>(matrix, depth, n, true, p, panel); break;
+            default: pack_panel(matrix, depth, n, packing == kTransposed, p, panel);
+        }
+    }
+}
+
+static bool draws_counts(const RolloutArgs& a) {
+    return a.cell == kPoissonCell && !uses_arrivals((Estimator)a.estimator);
 }
 
 static int64_t rollout_scratch(const RolloutArgs& a) {
@@ -167,8 +185,8 @@ static void known_philox(const uint32_t* counter, const uint32_t* key, int round
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    IPVAE_STRING(IPVAE_TARGET), kPanel, poisson_scratch, poisson, update, update_grad, panel_floats,
-    pack, rollout_scratch, rollout, rollout_grad_scratch, rollout_grad, grad_product_scratch, dictionary_grad_panels,
+    IPVAE_STRING(IPVAE_TARGET), kPanel, poisson_scratch, poisson, update, update_grad, packed_floats,
+    pack, draws_counts, rollout_scratch, rollout, rollout_grad_scratch, rollout_grad, grad_product_scratch, dictionary_grad_panels,
     all_finite, evaluate, known_philox,
 };
 

@@ -55,8 +55,9 @@ struct RolloutArgs {
 
     const float* x;              // [n_rows, n_inputs], or with a stride one per step
     int64_t x_step;              // n_rows * n_inputs, or 0
-    const float* encoder;        // dictionary [n_inputs, n_latents], packed in panels
-    const float* decoder;        // its transpose, packed in panels
+    const float* encoder;        // dictionary [n_inputs, n_latents], packed; forward: for errors
+    const float* decoder;        // its transpose, packed
+    bool decodes_counts;         // the decoder is packed for counts
     const float* precision;      // [padded n_inputs] exp(-2 log_sigma), 0 in the padding
     const float* inhibition;     // [padded n_latents] exp(log_bias), 0 in the padding
     const float* log_rate;       // [S, n_rows, n_latents]
@@ -91,6 +92,14 @@ struct RolloutGradArgs {
     float* grad_dictionary;      // [n_inputs, n_latents]
 };
 
+// How a matrix B [depth, n] lies in memory, and for what rows it is packed.
+enum Packing : int {
+    kPlain,                // [depth, n], for any rows
+    kTransposed,           // [n, depth], for any rows
+    kPlainForErrors,       // [depth, n], for rows whose elements are of one size
+    kTransposedForCounts,  // [n, depth], for counts
+};
+
 // Work units: chunks of rows for poisson, rows for update, groups of rows for update_grad, row blocks for the rollouts,
 // panels of columns for pack and dictionary_grad.
 struct Kernels {
@@ -100,9 +109,9 @@ struct Kernels {
     void (*poisson)(const PoissonArgs&, int64_t begin, int64_t end, float* scratch);
     void (*update)(const UpdateArgs&, int64_t begin, int64_t end);
     void (*update_grad)(const UpdateGradArgs&, int64_t begin, int64_t end);
-    int64_t (*panel_floats)(int64_t depth);  // of a packed matrix
-    void (*pack)(const float* matrix, int64_t depth, int64_t n, bool transposed, float* packed, int64_t begin,
-                 int64_t end);
+    int64_t (*panel_floats)(int64_t depth, Packing packing);  // of a packed matrix
+    void (*pack)(const float* matrix, int64_t depth, int64_t n, Packing packing, float* packed, int64_t begin, int64_t end);
+    bool (*draws_counts)(const RolloutArgs&);  // whether what it decodes are integers
     int64_t (*rollout_scratch)(const RolloutArgs&);
     void (*rollout)(const RolloutArgs&, int64_t begin, int64_t end, float* scratch);
     int64_t (*rollout_grad_scratch)(const RolloutArgs&);

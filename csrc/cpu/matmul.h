@@ -8,7 +8,7 @@
 #include "rows.h"
 
 #if defined(__AMX_BF16__)
-#include "amx.h"
+#include "amx_fixed.h"
 #endif
 
 IPVAE_BEGIN
@@ -77,7 +77,7 @@ inline int64_t panel_floats(int64_t depth) { return kPanel * depth; }
 
 // Sets up nothing; the products of other instruction sets need it.
 struct TileScope {
-    explicit TileScope(int) {}
+    TileScope() {}
 };
 
 // Panel p of B [depth, n], which lies in memory as it is or, transposed, as [n, depth].
@@ -146,6 +146,18 @@ inline void product(int rows, const float* a, int64_t a_row, int64_t depth, cons
         sparse_product(a + r * a_row, scratch.listed, n_listed, depth, b, n, c + r * c_row);
     }
 }
+
+// Products in fixed point pay on AMX only.
+using FixedScratch = ProductScratch;
+inline int64_t fixed_scratch(int64_t) { return 0; }
+inline FixedScratch fixed_scratch_at(float* memory, int64_t) { return product_scratch_at(memory); }
+constexpr int kErrorDigits = 0, kCountDigits = 0;
+template <int kDigits> inline int64_t fixed_panel_floats(int64_t depth) { return panel_floats(depth); }
+template <int kDigits>
+inline void pack_fixed_panel(const float* matrix, int64_t depth, int64_t n, bool transposed, int64_t p, float* packed) {
+    pack_panel(matrix, depth, n, transposed, p, packed);
+}
+constexpr auto &counts_product = product, &errors_product = product;
 
 #endif
 

@@ -46,19 +46,23 @@ struct PoissonCell {
     // One update of u and of what the draws need; kFirst: u is the prior. Returns, with kKl, KL(result || prior).
     template <bool kKl, bool kFirst>
     float update(float* u, const float* prior, float* aux, const float* drive, const float*, const float*) const {
+        // In passes: one chain of dependent instructions through all of a neuron's exponentials is too long for the CPU to
+        // overlap with the next neurons'. What the draws need comes last; until then its memory holds the results.
         Rates r = rates(aux);
+        float* next = r.survival;
+        for (int64_t k = 0; k < kp; k += kWidth)
+            store(next + k, log_rate_change(load(u + k), kFirst ? load(u + k) : load(prior + k), load(drive + k),
+                                            load(inhibition + k), constants));
+        for (int64_t k = 0; k < kp; k += kWidth) store(next + k, changed_log_rate(load(u + k), load(next + k), constants));
         vf total{};
         for (int64_t k = 0; k < kp; k += kWidth) {
-            vf before = load(u + k), start = kFirst ? before : load(prior + k);
-            vf after = update_log_rate(before, start, load(drive + k), load(inhibition + k), constants);
+            vf after = load(next + k), start = kFirst ? load(u + k) : load(prior + k);
             if constexpr (kKl) {
                 vf scale = kl_kind == kReleased ? exp(after) : kFirst ? load(r.rate + k) - kRateFloor : exp(start);
                 total = total + keep_first(scale * kl_shape(after - start), n_latents - k);
             }
             store(u + k, after);
         }
-        // A pass of its own: one chain of dependent instructions through all of a neuron's exponentials is too long for the
-        // CPU to overlap with the next neurons'.
         rates_of(u, kp, draw_options.hard(), r);
         // An infinite learning rate times the padding's zero drive is NaN, which nothing of the row may meet.
         for (int64_t k = n_latents; k < kp; ++k) u[k] = kPadding;

@@ -26,6 +26,7 @@ template <class Cell> struct Tile {
     float* kl;                // [rows] of the last update
     float* draw_scratch;
     ProductScratch product;
+    FixedScratch fixed;
 
     float* state_of(int r) const { return state + r * Cell::kStates * kp; }
     float* prior_of(int r) const { return prior + r * Cell::kStates * kp; }
@@ -35,7 +36,7 @@ template <class Cell> struct Tile {
 template <class Cell> inline int64_t forward_scratch(const RolloutArgs& a) {
     int64_t kp = padded(a.n_latents), mp = padded(a.n_inputs);
     return kTileRows * ((2 * Cell::kStates + Cell::kAux + 3) * kp + 2 * mp) + kPanel + draw_scratch(kDrawRows, kp) +
-           product_scratch(kp > mp ? kp : mp);
+           product_scratch(kp > mp ? kp : mp) + fixed_scratch(kp > mp ? kp : mp);
 }
 
 template <class Cell> inline Tile<Cell> make_tile(const RolloutArgs& a, int64_t first, int rows, float* memory) {
@@ -56,7 +57,9 @@ template <class Cell> inline Tile<Cell> make_tile(const RolloutArgs& a, int64_t 
     t.kl = scratch.take(kPanel);
     static_assert(kTileRows <= kPanel, "one panel holds a number per row");
     t.draw_scratch = scratch.take(draw_scratch(kDrawRows, t.kp));
-    t.product = product_scratch_at(scratch.next);
+    int64_t depth = t.kp > t.mp ? t.kp : t.mp;
+    t.product = product_scratch_at(scratch.take(product_scratch(depth)));
+    t.fixed = fixed_scratch_at(scratch.next, depth);
     return t;
 }
 
@@ -89,7 +92,10 @@ inline void draw_tile(const RolloutArgs& a, const Cell& cell, const Tile<Cell>& 
 
 // error = x - dictionary code, and the same times precision; zero in the padding
 template <class Cell> inline void decode_tile(const RolloutArgs& a, const Tile<Cell>& t, int64_t step) {
-    product(t.rows, t.code, t.kp, a.n_latents, a.decoder, t.mp, t.error, t.mp, t.product);
+    if (a.decodes_counts)
+        counts_product(t.rows, t.code, t.kp, a.n_latents, a.decoder, t.mp, t.error, t.mp, t.fixed);
+    else
+        product(t.rows, t.code, t.kp, a.n_latents, a.decoder, t.mp, t.error, t.mp, t.product);
     for (int r = 0; r < t.rows; ++r) {
         const float* x = a.x + step * a.x_step + (t.first + r) * a.n_inputs;
         for (int64_t i = 0; i < t.mp; i += kWidth) {
@@ -112,7 +118,7 @@ template <class Cell> inline void save_draw(const RolloutArgs& a, const Tile<Cel
 // Precision-weighted errors of a tile to drives, and one update of every row.
 template <class Cell>
 inline void update_tile(const RolloutArgs& a, const Cell& cell, const Tile<Cell>& t, bool first, bool kl) {
-    product(t.rows, t.weighted, t.mp, a.n_inputs, a.encoder, t.kp, t.drive, t.kp, t.product);
+    errors_product(t.rows, t.weighted, t.mp, a.n_inputs, a.encoder, t.kp, t.drive, t.kp, t.fixed);
     for (int r = 0; r < t.rows; ++r) {
         float *state = t.state_of(r), *prior = t.prior_of(r), *aux = t.aux_of(r);
         const float *drive = t.drive + r * t.kp, *code = t.code + r * t.kp, *memo = t.memo + r * t.kp;
@@ -179,7 +185,7 @@ template <class Cell> inline void save_path(const RolloutArgs& a, const Tile<Cel
 
 template <class Cell> inline void rollout_tile(const RolloutArgs& a, int64_t first, int rows, float* memory) {
     Cell cell(a);
-    TileScope scope(rows);
+    TileScope scope;
     Tile<Cell> t = make_tile<Cell>(a, first, rows, memory);
     load_states<Cell>(a, first, rows, a.log_rate, Cell::kPadding, t.state);
     for (int r = 0; r < rows; ++r) cell.prepare(t.state_of(r), t.aux_of(r));
@@ -348,7 +354,7 @@ inline void inner_backward(const RolloutGradArgs& g, const Cell& cell, const Gra
 template <class Cell> inline void rollout_grad_tile(const RolloutGradArgs& g, int64_t first, int rows, float* memory) {
     const RolloutArgs& a = g.forward;
     Cell cell(a);
-    TileScope scope(rows);
+    TileScope scope;
     GradTile<Cell> t = make_grad_tile<Cell>(a, first, rows, memory);
     load_states<Cell>(a, first, rows, g.grad_log_rate, 0.f, t.grad_state);
     int64_t states = rows * Cell::kStates * t.kp;

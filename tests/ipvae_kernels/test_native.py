@@ -16,6 +16,8 @@ from torch import Tensor
 
 import ipvae_kernels
 from ipvae_kernels import _native, philox
+from ipvae_kernels.rollout import native
+from ipvae_kernels.rollout.config import RolloutConfig
 from ipvae_kernels.rollout.op import RECORDS
 
 Problem = Callable[..., tuple[Tensor, Any]]
@@ -179,6 +181,55 @@ def test_products_have_the_error_of_float32(log_rate: float, instruction_set: st
     float32 = (counts @ dictionary.T - exact).abs().mean()
     # The reconstruction is recorded as x minus the residual: a rounding of x more.
     assert (ours["reconstruction"][0] - exact).abs().mean() < 2 * float32 + 1e-7
+
+
+@pytest.mark.parametrize("log_rate", [13.0, 20.0])  # counts of three digits of base 256, and beyond 2^24
+def test_absurd_counts_are_decoded(log_rate: float, instruction_set: str, problem: Problem) -> None:
+    x, params = problem(3, 20, 70, dtype=torch.float32)
+    still = torch.tensor(-100.0)  # a learning rate of nothing: the log rate stays where it is
+    params = dataclasses.replace(params, log_rate_init=torch.full((70,), log_rate), log_lr=still)
+    ours = ipvae_kernels.infer(
+        x, params, 1, seed=1, record=("counts", "reconstruction"), clamp_u=30.0, backend="native"
+    ).records
+    expected = ours["counts"][0].double() @ params.dictionary.double().T
+    assert ours["counts"].max() > (2**24 if log_rate > 16 else 2**16)
+    torch.testing.assert_close(
+        ours["reconstruction"][0].double(), expected, rtol=0, atol=1e-6 * ours["counts"].max().item()
+    )
+
+
+def test_more_latents_than_one_exact_sum_takes(instruction_set: str) -> None:
+    latents = 40_000  # 32,768 products of digits surely fit 32 bits
+    dictionary = torch.rand(3, latents) + 1  # all of one sign, so that the sums are as large as they get
+    zero = torch.zeros
+    params = ipvae_kernels.PoissonParams(
+        dictionary, zero(3), zero(latents), torch.tensor(-100.0), torch.full((latents,), 5.3)
+    )
+    x = torch.zeros(2, 3)
+    ours = ipvae_kernels.infer(x, params, 1, seed=1, record=("counts", "reconstruction"), backend="native")
+    counts = ours.records["counts"][0].double()
+    assert 190 < counts.mean() < 210
+    # 40,000 additions in float32, one after the other, which the other instruction sets make, are good for 1e-5.
+    torch.testing.assert_close(
+        ours.records["reconstruction"][0].double(), counts @ dictionary.double().T, rtol=2e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("spread", [0.0, 2.0])
+def test_drives_have_the_error_of_float32(spread: float, instruction_set: str, problem: Problem) -> None:
+    """Of rows and columns of very different size, and of elements that differ within them."""
+    x, params = problem(50, 300, 130, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    dictionary = params.dictionary * torch.exp(2 * torch.randn(130, generator=generator))
+    x = x * torch.exp(spread * torch.randn(50, 1, generator=generator))
+    log_rate, seed = torch.zeros(50, 130), torch.tensor(1)
+    cfg = RolloutConfig(steps=1, estimator="fini2")
+    trace = native.elbo(x, dictionary, params.log_sigma, params.log_bias, params.log_lr, log_rate, seed, cfg)
+    errors, drives = trace[6][0, 0], trace[7][0]
+    weighted = errors * torch.exp(-2 * params.log_sigma)
+    exact = weighted.double() @ dictionary.double()
+    float32 = (weighted @ dictionary - exact).abs() / exact.abs().mean(0)
+    assert ((drives - exact).abs() / exact.abs().mean(0)).mean() < 2 * float32.mean()
 
 
 def test_splits_of_the_batch_are_bit_identical(instruction_set: str, problem: Problem) -> None:
