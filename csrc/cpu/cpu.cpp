@@ -167,8 +167,8 @@ void update_grad(UpdateGradArgs args, float* grad_log_bias, float* grad_log_lr, 
 
 void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads) {
     const Kernels& k = *current().load();
-    args.decodes_counts = k.draws_counts(args);
-    Packing decoder = args.decodes_counts ? kTransposedForCounts : kTransposed;
+    args.draws_counts = k.draws_counts(args);
+    Packing decoder = args.draws_counts ? kTransposedForCounts : kTransposed;
     Derived derived = derive(k, args, parameters, kPlainForErrors, decoder, n_threads);
     parallel(row_blocks(args), n_threads, [&](int64_t begin, int64_t end) {
         Buffer scratch = allocate(k.rollout_scratch(args));
@@ -179,6 +179,7 @@ void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads) 
 void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads) {
     const Kernels& k = *current().load();
     RolloutArgs& a = args.forward;
+    a.draws_counts = k.draws_counts(a);
     Derived derived = derive(k, a, parameters, kPlain, kTransposed, n_threads);
     int64_t n_blocks = row_blocks(a), n_partial = a.n_inputs + a.n_latents + n_states(a);
     Buffer grad_errors = allocate(a.n_steps * (a.n_inner + 1) * a.n_rows * a.n_inputs);

@@ -57,7 +57,7 @@ struct RolloutArgs {
     int64_t x_step;              // n_rows * n_inputs, or 0
     const float* encoder;        // dictionary [n_inputs, n_latents], packed; forward: for errors
     const float* decoder;        // its transpose, packed
-    bool decodes_counts;         // the decoder is packed for counts
+    bool draws_counts;           // what it decodes are integers; forward: the decoder is packed for them
     const float* precision;      // [padded n_inputs] exp(-2 log_sigma), 0 in the padding
     const float* inhibition;     // [padded n_latents] exp(log_bias), 0 in the padding
     const float* log_rate;       // [S, n_rows, n_latents]

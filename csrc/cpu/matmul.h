@@ -147,6 +147,31 @@ inline void product(int rows, const float* a, int64_t a_row, int64_t depth, cons
     }
 }
 
+// Outer products: A^T B for A [depth, m] and a panel of B [depth, n], summed over the depth.
+constexpr int kOuterRows = 8;  // m is padded to a multiple of it
+inline int64_t outer_padded(int64_t m) { return (m + kOuterRows - 1) / kOuterRows * kOuterRows; }
+inline int64_t outer_left_floats(int64_t depth, int64_t m) { return depth * outer_padded(m); }
+
+// A as [m / 8][depth][8], each column times its scale.
+inline void pack_outer_left(const float* a, int64_t depth, int64_t m, const float* scale, float sign, float* packed) {
+    for (int64_t at = 0; at < m; at += kOuterRows)
+        for (int64_t d = 0; d < depth; ++d)
+            for (int64_t i = 0; i < kOuterRows; ++i)
+                packed[at * depth + d * kOuterRows + i] =
+                    at + i < m ? a[d * m + at + i] * (scale ? sign * scale[at + i] : sign) : 0.f;
+}
+
+inline int pack_outer_right(const float* b, int64_t depth, int64_t n, int64_t p, bool, float* packed) {
+    copy_panel(b, n, depth, n, p * kPanel, packed);
+    return 1;
+}
+
+// C [padded m, kPanel] += A^T B
+inline void add_outer_product(const float* left, int64_t m, int64_t depth, const float* right, int, float* c) {
+    for (int64_t at = 0; at < m; at += kOuterRows)
+        rows_product(kOuterRows, left + at * depth, 1, kOuterRows, depth, right, c + at * kPanel, kPanel, true);
+}
+
 // Products in fixed point pay on AMX only.
 using FixedScratch = ProductScratch;
 inline int64_t fixed_scratch(int64_t) { return 0; }

@@ -92,7 +92,7 @@ inline void draw_tile(const RolloutArgs& a, const Cell& cell, const Tile<Cell>& 
 
 // error = x - dictionary code, and the same times precision; zero in the padding
 template <class Cell> inline void decode_tile(const RolloutArgs& a, const Tile<Cell>& t, int64_t step) {
-    if (a.decodes_counts)
+    if (a.draws_counts)
         counts_product(t.rows, t.code, t.kp, a.n_latents, a.decoder, t.mp, t.error, t.mp, t.fixed);
     else
         product(t.rows, t.code, t.kp, a.n_latents, a.decoder, t.mp, t.error, t.mp, t.product);
@@ -391,59 +391,48 @@ template <class Cell> inline void rollout_grad_tile(const RolloutGradArgs& g, in
 constexpr int64_t kDepthBlock = 256;  // rows of the batch packed at a time: a panel of 64 KB, in L2
 
 inline int64_t grad_product_scratch(const RolloutArgs& a, int64_t panels) {
-    int64_t m8 = (a.n_inputs + 7) / 8 * 8;
-    return kDepthBlock * (m8 + kPanel) + panels * m8 * kPanel;
+    return outer_left_floats(kDepthBlock, a.n_inputs) + panel_floats(kDepthBlock) + panels * outer_padded(a.n_inputs) * kPanel;
 }
 
-// A [depth, n_inputs] as [n_inputs / 8][depth][8], each column times its scale.
-inline void pack_columns(const float* a, int64_t depth, int64_t n_inputs, const float* scale, float sign, float* packed) {
-    for (int64_t m = 0; m < n_inputs; m += 8)
-        for (int64_t d = 0; d < depth; ++d)
-            for (int64_t i = 0; i < 8; ++i)
-                packed[m * depth + d * 8 + i] =
-                    m + i < n_inputs ? a[d * n_inputs + m + i] * (scale ? sign * scale[m + i] : sign) : 0.f;
-}
-
-// sum over d of A[d, m] B[d, k] for the panels [begin, end) of k, added to out [panels][m8][64].
-inline void add_outer(const RolloutArgs& a, const float* left, const float* scale, float sign, const float* right,
+// sum over d of A[d, m] B[d, k] for the panels [begin, end) of k, added to out [panels][padded m][kPanel].
+inline void add_outer(const RolloutArgs& a, const float* left, const float* scale, float sign, const float* right, bool counts,
                       int64_t begin, int64_t end, float* packed_left, float* panel, float* out) {
-    int64_t m8 = (a.n_inputs + 7) / 8 * 8;
     for (int64_t row = 0; row < a.n_rows; row += kDepthBlock) {
         int64_t depth = a.n_rows - row < kDepthBlock ? a.n_rows - row : kDepthBlock;
-        pack_columns(left + row * a.n_inputs, depth, a.n_inputs, scale, sign, packed_left);
+        pack_outer_left(left + row * a.n_inputs, depth, a.n_inputs, scale, sign, packed_left);
         for (int64_t p = begin; p < end; ++p) {
-            copy_panel(right + row * a.n_latents, a.n_latents, depth, a.n_latents, p * kPanel, panel);
-            for (int64_t m = 0; m < m8; m += 8)
-                rows_product(8, packed_left + m * depth, 1, 8, depth, panel,
-                                    out + ((p - begin) * m8 + m) * kPanel, kPanel, true);
+            int pieces = pack_outer_right(right + row * a.n_latents, depth, a.n_latents, p, counts, panel);
+            add_outer_product(packed_left, a.n_inputs, depth, panel, pieces,
+                              out + (p - begin) * outer_padded(a.n_inputs) * kPanel);
         }
     }
 }
 
 inline void dictionary_grad_panels(const RolloutGradArgs& g, int64_t begin, int64_t end, float* memory) {
     const RolloutArgs& a = g.forward;
-    int64_t m8 = (a.n_inputs + 7) / 8 * 8;
+    TileScope scope;
     Scratch scratch{memory};
-    float* packed_left = scratch.take(kDepthBlock * m8);
-    float* panel = scratch.take(kDepthBlock * kPanel);
-    float* out = scratch.take((end - begin) * m8 * kPanel);
-    memset(out, 0, (end - begin) * m8 * kPanel * sizeof(float));
+    int64_t size = outer_padded(a.n_inputs) * kPanel;
+    float* packed_left = scratch.take(outer_left_floats(kDepthBlock, a.n_inputs));
+    float* panel = scratch.take(panel_floats(kDepthBlock));
+    float* out = scratch.take((end - begin) * size);
+    memset(out, 0, (end - begin) * size * sizeof(float));
     for (int64_t step = 0; step < a.n_steps; ++step) {
         for (int64_t inner = 0; inner <= a.n_inner; ++inner) {
             int64_t draw_index = step * (a.n_inner + 1) + inner, update = step * a.n_inner + inner;
             int64_t inputs_at = draw_index * a.n_rows * a.n_inputs;
             // error = x - dictionary counts, and drive = dictionary^T (error precision)
             add_outer(a, g.grad_errors + inputs_at, nullptr, -1.f, a.drawn + draw_index * a.n_rows * a.n_latents,
-                      begin, end, packed_left, panel, out);
+                      a.draws_counts, begin, end, packed_left, panel, out);
             if (inner < a.n_inner)
                 add_outer(a, a.errors + inputs_at, a.precision, 1.f, g.grad_drives + update * a.n_rows * a.n_latents,
-                          begin, end, packed_left, panel, out);
+                          false, begin, end, packed_left, panel, out);
         }
     }
     for (int64_t p = begin; p < end; ++p) {
         int64_t at = p * kPanel, width = a.n_latents - at < kPanel ? a.n_latents - at : kPanel;
         for (int64_t m = 0; m < a.n_inputs; ++m)
-            memcpy(g.grad_dictionary + m * a.n_latents + at, out + ((p - begin) * m8 + m) * kPanel, width * sizeof(float));
+            memcpy(g.grad_dictionary + m * a.n_latents + at, out + (p - begin) * size + m * kPanel, width * sizeof(float));
     }
 }
 

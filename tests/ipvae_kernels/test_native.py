@@ -209,7 +209,7 @@ def test_more_latents_than_one_exact_sum_takes(instruction_set: str) -> None:
     ours = ipvae_kernels.infer(x, params, 1, seed=1, record=("counts", "reconstruction"), backend="native")
     counts = ours.records["counts"][0].double()
     assert 190 < counts.mean() < 210
-    # 40,000 additions in float32, one after the other, which the other instruction sets make, are good for 1e-5.
+    # 40,000 additions in float32 one after the other, as other instruction sets make, are good for 1e-5.
     torch.testing.assert_close(
         ours.records["reconstruction"][0].double(), counts @ dictionary.double().T, rtol=2e-5, atol=0
     )
