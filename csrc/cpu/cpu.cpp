@@ -87,9 +87,8 @@ struct Derived {
     Buffer encoder, decoder, precision, inhibition;
 };
 
-Derived derive(const Kernels& k, RolloutArgs& args, const Parameters& p, Packing encoder, Packing decoder,
-               int64_t n_threads) {
-    Derived d{packed(k, p.dictionary, args.n_inputs, args.n_latents, encoder, n_threads),
+Derived derive(const Kernels& k, RolloutArgs& args, const Parameters& p, Packing decoder, int64_t n_threads) {
+    Derived d{packed(k, p.dictionary, args.n_inputs, args.n_latents, kPlain, n_threads),
               packed(k, p.dictionary, args.n_latents, args.n_inputs, decoder, n_threads),
               padded_exp(k, p.log_sigma, args.n_inputs, -2.f), padded_exp(k, p.log_bias, args.n_latents, 1.f)};
     args.encoder = d.encoder.get();
@@ -169,7 +168,7 @@ void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads) 
     const Kernels& k = *current().load();
     args.draws_counts = k.draws_counts(args);
     Packing decoder = args.draws_counts ? kTransposedForCounts : kTransposed;
-    Derived derived = derive(k, args, parameters, kPlainForErrors, decoder, n_threads);
+    Derived derived = derive(k, args, parameters, decoder, n_threads);
     parallel(row_blocks(args), n_threads, [&](int64_t begin, int64_t end) {
         Buffer scratch = allocate(k.rollout_scratch(args));
         k.rollout(args, begin, end, scratch.get());
@@ -180,7 +179,7 @@ void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const Para
     const Kernels& k = *current().load();
     RolloutArgs& a = args.forward;
     a.draws_counts = k.draws_counts(a);
-    Derived derived = derive(k, a, parameters, kPlain, kTransposed, n_threads);
+    Derived derived = derive(k, a, parameters, kTransposed, n_threads);
     int64_t n_blocks = row_blocks(a), n_partial = a.n_inputs + a.n_latents + n_states(a);
     Buffer grad_errors = allocate(a.n_steps * (a.n_inner + 1) * a.n_rows * a.n_inputs);
     Buffer grad_drives = allocate(a.n_steps * a.n_inner * a.n_rows * a.n_latents);

@@ -89,22 +89,13 @@ static void update_grad(const UpdateGradArgs& g, int64_t begin, int64_t end) {
 // ---- rollout ------------------------------------------------------------------------------------------------------
 
 static int64_t packed_floats(int64_t depth, Packing packing) {
-    switch (packing) {
-        case kPlainForErrors: return fixed_panel_floats<kErrorDigits>(depth);
-        case kTransposedForCounts: return fixed_panel_floats<kCountDigits>(depth);
-        default: return panel_floats(depth);
-    }
+    return packing == kTransposedForCounts ? counts_panel_floats(depth) : panel_floats(depth);
 }
 
 static void pack(const float* matrix, int64_t depth, int64_t n, Packing packing, float* packed, int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-        float* panel = packed + p * packed_floats(depth, packing);
-        switch (packing) {
-            case kPlainForErrors: pack_fixed_panel<kErrorDigits>(matrix, depth, n, false, p, panel); break;
-            case kTransposedForCounts: pack_fixed_panel<kCountDigits>(matrix, depth, n, true, p, panel); break;
-            default: pack_panel(matrix, depth, n, packing == kTransposed, p, panel);
-        }
-    }
+    auto pack_one = packing == kTransposedForCounts ? pack_counts_panel : pack_panel;
+    for (int64_t p = begin; p < end; ++p)
+        pack_one(matrix, depth, n, packing != kPlain, p, packed + p * packed_floats(depth, packing));
 }
 
 static bool draws_counts(const RolloutArgs& a) {

@@ -55,7 +55,7 @@ struct RolloutArgs {
 
     const float* x;              // [n_rows, n_inputs], or with a stride one per step
     int64_t x_step;              // n_rows * n_inputs, or 0
-    const float* encoder;        // dictionary [n_inputs, n_latents], packed; forward: for errors
+    const float* encoder;        // dictionary [n_inputs, n_latents], packed
     const float* decoder;        // its transpose, packed
     bool draws_counts;           // what it decodes are integers; forward: the decoder is packed for them
     const float* precision;      // [padded n_inputs] exp(-2 log_sigma), 0 in the padding
@@ -96,7 +96,6 @@ struct RolloutGradArgs {
 enum Packing : int {
     kPlain,                // [depth, n], for any rows
     kTransposed,           // [n, depth], for any rows
-    kPlainForErrors,       // [depth, n], for rows whose elements are of one size
     kTransposedForCounts,  // [n, depth], for counts
 };
 

@@ -8,7 +8,8 @@
 #include "rows.h"
 
 #if defined(__AMX_BF16__)
-#include "amx_fixed.h"
+#include "amx_outer.h"
+#include "amx_product.h"
 #endif
 
 IPVAE_BEGIN
@@ -128,7 +129,7 @@ struct ProductScratch {
     int32_t* listed;  // [depth + kWidth]
 };
 inline int64_t product_scratch(int64_t depth) { return depth + kPanel; }
-inline ProductScratch product_scratch_at(float* memory) { return {(int32_t*)memory}; }
+inline ProductScratch product_scratch_at(float* memory, int64_t) { return {(int32_t*)memory}; }
 
 // C [rows, n] = A [rows, depth] B, by spikes where A is mostly zero. A's rows are zero up to padded(depth).
 inline void product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t n, float* c,
@@ -151,6 +152,7 @@ inline void product(int rows, const float* a, int64_t a_row, int64_t depth, cons
 constexpr int kOuterRows = 8;  // m is padded to a multiple of it
 inline int64_t outer_padded(int64_t m) { return (m + kOuterRows - 1) / kOuterRows * kOuterRows; }
 inline int64_t outer_left_floats(int64_t depth, int64_t m) { return depth * outer_padded(m); }
+inline int64_t outer_right_floats(int64_t depth) { return depth * kPanel; }
 
 // A as [m / 8][depth][8], each column times its scale.
 inline void pack_outer_left(const float* a, int64_t depth, int64_t m, const float* scale, float sign, float* packed) {
@@ -172,17 +174,10 @@ inline void add_outer_product(const float* left, int64_t m, int64_t depth, const
         rows_product(kOuterRows, left + at * depth, 1, kOuterRows, depth, right, c + at * kPanel, kPanel, true);
 }
 
-// Products in fixed point pay on AMX only.
-using FixedScratch = ProductScratch;
-inline int64_t fixed_scratch(int64_t) { return 0; }
-inline FixedScratch fixed_scratch_at(float* memory, int64_t) { return product_scratch_at(memory); }
-constexpr int kErrorDigits = 0, kCountDigits = 0;
-template <int kDigits> inline int64_t fixed_panel_floats(int64_t depth) { return panel_floats(depth); }
-template <int kDigits>
-inline void pack_fixed_panel(const float* matrix, int64_t depth, int64_t n, bool transposed, int64_t p, float* packed) {
-    pack_panel(matrix, depth, n, transposed, p, packed);
-}
-constexpr auto &counts_product = product, &errors_product = product;
+// Counts are multiplied, and a matrix packed for them, as any other rows.
+constexpr auto& counts_panel_floats = panel_floats;
+constexpr auto& pack_counts_panel = pack_panel;
+constexpr auto& counts_product = product;
 
 #endif
 

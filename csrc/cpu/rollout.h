@@ -26,7 +26,6 @@ template <class Cell> struct Tile {
     float* kl;                // [rows] of the last update
     float* draw_scratch;
     ProductScratch product;
-    FixedScratch fixed;
 
     float* state_of(int r) const { return state + r * Cell::kStates * kp; }
     float* prior_of(int r) const { return prior + r * Cell::kStates * kp; }
@@ -36,7 +35,7 @@ template <class Cell> struct Tile {
 template <class Cell> inline int64_t forward_scratch(const RolloutArgs& a) {
     int64_t kp = padded(a.n_latents), mp = padded(a.n_inputs);
     return kTileRows * ((2 * Cell::kStates + Cell::kAux + 3) * kp + 2 * mp) + kPanel + draw_scratch(kDrawRows, kp) +
-           product_scratch(kp > mp ? kp : mp) + fixed_scratch(kp > mp ? kp : mp);
+           product_scratch(kp > mp ? kp : mp);
 }
 
 template <class Cell> inline Tile<Cell> make_tile(const RolloutArgs& a, int64_t first, int rows, float* memory) {
@@ -57,9 +56,7 @@ template <class Cell> inline Tile<Cell> make_tile(const RolloutArgs& a, int64_t 
     t.kl = scratch.take(kPanel);
     static_assert(kTileRows <= kPanel, "one panel holds a number per row");
     t.draw_scratch = scratch.take(draw_scratch(kDrawRows, t.kp));
-    int64_t depth = t.kp > t.mp ? t.kp : t.mp;
-    t.product = product_scratch_at(scratch.take(product_scratch(depth)));
-    t.fixed = fixed_scratch_at(scratch.next, depth);
+    t.product = product_scratch_at(scratch.next, t.kp > t.mp ? t.kp : t.mp);
     return t;
 }
 
@@ -92,10 +89,8 @@ inline void draw_tile(const RolloutArgs& a, const Cell& cell, const Tile<Cell>& 
 
 // error = x - dictionary code, and the same times precision; zero in the padding
 template <class Cell> inline void decode_tile(const RolloutArgs& a, const Tile<Cell>& t, int64_t step) {
-    if (a.draws_counts)
-        counts_product(t.rows, t.code, t.kp, a.n_latents, a.decoder, t.mp, t.error, t.mp, t.fixed);
-    else
-        product(t.rows, t.code, t.kp, a.n_latents, a.decoder, t.mp, t.error, t.mp, t.product);
+    auto decode = a.draws_counts ? counts_product : product;
+    decode(t.rows, t.code, t.kp, a.n_latents, a.decoder, t.mp, t.error, t.mp, t.product);
     for (int r = 0; r < t.rows; ++r) {
         const float* x = a.x + step * a.x_step + (t.first + r) * a.n_inputs;
         for (int64_t i = 0; i < t.mp; i += kWidth) {
@@ -118,7 +113,7 @@ template <class Cell> inline void save_draw(const RolloutArgs& a, const Tile<Cel
 // Precision-weighted errors of a tile to drives, and one update of every row.
 template <class Cell>
 inline void update_tile(const RolloutArgs& a, const Cell& cell, const Tile<Cell>& t, bool first, bool kl) {
-    errors_product(t.rows, t.weighted, t.mp, a.n_inputs, a.encoder, t.kp, t.drive, t.kp, t.fixed);
+    product(t.rows, t.weighted, t.mp, a.n_inputs, a.encoder, t.kp, t.drive, t.kp, t.product);
     for (int r = 0; r < t.rows; ++r) {
         float *state = t.state_of(r), *prior = t.prior_of(r), *aux = t.aux_of(r);
         const float *drive = t.drive + r * t.kp, *code = t.code + r * t.kp, *memo = t.memo + r * t.kp;
@@ -273,7 +268,7 @@ template <class Cell> inline GradTile<Cell> make_grad_tile(const RolloutArgs& a,
     t.grad_log_bias = scratch.take(kTileBlocks * t.kp);
     t.grad_log_lr = scratch.take(kTileBlocks * kPanel);
     memset(t.grad_log_sigma, 0, kTileBlocks * (t.mp + t.kp + kPanel) * sizeof(float));
-    t.product = product_scratch_at(scratch.next);
+    t.product = product_scratch_at(scratch.next, t.kp > t.mp ? t.kp : t.mp);
     return t;
 }
 
@@ -391,7 +386,7 @@ template <class Cell> inline void rollout_grad_tile(const RolloutGradArgs& g, in
 constexpr int64_t kDepthBlock = 256;  // rows of the batch packed at a time: a panel of 64 KB, in L2
 
 inline int64_t grad_product_scratch(const RolloutArgs& a, int64_t panels) {
-    return outer_left_floats(kDepthBlock, a.n_inputs) + panel_floats(kDepthBlock) + panels * outer_padded(a.n_inputs) * kPanel;
+    return outer_left_floats(kDepthBlock, a.n_inputs) + outer_right_floats(kDepthBlock) + panels * outer_padded(a.n_inputs) * kPanel;
 }
 
 // sum over d of A[d, m] B[d, k] for the panels [begin, end) of k, added to out [panels][padded m][kPanel].
@@ -414,7 +409,7 @@ inline void dictionary_grad_panels(const RolloutGradArgs& g, int64_t begin, int6
     Scratch scratch{memory};
     int64_t size = outer_padded(a.n_inputs) * kPanel;
     float* packed_left = scratch.take(outer_left_floats(kDepthBlock, a.n_inputs));
-    float* panel = scratch.take(panel_floats(kDepthBlock));
+    float* panel = scratch.take(outer_right_floats(kDepthBlock));
     float* out = scratch.take((end - begin) * size);
     memset(out, 0, (end - begin) * size * sizeof(float));
     for (int64_t step = 0; step < a.n_steps; ++step) {

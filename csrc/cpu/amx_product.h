@@ -5,11 +5,12 @@
 // of their own. Sums are exact up to the last step, so no bit depends on what shares a tile.
 //
 // With three digits on both sides the elements' rounding is 2^-24 of the largest of their row or column, and of the nine
-// products of digits the smallest is left out. On trained dictionaries the error of an encode is .3 to .6 of that of fused
-// multiply-adds in float32 (docs/decisions.md). Gradients, whose elements differ more in size, take amx.h.
+// products of digits the smallest is left out. With trained dictionaries the errors of states and gradients are about half
+// of what fused multiply-adds in float32 leave (docs/decisions.md).
 //
-// Floors at K 512, M 256, in tiles of 32 rows: 512 cycles for a decode and 1,024 for an encode, where bfloat16 pieces take
-// 768 and 1,536; and B takes 4 and 3 bytes an element instead of 6, so that both matrices and a tile's state share the L2.
+// Floors at K 512, M 256, in tiles of 32 rows: 512 cycles a row for counts and 1,024 for others, where three bfloat16 pieces
+// take 768 and 1,536; and B takes 4 and 3 bytes an element instead of 6, so that both matrices and a tile's state share the
+// L2 cache. Measured with all of it in that cache: 1,010 and 1,500; pieces 1,370 and 2,870; fused multiply-adds 4,450.
 #pragma once
 
 #include "amx.h"
@@ -18,7 +19,7 @@ IPVAE_BEGIN
 
 constexpr int kByteDepth = 64;              // bytes of a row of an A tile
 constexpr int kByteTile = 16 * kByteDepth;  // bytes of a whole tile
-constexpr int kErrorDigits = 3, kCountDigits = 4;  // of B, for rows of errors and of counts
+constexpr int kRowDigits = 3, kCountDigits = 4;  // of B, for other rows and for counts
 constexpr int64_t kExactDepth = 1 << 15;    // times three products of digits is below 2^31
 constexpr float kCountsEnd = 1 << 24;       // every integer below is a float
 
@@ -46,19 +47,19 @@ IPVAE_HD __m128i byte_of(__m512i words, int i) { return _mm512_cvtepi32_epi8(_mm
 
 // ---- B: panels of [64 units][4 column tiles][depth / 64][digits][16 x 4 depths][16 columns][4] --------------------
 
-template <int kDigits> inline int64_t fixed_panel_floats(int64_t depth) { return kPanel + padded(depth) * kPanel / 4 * kDigits; }
+template <int kDigits> inline int64_t digit_panel_floats(int64_t depth) { return kPanel + padded(depth) * kPanel / 4 * kDigits; }
 
 template <int kDigits> IPVAE_HD const int8_t* column_tile(const float* b, int64_t depth, int64_t column) {
-    const float* panel = b + column / kPanel * fixed_panel_floats<kDigits>(depth);
+    const float* panel = b + column / kPanel * digit_panel_floats<kDigits>(depth);
     return (const int8_t*)(panel + kPanel) + column % kPanel * padded(depth) * kDigits;
 }
 template <int kDigits> IPVAE_HD vf column_units(const float* b, int64_t depth, int64_t column) {
-    return load(b + column / kPanel * fixed_panel_floats<kDigits>(depth) + column % kPanel);
+    return load(b + column / kPanel * digit_panel_floats<kDigits>(depth) + column % kPanel);
 }
 
 // Panel p of B [depth, n], which lies in memory as it is or, transposed, as [n, depth].
 template <int kDigits>
-inline void pack_fixed_panel(const float* matrix, int64_t depth, int64_t n, bool transposed, int64_t p, float* packed) {
+inline void pack_digits(const float* matrix, int64_t depth, int64_t n, bool transposed, int64_t p, float* packed) {
     uint8_t* to = (uint8_t*)(packed + kPanel);
     for (int64_t at = p * kPanel; at < (p + 1) * kPanel; at += 16) {
         int64_t columns = n - at;
@@ -93,15 +94,24 @@ inline void pack_fixed_panel(const float* matrix, int64_t depth, int64_t n, bool
     }
 }
 
+inline int64_t panel_floats(int64_t depth) { return digit_panel_floats<kRowDigits>(depth); }
+inline int64_t counts_panel_floats(int64_t depth) { return digit_panel_floats<kCountDigits>(depth); }
+inline void pack_panel(const float* matrix, int64_t depth, int64_t n, bool transposed, int64_t p, float* packed) {
+    pack_digits<kRowDigits>(matrix, depth, n, transposed, p, packed);
+}
+inline void pack_counts_panel(const float* matrix, int64_t depth, int64_t n, bool transposed, int64_t p, float* packed) {
+    pack_digits<kCountDigits>(matrix, depth, n, transposed, p, packed);
+}
+
 // ---- A: bytes [digit][depth / 64][2 tiles][16 rows][64] -----------------------------------------------------------
 
-struct FixedScratch {
+struct ProductScratch {
     uint8_t* bytes;
-    float* units;  // [kTileRows] of rows of errors
+    float* units;  // [kTileRows]
 };
-inline int64_t fixed_scratch(int64_t depth) { return kTileRows * (padded(depth) * kErrorDigits / 4 + 1); }
-inline FixedScratch fixed_scratch_at(float* memory, int64_t depth) {
-    return {(uint8_t*)memory, memory + kTileRows * padded(depth) * kErrorDigits / 4};
+inline int64_t product_scratch(int64_t depth) { return kTileRows * (padded(depth) * kRowDigits / 4 + 1); }
+inline ProductScratch product_scratch_at(float* memory, int64_t depth) {
+    return {(uint8_t*)memory, memory + kTileRows * padded(depth) * kRowDigits / 4};
 }
 
 IPVAE_HD __m128i* bytes_at(uint8_t* bytes, int r, int64_t d) {
@@ -123,16 +133,16 @@ inline void split_counts(int rows, const float* a, int64_t a_row, int64_t dp, in
             _mm_store_si128(bytes_at(bytes, r, d), byte_of(_mm512_cvttps_epi32((__m512)load(a + r * a_row + d)), digit));
 }
 
-inline void split_errors(int rows, const float* a, int64_t a_row, int64_t dp, const FixedScratch& scratch) {
+inline void split_rows(int rows, const float* a, int64_t a_row, int64_t dp, const ProductScratch& scratch) {
     for (int r = 0; r < rows; ++r) {
         vf largest{};
         for (int64_t d = 0; d < dp; d += kWidth)
             largest = (vf)_mm512_max_epu32((__m512i)largest, (__m512i)abs(load(a + r * a_row + d)));
-        Unit unit = unit_of(from_bits(_mm512_reduce_max_epu32((__m512i)largest)), kErrorDigits);
+        Unit unit = unit_of(from_bits(_mm512_reduce_max_epu32((__m512i)largest)), kRowDigits);
         scratch.units[r] = unit.size;
         for (int64_t d = 0; d < dp; d += kWidth) {
-            __m512i words = digits_of<kErrorDigits>(load(a + r * a_row + d), splat<vf>(unit.inverse));
-            for (int digit = 0; digit < kErrorDigits; ++digit)
+            __m512i words = digits_of<kRowDigits>(load(a + r * a_row + d), splat<vf>(unit.inverse));
+            for (int digit = 0; digit < kRowDigits; ++digit)
                 _mm_store_si128(bytes_at(scratch.bytes + digit * kTileRows * dp, r, d), byte_of(words, digit));
         }
     }
@@ -168,9 +178,9 @@ template <bool kTwo> inline void count_sums(const uint8_t* a, int64_t depth, con
     finish_stores();
 }
 
-// Errors, one row tile: weights 256^4 to 256^1, the second in two parts as three additions to one tile would wait for each
+// Any rows, one row tile: weights 256^4 to 256^1, the second in two parts as three additions to one tile would wait for each
 // other. Tiles: 0 to 4 sums, 5 and 6 A, 7 B.
-template <int kRowTile> inline void error_sums(const uint8_t* a, int64_t a_digit, int64_t depth, const int8_t* b, int32_t (*sums)[kTileRows][16]) {
+template <int kRowTile> inline void row_sums(const uint8_t* a, int64_t a_digit, int64_t depth, const int8_t* b, int32_t (*sums)[kTileRows][16]) {
     finish_stores();
     _tile_zero(0);
     _tile_zero(1);
@@ -178,7 +188,7 @@ template <int kRowTile> inline void error_sums(const uint8_t* a, int64_t a_digit
     _tile_zero(3);
     _tile_zero(4);
     a += kRowTile * kByteTile;
-    for (int64_t d = 0; d < depth; d += kByteDepth, a += 2 * kByteTile, b += kErrorDigits * kByteTile) {
+    for (int64_t d = 0; d < depth; d += kByteDepth, a += 2 * kByteTile, b += kRowDigits * kByteTile) {
         _tile_loadd(7, b + 2 * kByteTile, 64);
         _tile_loadd(5, a + 2 * a_digit, 64);
         _tile_dpbssd(0, 5, 7);
@@ -232,10 +242,10 @@ inline void any_rows_product(int rows, const float* a, int64_t a_row, int64_t de
     }
 }
 
-// C [rows, n] = A [rows, depth] B for counts A and a B of kCountDigits; n is panel-padded, A zero up to padded(depth), and
-// A and C have memory for kTileRows rows. Inside a TileScope, as the next.
+// C [rows, n] = A [rows, depth] B for counts A and a B packed for them; n is panel-padded and A zero up to padded(depth).
+// Inside a TileScope, as the next.
 inline void counts_product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t n, float* c,
-                           int64_t c_row, const FixedScratch& scratch) {
+                           int64_t c_row, const ProductScratch& scratch) {
     constexpr int kOrder[] = {0, 1, 2, 3};
     alignas(64) int32_t sums[kCountDigits][kTileRows][16];
     int64_t dp = padded(depth);
@@ -257,20 +267,20 @@ inline void counts_product(int rows, const float* a, int64_t a_row, int64_t dept
     }
 }
 
-// The same for any rows A and a B of kErrorDigits.
-inline void errors_product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t n, float* c,
-                           int64_t c_row, const FixedScratch& scratch) {
+// The same for any rows A.
+inline void product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t n, float* c,
+                           int64_t c_row, const ProductScratch& scratch) {
     constexpr int kOrder[] = {4, 2, 1, 0};
     alignas(64) int32_t sums[5][kTileRows][16];
     int64_t dp = padded(depth);
-    split_errors(rows, a, a_row, dp, scratch);
+    split_rows(rows, a, a_row, dp, scratch);
     for (int64_t at = 0; at < n; at += 16) {
-        const int8_t* tile = column_tile<kErrorDigits>(b, depth, at);
-        vf unit = column_units<kErrorDigits>(b, depth, at) * 256.f;
+        const int8_t* tile = column_tile<kRowDigits>(b, depth, at);
+        vf unit = column_units<kRowDigits>(b, depth, at) * 256.f;
         for (int64_t d = 0; d < dp; d += kExactDepth) {
             int64_t part = dp - d < kExactDepth ? dp - d : kExactDepth, a_digit = kTileRows * dp;
-            error_sums<0>(scratch.bytes + d * kTileRows, a_digit, part, tile + d * 16 * kErrorDigits, sums);
-            if (rows > 16) error_sums<1>(scratch.bytes + d * kTileRows, a_digit, part, tile + d * 16 * kErrorDigits, sums);
+            row_sums<0>(scratch.bytes + d * kTileRows, a_digit, part, tile + d * 16 * kRowDigits, sums);
+            if (rows > 16) row_sums<1>(scratch.bytes + d * kTileRows, a_digit, part, tile + d * 16 * kRowDigits, sums);
             for (int r = 0; r < rows; ++r) {
                 __m512i* second = (__m512i*)sums[2][r];
                 *second = _mm512_add_epi32(*second, _mm512_load_si512(sums[3][r]));
