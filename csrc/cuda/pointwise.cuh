@@ -1,10 +1,10 @@
 // Counts from log rates, and the pointwise half of a step, for tensors of any size.
 //
-// Floors on an H100 (3.35 TB/s, 132 SMs; not measured): poisson, hard, reads and writes 8 bytes per neuron, 0.5 ns per
-// 200 neurons by bandwidth, but some 120 instructions each, 0.6 ns per 132 neurons by issue; so it is bound by issue.
-// update moves 16 bytes per element, update_grad 28, both bound by bandwidth: 1.6 and 2.8 us for 200 x 512 x 3.35.
-// No barriers, but two in update_grad.
-// Untried: four quads per thread instead of one, sharing exponentials between neighbours.
+// Floors for 10^6 elements on an H100 (3.35 TB/s; 132 SMs, 128 lanes, 1.7 GHz; arithmetic on paper, not measured):
+//   poisson, hard: 8 bytes each, 2.4 us; some 120 instructions each, 4.2 us: bound by issue.
+//   update: 16 bytes each, 4.8 us.   update_grad: 28 bytes each, 8.4 us.   Both bound by bandwidth.
+// Barriers: none, but two of the block in update_grad.
+// Tried: nothing, for want of a GPU. Untried: two quads to a thread.
 #pragma once
 
 #include "draw.cuh"

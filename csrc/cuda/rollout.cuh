@@ -1,15 +1,14 @@
 // A whole rollout, and its gradient, in one launch. plan.h says how blocks, teams and tiles divide the work.
 //
-// Floors for B 200, K 512, M 256, T 16, hard counts, on an H100 (132 SMs at 1.7 GHz; arithmetic on paper, not measured):
-//   forward, bytes: dictionary, x and state 0.9 MB in, trajectory 46 MB out (training only): 14 us at 3.35 TB/s;
-//     inference leaves 0.4 MB.
-//   forward, operations: two decodes of two TF32 products each and an encode of three, per step: 2.9 GFLOP over 16 steps
-//     of each kind, 5.9 GFLOP in all, 16 us at the 370 TFLOP/s that mma.sync reaches on paper; 3.3 million draws with
-//     their updates, some 400 instructions each, 45 us at four warps an SM issuing each clock.
-//   backward, bytes: 46 MB in, 16 MB of gradients out: 19 us. Operations: a decode and two encodes of three products,
-//     7.5 GFLOP, 20 us, and the dictionary's gradient as one product of float32 in torch: 8.4 GFLOP, 0.13 ms at 67 TFLOP/s.
-//   barriers: two of the team and two of the block per step, forward and backward: 34 of the team in each for 16 steps.
-// The plan for it is a cluster of 4 blocks to 8 rows, 100 blocks, each with a slice of 128 neurons in 128 KB.
+// Floors for B 200, K 512, M 256, T 16, hard counts, on an H100 (3.35 TB/s; 495 TFLOP/s of dense TF32; 132 SMs, 128 lanes,
+// 1.7 GHz; arithmetic on paper, not measured):
+//   forward, bytes: 0.9 MB in; in training a trajectory of 46 MB out, 14 us; inference writes 0.4 MB.
+//   forward, operations: per step two decodes of two TF32 products each and an encode of three, 5.9 GFLOP over 16 steps,
+//     12 us; 3.3 million draws with half as many updates, some 400 instructions each, 46 us: bound by issue.
+//   backward, bytes: 33 MB in, 13 MB out, 14 us. Operations: a decode and two encodes of three products each, 7.5 GFLOP,
+//     15 us. The dictionary's gradient is formed by torch: 2.5 GFLOP of float32, 38 us at 67 TFLOP/s.
+//   barriers: per state two of the team and two of the block, so 36 and 34 in either direction.
+// The plan for it is clusters of 4 blocks to 8 rows: 100 blocks, each with a slice of 128 neurons in 128 KB.
 //
 // Both draws that see one state, the fresh one of step t and that of the update of step t + 1, are decoded together: this
 // saves a meeting of the team per step, and a read of the dictionary. The backward does the same with the two encodes.
