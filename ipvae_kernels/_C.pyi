@@ -1,4 +1,4 @@
-"""Compiled kernels. Addresses are those of contiguous float32 arrays; see csrc/cpu/kernels.h for shapes."""
+"""Compiled kernels. Addresses are those of contiguous float32 arrays; shapes: csrc/cpu/kernels.h, csrc/cuda/cuda.h."""
 
 compiler: str
 cuda: str | None
