@@ -1,4 +1,4 @@
-"""Compiled kernels. Addresses are those of contiguous float32 arrays; shapes: csrc/cpu/kernels.h, csrc/cuda/cuda.h."""
+"""Compiled kernels. Addresses are of float32 arrays; csrc/{cpu/kernels,cuda/cuda}.h say their shapes."""
 
 compiler: str
 cuda: str | None
