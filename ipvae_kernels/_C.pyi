@@ -1,4 +1,4 @@
-"""Compiled kernels. Addresses are those of contiguous float32 arrays; see csrc/cpu/kernels.h for shapes."""
+"""Compiled kernels. Addresses are of float32 arrays; csrc/{cpu/kernels,cuda/cuda}.h say their shapes."""
 
 compiler: str
 cuda: str | None
@@ -48,6 +48,7 @@ class UpdateGradArgs:
     grad_log_rate: int
     grad_log_rate_prior: int
     grad_drive: int
+    partial: int
 
 def update_grad(args: UpdateGradArgs, grad_log_bias: int, grad_log_lr: int, n_threads: int) -> None: ...
 
@@ -111,7 +112,47 @@ class RolloutGradArgs:
     grad_log_rate: int
     grad_log_rate_in: int
     grad_x: int
+    grad_errors: int
+    grad_drives: int
+    partial: int
 
 def rollout_grad(
     args: RolloutGradArgs, parameters: Parameters, grads: ParameterGrads, n_threads: int
+) -> None: ...
+
+class Launch:
+    device: int
+    stream: int
+
+class DeviceLimits:
+    sms: int
+    shared: int
+    max_cluster: int
+
+class Plan:
+    kind: int
+    team: int
+    rows: int
+    resident: bool
+    tiles: int
+    teams: int
+    slice: int
+    inputs: int
+    chunk: int
+    shared_bytes: int
+    workspace_bytes: int
+
+def cuda_limits(device: int) -> DeviceLimits: ...
+def cuda_plan(
+    args: RolloutArgs, backward: bool, limits: DeviceLimits, kind: int, team: int, rows: int
+) -> Plan: ...
+def cuda_poisson(args: PoissonArgs, seed: int, launch: Launch) -> None: ...
+def cuda_update(args: UpdateArgs, log_lr: int, launch: Launch) -> None: ...
+def cuda_update_grad_partials(args: UpdateArgs) -> int: ...
+def cuda_update_grad(args: UpdateGradArgs, log_lr: int, launch: Launch) -> None: ...
+def cuda_rollout(
+    args: RolloutArgs, parameters: Parameters, seed: int, plan: Plan, workspace: int, launch: Launch
+) -> None: ...
+def cuda_rollout_grad(
+    args: RolloutGradArgs, parameters: Parameters, plan: Plan, workspace: int, launch: Launch
 ) -> None: ...

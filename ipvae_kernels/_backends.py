@@ -108,8 +108,10 @@ def _unserved(tensors: Iterable[Tensor]) -> str | None:
     for tensor in tensors:
         if tensor.dtype != torch.float32:
             return f"it computes in torch.float32, the tensors are {tensor.dtype}"
-        if tensor.device.type != "cpu":
-            return f"it computes on the CPU, the tensors are on {tensor.device}"
+        if tensor.device.type not in ("cpu", "cuda"):
+            return f"it computes on CPUs and CUDA devices, the tensors are on {tensor.device}"
+        if tensor.device.type == "cuda" and (reason := _native.cuda_reason()):
+            return f"{reason} (the tensors are on {tensor.device})"
     return None
 
 

@@ -44,6 +44,33 @@ def reason() -> str | None:
     return _import()[1]
 
 
+def cuda_reason() -> str | None:
+    """Why the compiled module cannot serve tensors on a CUDA device, or None where it can."""
+    if reason() is None and load().cuda is None:
+        return (
+            "CUDA was not compiled in; put nvcc on the PATH and install again with 'pip install .' in the "
+            "repository"
+        )
+    return reason()
+
+
+def on_cuda(tensor: Tensor) -> bool:
+    """Whether the CUDA kernels serve a tensor, and not those for the CPU."""
+    return tensor.is_cuda
+
+
+def launch(tensor: Tensor) -> Any:
+    """The device of a CUDA tensor and torch's current stream on it, for the launchers."""
+    stream = torch.cuda.current_stream(tensor.device).cuda_stream
+    return fill(load().Launch(), device=tensor.device.index, stream=stream)
+
+
+@functools.cache
+def cuda_limits(device: torch.device) -> Any:
+    """What a CUDA device offers a rollout."""
+    return load().cuda_limits(device.index)
+
+
 def all_finite(tensor: Tensor) -> bool:
     """Whether a tensor has neither NaN nor infinite elements."""
     if (

@@ -12,7 +12,11 @@ template <class U> struct Words {
 template <int kRounds = 10, class U>
 IPVAE_HD Words<U> philox(U counter0, U counter1, U counter2, U counter3, uint32_t k0, uint32_t k1) {
     auto c0 = spread(counter0), c1 = spread(counter1), c2 = spread(counter2), c3 = spread(counter3);
+#if defined(__CUDACC__)
+#pragma unroll
+#else
 #pragma GCC unroll 10
+#endif
     for (int round = 0; round < kRounds; ++round) {
         decltype(c0) hi0, lo0, hi1, lo1;
         mulhilo(c0, 0xD2511F53u, hi0, lo0);

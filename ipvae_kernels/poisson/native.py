@@ -1,11 +1,11 @@
-"""Poisson counts through the compiled CPU kernels; signatures and shapes as in ``eager.py``, float32."""
+"""Poisson counts through the compiled kernels, CPU and CUDA; shapes as in ``eager.py``, float32."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .._native import arrival_limit, estimator_code, fill, load, unsigned_seed
+from .._native import arrival_limit, estimator_code, fill, launch, load, on_cuda, unsigned_seed
 from ..philox import Stream
 
 
@@ -34,7 +34,6 @@ def _draw(
         module.PoissonArgs(),
         n_rows=log_rate.shape[0],
         n_latents=log_rate.shape[1],
-        seed=unsigned_seed(seed),
         kind=stream.kind,
         inner=stream.inner,
         step=stream.step,
@@ -46,5 +45,8 @@ def _draw(
         counts=counts,
         slopes=slopes,
     )
-    module.poisson(args, torch.get_num_threads())
+    if on_cuda(log_rate):
+        module.cuda_poisson(args, seed.data_ptr(), launch(log_rate))
+    else:
+        module.poisson(fill(args, seed=unsigned_seed(seed)), torch.get_num_threads())
     return counts, slopes

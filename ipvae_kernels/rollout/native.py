@@ -1,6 +1,7 @@
-"""A whole rollout, or a whole backward, in one call of the compiled CPU kernels.
+"""A whole rollout, or a whole backward, in one call of the compiled kernels, CPU and CUDA.
 
-Signatures as in ``eager.py``; float32. Tensors are made contiguous here and kept alive while the kernel runs.
+Signatures as in ``eager.py``; float32. Tensors are made contiguous here and kept alive while the kernel runs;
+on CUDA, torch's allocator keeps their memory for the stream that they were made on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._native import KLS, arrival_limit, estimator_code, fill, load, unsigned_seed
+from .._native import (
+    KLS,
+    arrival_limit,
+    cuda_limits,
+    estimator_code,
+    fill,
+    launch,
+    load,
+    on_cuda,
+    unsigned_seed,
+)
 from .config import CELLS, RolloutConfig
 from .eager import RECORDS, Trace, record_shapes
 
@@ -19,6 +30,10 @@ _RECORD_FIELDS = {
     "log_rate": "log_rates",
     "kl": "kl_out",
 }  # where the struct's names differ from the records'
+
+LAYOUT = (0, 0, 0)
+"""Kind of team, blocks of a team and rows of a tile that a CUDA rollout is to have, as in csrc/cuda/plan.h; 0
+leaves each to the plan. Tests insist on each kind."""
 
 
 def infer(
@@ -46,9 +61,9 @@ def infer(
     records = {name: x.new_empty((n_records, *shapes[name])) for name in names}
     final = torch.empty_like(log_rate)
     args = _args(module, x, dictionary, log_rate, cfg._replace(estimator="hard"))
-    fill(args, seed=unsigned_seed(seed), log_rate_out=final, record_every=record_every)
+    fill(args, log_rate_out=final, record_every=record_every)
     fill(args, **{_RECORD_FIELDS.get(name, name): tensor for name, tensor in records.items()})
-    module.rollout(args, _parameters(module, parameters), torch.get_num_threads())
+    _run(module, args, parameters, seed, x)
     return [final, *records.values()]
 
 
@@ -76,9 +91,9 @@ def elbo(
     counts, slopes = x.new_empty((*draws, neurons)), x.new_empty((*draws, neurons))
     errors, final = x.new_empty((*draws, pixels)), torch.empty_like(log_rate)
     args = _args(module, x, dictionary, log_rate, cfg)
-    fill(args, seed=unsigned_seed(seed), log_rate_out=final, record_every=1, recon=recon, kl_out=kl)
+    fill(args, log_rate_out=final, record_every=1, recon=recon, kl_out=kl)
     _trajectory(args, path, counts, slopes, errors, drives)
-    module.rollout(args, _parameters(module, parameters), torch.get_num_threads())
+    _run(module, args, parameters, seed, x)
     return recon, kl, final, path, counts, slopes, errors, drives
 
 
@@ -103,7 +118,6 @@ def elbo_backward(
     x, parameters = x.contiguous(), _contiguous(dictionary, log_sigma, log_bias, log_lr)
     grad_recon, grad_kl, grad_log_rate = _contiguous(grad_recon, grad_kl, grad_log_rate)
     grad_x, grad_initial = torch.empty_like(x), torch.empty_like(grad_log_rate)
-    grads = [torch.empty_like(parameter) for parameter in parameters]
     args = fill(
         module.RolloutGradArgs(),
         grad_recon=grad_recon,
@@ -115,9 +129,59 @@ def elbo_backward(
     args.forward = _trajectory(
         _args(module, x, dictionary, path[0], cfg), path, counts, slopes, errors, drives
     )
-    outputs = fill(module.ParameterGrads(), **dict(zip(_PARAMETERS, grads, strict=True)))
-    module.rollout_grad(args, _parameters(module, parameters), outputs, torch.get_num_threads())
+    if on_cuda(x):
+        grads = _cuda_backward(module, args, parameters, counts, errors, drives, cfg)
+    else:
+        grads = [torch.empty_like(parameter) for parameter in parameters]
+        outputs = fill(module.ParameterGrads(), **dict(zip(_PARAMETERS, grads, strict=True)))
+        module.rollout_grad(args, _parameters(module, parameters), outputs, torch.get_num_threads())
     return (grad_x, *grads, grad_initial)  # type: ignore[return-value]
+
+
+def _run(module: Any, args: Any, parameters: tuple[Tensor, ...], seed: Tensor, x: Tensor) -> None:
+    if not on_cuda(x):
+        fill(args, seed=unsigned_seed(seed))
+        module.rollout(args, _parameters(module, parameters), torch.get_num_threads())
+        return
+    plan, workspace = _layout(module, args, False, x)
+    of_parameters = _parameters(module, parameters)
+    module.cuda_rollout(args, of_parameters, seed.data_ptr(), plan, workspace.data_ptr(), launch(x))
+
+
+def _layout(module: Any, args: Any, backward: bool, like: Tensor) -> tuple[Any, Tensor]:
+    """The plan of a CUDA rollout, and the workspace it needs."""
+    plan = module.cuda_plan(args, backward, cuda_limits(like.device), *LAYOUT)
+    return plan, like.new_empty(plan.workspace_bytes, dtype=torch.uint8)
+
+
+def _cuda_backward(
+    module: Any,
+    args: Any,
+    parameters: tuple[Tensor, ...],
+    counts: Tensor,
+    errors: Tensor,
+    drives: Tensor,
+    cfg: RolloutConfig,
+) -> list[Tensor]:
+    """Gradients of dictionary, log_sigma, log_bias and log_lr; the others are written by the kernel.
+
+    The kernel leaves the gradients of errors and drives, from which that of the dictionary is formed by two
+    large products in torch, and sums over each tile, which are added up here: both in a fixed order.
+    """
+    dictionary, log_sigma, _, log_lr = parameters
+    pixels, neurons = dictionary.shape
+    plan, workspace = _layout(module, args.forward, True, errors)
+    grad_errors, grad_drives = torch.empty_like(errors), torch.empty_like(drives)
+    sizes = [pixels, neurons, log_lr.numel() * plan.team]
+    partial = errors.new_empty((plan.tiles, sum(sizes)))
+    fill(args, grad_errors=grad_errors, grad_drives=grad_drives, partial=partial)
+    of_parameters = _parameters(module, parameters)
+    module.cuda_rollout_grad(args, of_parameters, plan, workspace.data_ptr(), launch(errors))
+    of_sigma, of_bias, of_lr = (part.sum(0) for part in torch.split(partial, sizes, 1))
+    weighted = (errors[:, : cfg.n_inner] * torch.exp(-2.0 * log_sigma)).flatten(0, 2)
+    of_dictionary = weighted.T @ grad_drives.flatten(0, 1)
+    of_dictionary -= grad_errors.flatten(0, 2).T @ counts.flatten(0, 2)
+    return [of_dictionary, of_sigma, of_bias, of_lr.view(-1, plan.team).sum(1).view(log_lr.shape)]
 
 
 def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -1,0 +1,307 @@
+"""The bodies of the CUDA kernels, run on the host thread by thread, against eager PyTorch and autograd."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import ipvae_kernels as ik
+from ipvae_kernels import _native
+from ipvae_kernels.rollout import native as rollout_native
+from ipvae_kernels.rollout.op import RECORDS
+
+Problem = Callable[..., tuple[Tensor, Any]]
+Layout = Callable[[int, int, int], None]
+
+BLOCK, CLUSTER, GRID = 1, 2, 3
+LAYOUTS = [(BLOCK, 1, 8), (BLOCK, 1, 16), (CLUSTER, 2, 8), (CLUSTER, 4, 16), (GRID, 3, 8)]
+ESTIMATORS = [
+    ("hard", 0.0),
+    ("sigmoid", 0.5),
+    ("linear", 0.2),
+    ("cubic", 0.1),
+    ("quintic", 0.3),
+    ("cosine", 0.4),
+    ("fini2", 1.0),
+    ("fini3", 1.0),
+]
+
+
+def _error(ours: Tensor, reference: Tensor) -> float:
+    difference = (ours.double() - reference).abs().max() / (reference.abs().max() + 1e-12)
+    return float(difference.detach())
+
+
+# ---- pointwise -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (40, 333), (2, 0), (0, 5)], ids=str)
+@pytest.mark.parametrize(("estimator", "temperature"), ESTIMATORS)
+def test_draws_equal_eager(estimator: str, temperature: float, shape: tuple[int, int]) -> None:
+    log_rate = torch.rand(shape) * 11 - 8
+    results = []
+    for backend in ("native", "eager"):
+        u = log_rate.clone().requires_grad_()
+        counts = ik.poisson_rsample(
+            u, estimator=estimator, temperature=temperature, seed=-5, sample_offset=3, backend=backend
+        )
+        results.append((counts.detach(), torch.autograd.grad(counts.sum(), u)[0]))
+    (counts, slopes), (reference, reference_slopes) = results
+    if estimator in ("hard", "fini2", "fini3"):
+        assert torch.equal(counts, reference)
+    torch.testing.assert_close(counts, reference, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(slopes, reference_slopes, rtol=1e-3, atol=1e-4)
+
+
+def test_draws_equal_those_of_the_cpu(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    log_rate = torch.cat([torch.rand(60, 130) * 12 - 8, torch.tensor([[20.0, 36.0]]).repeat(60, 65)])
+    ours = ik.poisson_sample(log_rate, seed=7, backend="native")
+    monkeypatch.undo()
+    if _native.reason() is not None:
+        pytest.skip(str(_native.reason()))
+    assert torch.equal(ours, ik.poisson_sample(log_rate, seed=7, backend="native"))
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize(("estimator", "temperature"), [("hard", 0.0), ("cubic", 0.1), ("sigmoid", 1.0)])
+def test_nan_stays_nan_and_ends(estimator: str, temperature: float) -> None:
+    log_rate = torch.tensor([[0.0, math.nan, 1.0, math.inf, 2.0]])
+    counts = ik.poisson_rsample(
+        log_rate, estimator=estimator, temperature=temperature, seed=1, backend="native", check=False
+    )
+    assert counts[0, 1].isnan()
+    assert counts[0, [0, 2, 4]].isfinite().all()
+    assert not counts[0, 3].isfinite()
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("leak", [0.0, 0.7])
+@pytest.mark.parametrize("shape", [(1, 1), (70, 5), (130, 132), (65, 301)], ids=str)
+def test_update_equals_eager(shape: tuple[int, int], leak: float) -> None:
+    tensors = [torch.randn(shape) * 3 for _ in range(3)]
+    tensors += [torch.randn(shape[1]) - 2, torch.tensor(0.3)]
+    upstream = torch.randn(shape)
+    results = []
+    for backend, dtype in (("native", torch.float32), ("eager", torch.float32), ("autograd", torch.float64)):
+        u, prior, drive, bias, lr = inputs = [t.to(dtype).requires_grad_() for t in tensors]
+        params = ik.PoissonParams(lr, lr, bias, lr, lr)
+        new = ik.log_rate_update(u, prior, drive, params, leak=leak, backend=backend)
+        results.append([new, *torch.autograd.grad((new * upstream).sum(), inputs)])
+    for ours, eager, exact in zip(*results, strict=True):
+        assert _error(ours, exact) <= 4 * _error(eager, exact) + 1e-6
+
+
+# ---- rollouts --------------------------------------------------------------------------------------------
+
+
+def _parameters(params: Any) -> list[Tensor]:
+    return [value for value in vars(params).values() if isinstance(value, Tensor)]
+
+
+def _everything(
+    x: Tensor, params: Any, steps: int, backend: str, dtype: torch.dtype, kl: str = "exact", **arguments: Any
+) -> list[Tensor]:
+    """State, records, losses and every gradient."""
+    x, *tensors = (t.to(dtype).detach().requires_grad_() for t in (x, *_parameters(params)))
+    gaussian = isinstance(params, ik.GaussianParams)
+    params = (
+        ik.GaussianParams(*tensors, activation=params.activation) if gaussian else ik.PoissonParams(*tensors)
+    )
+    shared = {key: arguments[key] for key in ("n_inner", "beta_inner", "single_draw") if key in arguments}
+    state, records = ik.infer(x, params, steps, seed=3, record=RECORDS, kl=kl, backend=backend, **shared)
+    result = ik.elbo(x, params, steps, seed=3, beta=1.7, kl=kl, backend=backend, **arguments)
+    weights = torch.linspace(-1, 1, result.state.log_rate.numel()).to(dtype)
+    total = result.loss + (result.state.log_rate.flatten() * weights).sum()
+    gradients = torch.autograd.grad(total, (x, *tensors))
+    return [state.log_rate, *records.values(), result.recon, result.kl, *gradients]
+
+
+def _agrees(x: Tensor, params: Any, steps: int, **arguments: Any) -> None:
+    ours = _everything(x, params, steps, "native", torch.float32, **arguments)
+    eager = _everything(x, params, steps, "eager", torch.float32, **arguments)
+    exact = _everything(x, params, steps, "autograd", torch.float64, **arguments)
+    for a, b, c in zip(ours, eager, exact, strict=True):
+        assert a.shape == c.shape
+        assert _error(a, c) <= 4 * _error(b, c) + 4e-6
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("layout_of", LAYOUTS, ids=str)
+@pytest.mark.parametrize("gaussian", ["", "relu", "identity"])
+@pytest.mark.parametrize(
+    ("steps", "arguments"),
+    [(1, {}), (3, {}), (3, {"single_draw": True}), (2, {"n_inner": 3, "beta_inner": 0.6})],
+    ids=str,
+)
+@pytest.mark.parametrize("moving", [False, True], ids=["static", "moving"])
+def test_rollouts_are_as_accurate_as_eager(
+    moving: bool,
+    steps: int,
+    arguments: dict[str, Any],
+    gaussian: str,
+    layout_of: tuple[int, int, int],
+    layout: Layout,
+    problem: Problem,
+) -> None:
+    layout(*layout_of)
+    x, params = problem(11, 33, 70, moving=steps if moving else 0, dtype=torch.float32, gaussian=gaussian)
+    _agrees(x, params, steps, **arguments)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize(("batch", "pixels", "neurons"), [(1, 1, 1), (17, 70, 36), (8, 32, 129)])
+@pytest.mark.parametrize("layout_of", [(BLOCK, 1, 8), (CLUSTER, 4, 8), (GRID, 3, 16)], ids=str)
+def test_awkward_sizes(
+    layout_of: tuple[int, int, int], batch: int, pixels: int, neurons: int, layout: Layout, problem: Problem
+) -> None:
+    layout(*layout_of)
+    x, params = problem(batch, pixels, neurons, dtype=torch.float32)
+    _agrees(x, params, 2, kl="released")
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize(("estimator", "temperature"), ESTIMATORS)
+def test_estimators(estimator: str, temperature: float, layout: Layout, problem: Problem) -> None:
+    layout(CLUSTER, 2, 8)
+    x, params = problem(5, 20, 40, dtype=torch.float32)
+    _agrees(x, params, 3, estimator=estimator, temperature=temperature)
+
+
+def test_the_plan_of_the_device_serves(emulated: ModuleType, problem: Problem) -> None:
+    x, params = problem(20, 65, 130, dtype=torch.float32)
+    _agrees(x, params, 2)
+
+
+@pytest.mark.parametrize("kind_of", [(BLOCK, 1), (CLUSTER, 2), (GRID, 2)], ids=str)
+def test_nothing_fits_in_shared_memory(
+    kind_of: tuple[int, int],
+    emulated: ModuleType,
+    limits: Callable[..., Any],
+    layout: Layout,
+    problem: Problem,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rollout_native, "cuda_limits", lambda device: limits(shared=1024))
+    layout(*kind_of, 8)
+    x, params = problem(11, 33, 70, dtype=torch.float32)
+    _agrees(x, params, 2)
+
+
+@pytest.mark.parametrize("gaussian", ["", "relu"])
+def test_results_do_not_depend_on_the_order_of_threads(
+    gaussian: str, emulated: ModuleType, layout: Layout, problem: Problem
+) -> None:
+    """A missing barrier would show: threads run until they wait, in three orders."""
+    x, params = problem(9, 40, 70, dtype=torch.float32, gaussian=gaussian)
+    for layout_of in LAYOUTS:
+        layout(*layout_of)
+        results = []
+        for order in range(3):
+            emulated.set_order(order)
+            results.append(_everything(x, params, 2, "native", torch.float32))
+        for other in results[1:]:
+            for a, b in zip(results[0], other, strict=True):
+                assert torch.equal(a, b)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("layout_of", [(BLOCK, 1, 8), (CLUSTER, 4, 8)], ids=str)
+def test_splits_are_bit_identical(layout_of: tuple[int, int, int], layout: Layout, problem: Problem) -> None:
+    """Of the batch, and of the sequence."""
+    layout(*layout_of)
+    x, params = problem(19, 33, 130, dtype=torch.float32)
+    record = ("log_rate", "recon", "kl")
+    state, whole = ik.infer(x, params, 4, seed=1, record=record, backend="native")
+    for begin, end in [(0, 1), (1, 12), (12, 19)]:
+        part = ik.infer(
+            x[begin:end], params, 4, seed=1, record=record, sample_offset=begin, backend="native"
+        ).records
+        for name in record:
+            assert torch.equal(part[name], whole[name][:, begin:end])
+    first, _ = ik.infer(x, params, 1, seed=1, backend="native")
+    then, rest = ik.infer(x, params, 3, state=first, record=record, record_every=2, backend="native")
+    assert torch.equal(then.log_rate, state.log_rate)
+    for name in record:
+        assert torch.equal(rest[name], whole[name][[1, 3]])
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("log_rate", [-1.0, 3.0, 8.5])  # the last one has counts above 2,048
+def test_products_have_the_error_of_float32(log_rate: float, problem: Problem) -> None:
+    x, params = problem(20, 70, 130, dtype=torch.float32)
+    params = dataclasses.replace(params, log_rate_init=torch.full((130,), log_rate))
+    ours = ik.infer(x, params, 1, seed=1, record=("counts", "reconstruction"), backend="native").records
+    counts, dictionary = ours["counts"][0], params.dictionary
+    # The counts come after one update, which moves them apart: some are large, most are not.
+    exact = counts.double() @ dictionary.double().T
+    float32 = (counts @ dictionary.T - exact).abs().mean()
+    assert (ours["reconstruction"][0] - exact).abs().mean() < 2 * float32 + 1e-7
+
+
+@pytest.mark.usefixtures("emulated")
+def test_windows_of_the_trajectory(layout: Layout, problem: Problem) -> None:
+    layout(CLUSTER, 2, 8)
+    x, params = problem(5, 20, 40, dtype=torch.float32, grad=True)
+    tensors = (x, *_parameters(params))
+    whole, windows = (
+        torch.autograd.grad(
+            ik.elbo(x, params, 5, seed=1, checkpoint=checkpoint, backend="native").loss, tensors
+        )
+        for checkpoint in (5, 2)
+    )
+    for a, b in zip(windows, whole, strict=True):
+        assert _error(a, b.double()) < 1e-5
+
+
+@pytest.mark.usefixtures("emulated")
+def test_an_empty_batch(problem: Problem) -> None:
+    x, params = problem(2, 7, 9, dtype=torch.float32, grad=True)
+    result = ik.elbo(x[:0], params, 2, seed=1, backend="native")
+    gradients = torch.autograd.grad(result.loss, _parameters(params), allow_unused=True)
+    assert all(not gradient.any() for gradient in gradients if gradient is not None)
+    assert ik.infer(x[:0].detach(), params, 2, seed=1, record=("counts",), backend="native").records[
+        "counts"
+    ].shape == (2, 0, 9)
+
+
+# ---- sizes beyond 2^31 -----------------------------------------------------------------------------------
+
+
+def _sparse(path: Path, shape: tuple[int, int]) -> np.memmap[Any, Any]:
+    """Float32 in a file whose untouched pages take no room."""
+    return np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
+
+
+def test_elements_beyond_2_to_31(emulated: ModuleType, tmp_path: Path) -> None:
+    rows, neurons = 2**16 + 1, 2**16 + 2  # 4.3 billion, neurons not a multiple of 4
+    u, counts = _sparse(tmp_path / "u", (rows, neurons)), _sparse(tmp_path / "counts", (rows, neurons))
+    last = torch.rand(neurons) * 4 - 2
+    u[-1] = last.numpy()
+    args = emulated.PoissonArgs()
+    args.n_rows, args.n_latents, args.kind, args.step = rows, neurons, 2, 0
+    args.log_rate, args.counts = u.ctypes.data, counts.ctypes.data
+    quads = -(-neurons // 4)
+    emulated.poisson_quads(args, 5, (rows - 1) * quads, rows * quads)
+    expected = ik.poisson_sample(last[None], seed=5, sample_offset=rows - 1, backend="eager")[0]
+    assert torch.equal(torch.from_numpy(np.array(counts[-1])), expected)
+    assert not counts[-2, -8:].any()
+
+    bias, lr = torch.zeros(neurons), torch.zeros(())
+    update = emulated.UpdateArgs()
+    update.n_rows, update.n_latents, update.clamp_u, update.clamp_du = rows, neurons, 10.0, 10.0
+    update.log_rate = update.log_rate_prior = update.drive = u.ctypes.data
+    update.inhibition, update.out = bias.data_ptr(), counts.ctypes.data
+    emulated.update_quads(update, lr.data_ptr(), (rows - 1) * quads, rows * quads)
+    params = ik.PoissonParams(lr, lr, torch.full((neurons,), -math.inf), lr, lr)
+    new = ik.log_rate_update(last[None], last[None], last[None], params, backend="eager", check=False)[0]
+    torch.testing.assert_close(torch.from_numpy(np.array(counts[-1])), new, rtol=1e-5, atol=1e-5)
