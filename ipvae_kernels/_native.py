@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -42,6 +43,16 @@ def load() -> ModuleType:
 def reason() -> str | None:
     """Why the compiled module cannot be used, or None where it can."""
     return _import()[1]
+
+
+def unserved(tensors: Iterable[Tensor]) -> str | None:
+    """Why these tensors cannot be served, or None."""
+    for tensor in tensors:
+        if tensor.dtype != torch.float32:
+            return f"it computes in torch.float32, the tensors are {tensor.dtype}"
+        if tensor.device.type != "cpu":
+            return f"it computes on the CPU, the tensors are on {tensor.device}"
+    return None
 
 
 def all_finite(tensor: Tensor) -> bool:
