@@ -1,6 +1,6 @@
 """Compiles every Triton kernel to machine code without a GPU, and writes what each needs of the device.
 
-    python bench/triton_aot.py [--all] [--arch 80 90 100] [--out FILE]
+    python bench/triton_aot.py [--all] [--arch 80 90 100] [--out FILE] [--json FILE]
 
 Without ``--all`` the default configuration of every kernel, with it every configuration the tuner may pick
 and every estimator and precision. A row is one kernel in one configuration: registers of a thread, bytes it
@@ -11,13 +11,15 @@ configuration spills or anything exceeds the device.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import platform
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +31,7 @@ from ipvae_kernels._native import ESTIMATORS
 from ipvae_kernels.poisson import triton_kernels as poisson
 from ipvae_kernels.rollout import triton_resident as resident
 from ipvae_kernels.rollout import triton_stepped as stepped
+from ipvae_kernels.rollout.config import CELLS
 from ipvae_kernels.rollout.triton_parts import PRODUCTS
 from ipvae_kernels.update import triton_kernels as update
 
@@ -36,7 +39,7 @@ SHARED_MAX = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of a pro
 REGISTERS_MAX = 65536  # of a program, on each of these
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-_FLOATS = ("leak", "clamp_u", "clamp_du", "temperature", "n_arrivals")
+_FLOATS = ("leak", "clamp_u", "clamp_du", "clamp_xi", "clamp_dxi", "temperature", "n_arrivals")
 _WIDE = ("sample_offset", "first_step", "step", "high", "x_step", "n_updates", "update", "first_draw")
 
 
@@ -67,6 +70,17 @@ class Figures(NamedTuple):
     seconds: float
 
 
+class Row(NamedTuple):
+    """A case on one architecture: no ``figures`` where it does not compile, ``fault`` where one is found."""
+
+    name: str
+    configuration: str
+    default: bool
+    arch: int
+    figures: Figures | None
+    fault: str | None
+
+
 def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Name, kernel and constants of every kernel, in the variants whose code differs most."""
     codes = range(len(ESTIMATORS)) if complete else [ESTIMATORS.index(name) for name in ("hard", "sigmoid")]
@@ -74,6 +88,8 @@ def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     for code in codes:
         cell = {"ESTIMATOR": code, "n_arrivals": None, "BLOCK_K": 128}
         yield f"poisson draw, {ESTIMATORS[code]}", poisson.draw_kernel, cell
+    latents = {"CELL": 2, "ROWS": stepped.SLICE, "NEURONS": stepped.NEURONS}
+    yield "gaussian_relu draw", stepped.latents_kernel, latents
     yield "update forward", update.forward_kernel, {"BLOCK_K": 256}
     yield "update backward", update.backward_kernel, {"BLOCK_K": 256, "BLOCK_B": 4}
     tile = {"DEPTH": stepped.DEPTH, "n_inner": 1}
@@ -82,30 +98,44 @@ def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         given = {**tile, "PRODUCT": product}
         yield f"stepped residual, {product}", stepped.residual_kernel, {**given, **of_pixels}
         yield f"stepped push, {product}", stepped.push_kernel, {**given, **of_pixels}
-        yield f"stepped pull, {product}", stepped.pull_kernel, {**given, **of_neurons, "RELEASED": False}
-        for code in codes if product == "tf32x3" else codes[:2]:
-            cell = {"ESTIMATOR": code, "n_arrivals": None, "SINGLE": False, "RELEASED": False}
-            name = f"stepped update, {product}, {ESTIMATORS[code]}"
-            yield name, stepped.update_kernel, {**given, **of_neurons, **cell}
-        for pixels in sorted(resident.PIXELS_MAX.values()):
-            given = {"n_inner": 1, "PRODUCT": product, "RELEASED": False, **resident.blocks(pixels)}
-            yield f"resident backward, {product}, M {pixels}", resident.backward_kernel, given
-            for code in codes if product == "tf32x3" else codes[:2]:
-                name = f"resident forward, {product}, M {pixels}, {ESTIMATORS[code]}"
-                yield name, resident.forward_kernel, {**given, **_of_forward(code)}
+        drawn = list(_drawn(codes if product == "tf32x3" else codes[:2]))
+        backwards = [_of_backward(cell) for cell in ((0, 2) if product == "tf32x3" else (0,))]
+        for name, cell in backwards:
+            yield f"stepped pull, {product}{name}", stepped.pull_kernel, {**given, **of_neurons, **cell}
+        for name, draw in drawn:
+            update_of = {**given, **of_neurons, **draw, "SINGLE": False, "RELEASED": False}
+            yield f"stepped update, {product}, {name}", stepped.update_kernel, update_of
+        for pixels in (resident.PIXELS_MAX_OLD, resident.PIXELS_MAX):
+            given = {"n_inner": 1, "PRODUCT": product, **resident.blocks(pixels)}
+            for name, cell in backwards:
+                backward_of = {**given, **cell}
+                yield f"resident backward, {product}, M {pixels}{name}", resident.backward_kernel, backward_of
+            for name, draw in drawn:
+                forward_of = {**given, "SINGLE": False, "RELEASED": False, **_of_forward(draw)}
+                yield f"resident forward, {product}, M {pixels}, {name}", resident.forward_kernel, forward_of
 
 
-def _of_forward(code: int) -> dict[str, Any]:
+def _drawn(codes: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and constants of what a forward draws: counts of each estimator, rectified Gaussian latents."""
+    for code in codes:
+        yield ESTIMATORS[code], {"CELL": 0, "ESTIMATOR": code, "n_arrivals": None}
+    yield "gaussian_relu", {"CELL": 2, "ESTIMATOR": 0, "n_arrivals": None}
+
+
+def _of_backward(cell: int) -> tuple[str, dict[str, Any]]:
+    """Name and constants of a cell's backward."""
+    if cell == 0:
+        return "", {"CELL": 0, "RELEASED": False, "grad_means_ptr": None}
+    return f", {CELLS[cell]}", {"CELL": cell, "RELEASED": False}
+
+
+def _of_forward(draw: dict[str, Any]) -> dict[str, Any]:
     """Constants of the resident forward: inference without records where counts are hard, else training."""
+    hard = draw["CELL"] == draw["ESTIMATOR"] == 0
     absent = ["squared", "spikes", "zeros", "record_log_rate", "record_counts", "record_mean"]
-    if code == 0:
+    if hard:
         absent += ["drives", "counts", "slopes", "recon", "kl"]
-    return {
-        "ESTIMATOR": code,
-        "SINGLE": False,
-        "FRESH": code != 0,
-        **{f"{name}_ptr": None for name in absent},
-    }
+    return {**draw, "FRESH": not hard, **{f"{name}_ptr": None for name in absent}}
 
 
 def _serves(case: Case, arch: int) -> bool:
@@ -119,9 +149,16 @@ def cases(complete: bool, arch: int) -> list[Case]:
     found = [
         Case(name, kernel, constants, config, i == 0)
         for name, kernel, constants in _kernels(complete)
-        for i, config in enumerate(kernel.configs if complete else kernel.configs[:1])
+        for i, config in enumerate(_configurations(kernel, complete))
     ]
     return [case for case in found if _serves(case, arch)]
+
+
+def _configurations(kernel: Any, complete: bool) -> list[Any]:
+    """Those that the tuner may pick, or the first; a kernel that is not tuned has Triton's default."""
+    if not hasattr(kernel, "configs"):
+        return [triton.Config({})]
+    return list(kernel.configs if complete else kernel.configs[:1])
 
 
 def _type(name: str) -> str:
@@ -134,7 +171,7 @@ def _type(name: str) -> str:
 
 def compile_case(case: Case, arch: int) -> Figures:
     """Compiles for one architecture and reads the figures from the machine code."""
-    function = case.kernel.fn
+    function = case.kernel.fn if hasattr(case.kernel, "configs") else case.kernel
     constants = {**case.constants, **case.config.kwargs}
     signature = {name: "constexpr" if name in constants else _type(name) for name in function.arg_names}
     aligned = [
@@ -178,27 +215,33 @@ def fault(case: Case, figures: Figures, arch: int) -> str | None:
     return None
 
 
-def table(complete: bool, archs: list[int]) -> tuple[str, list[str]]:
-    """The figures as a table in Markdown, and the faults found."""
+def measure(complete: bool, archs: list[int]) -> Iterator[Row]:
+    """Compiles case after case; what does not compile is a fault."""
+    for arch in archs:
+        for case in cases(complete, arch):
+            blocks = " ".join(f"{name}={value}" for name, value in case.config.kwargs.items())
+            text = f"{case.config.num_warps} warps, {case.config.num_stages} stages {blocks}".strip()
+            try:
+                figures = compile_case(case, arch)
+                wrong = fault(case, figures, arch)
+            except Exception as error:  # of any of the compiler's passes
+                figures, wrong = None, f"does not compile: {error!r}"
+            yield Row(case.name, text, case.default, arch, figures, wrong)
+
+
+def table(rows: list[Row]) -> str:
+    """The figures as a table in Markdown."""
     lines = [
         f"# Triton {triton.__version__}, compiled ahead of time on {platform.machine()}, no GPU",
         "",
         "| kernel | configuration | arch | registers | spilled, B | shared, B | compiled in, s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    faults = []
-    for arch in archs:
-        for case in cases(complete, arch):
-            blocks = " ".join(f"{name}={value}" for name, value in case.config.kwargs.items())
-            text = f"{case.config.num_warps} warps, {case.config.num_stages} stages {blocks}".strip()
-            figures = compile_case(case, arch)
-            wrong = fault(case, figures, arch)
-            if wrong:
-                faults.append(f"{case.name}, {text}, sm_{arch}: {wrong}")
-            row = (case.name, text + (" (default)" if case.default else ""), f"sm_{arch}", *figures[:3])
-            lines.append("| " + " | ".join(map(str, row)) + f" | {figures.seconds:.1f} |")
-            print(lines[-1], wrong or "", file=sys.stderr, flush=True)
-    return "\n".join(lines) + "\n", faults
+    for row in rows:
+        figures = [*row.figures[:3], f"{row.figures.seconds:.1f}"] if row.figures else ["", "", "", row.fault]
+        text = row.configuration + (" (default)" if row.default else "")
+        lines.append("| " + " | ".join(map(str, (row.name, text, f"sm_{row.arch}", *figures))) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -209,16 +252,24 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="every configuration, estimator and precision")
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     parser.add_argument("--out", type=Path, help="write the table here; default: standard output")
+    parser.add_argument("--json", type=Path, help="write the rows here as well")
     arguments = parser.parse_args()
-    text, faults = table(arguments.all, arguments.arch)
+    rows = []
+    with tempfile.TemporaryDirectory() as cache:  # so that every compilation is one
+        os.environ["TRITON_CACHE_DIR"] = cache
+        for row in measure(arguments.all, arguments.arch):
+            print(*row[:4], row.figures or "", row.fault or "", file=sys.stderr, flush=True)
+            rows.append(row)
+    text = table(rows)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(text)
     else:
         print(text)
-    for line in faults:
-        print(line, file=sys.stderr)
-    return 1 if faults else 0
+    if arguments.json:
+        flat = [{**row._asdict(), "figures": row.figures and row.figures._asdict()} for row in rows]
+        arguments.json.write_text(json.dumps({"triton": triton.__version__, "rows": flat}, indent=1))
+    return 1 if any(row.fault for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the Triton kernels share: device functions, the launch, and why the backend cannot serve.
 
-Importing this module does not import Triton; ``math.py``, ``philox.py``, ``poisson.py`` and ``cell.py`` hold
+Importing this module does not import Triton; ``math.py``, ``philox.py``, ``poisson.py`` and the cells hold
 the device functions and do.
 """
 
@@ -34,10 +34,17 @@ def _missing() -> str | None:
         import triton
     except ImportError as error:
         return f"Triton is missing ({error}); {_INSTALL}"
-    version = re.match(r"(\d+)\.(\d+)", triton.__version__)
-    if version is None or tuple(map(int, version.groups())) < OLDEST:
+    if version() < OLDEST:
         return f"Triton {triton.__version__} is too old; {_INSTALL}"
     return None
+
+
+def version() -> tuple[int, ...]:
+    """Major and minor version of the Triton installed; (0, 0) where it does not say."""
+    import triton
+
+    found = re.match(r"(\d+)\.(\d+)", triton.__version__)
+    return (0, 0) if found is None else tuple(map(int, found.groups()))
 
 
 def reason() -> str | None:

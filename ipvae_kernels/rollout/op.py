@@ -11,8 +11,7 @@ From "Brain-like variational inference" (arXiv 2410.19315) and its released code
     kl    = sum_k KL(Poisson(exp(u)) || Poisson(exp(u_prior)))
 """
 
-from collections.abc import Collection, Sequence
-from types import ModuleType
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -122,7 +121,7 @@ def infer(
         sample_offset: global index of the first sample; None takes that of the state, else 0.
         precision: of matrix products on tensor cores: "float32" (float32-grade), or "tf32" or "bf16", whose
             error ``docs/decisions.md`` states. Only "triton" has them; other backends compute in full.
-        backend: "auto", "native", "triton", "eager" or "autograd"; "triton" has no Gaussian models.
+        backend: "auto", "native", "triton", "eager" or "autograd".
         check: raise where a tensor or the result is not finite; costs a pass over each.
 
     Returns:
@@ -440,16 +439,6 @@ _CONFIG = (
 _FIELDS = len(RolloutConfig._fields)
 
 
-def _module(backend: str, cfg: RolloutConfig, tensors: Sequence[Tensor]) -> ModuleType:
-    """The module that serves a rollout of these tensors; Triton has no Gaussian models yet."""
-    if cfg.cell != "poisson":
-        if backend == "triton":
-            _backends.refuse_compiled(backend, "it has no Gaussian models")
-        if backend == "auto" and tensors[0].device.type == "cuda":
-            backend = "eager"
-    return _backends.implementation(__package__, backend, *tensors)
-
-
 def _split(arguments: tuple[Any, ...]) -> tuple[Tensors, Tensor, RolloutConfig]:
     """The tensors, the seed and the constants that lead the arguments of ``infer`` and ``elbo``."""
     x, dictionary, log_sigma, log_bias, log_lr, log_rate, seed, *constants = arguments
@@ -473,7 +462,7 @@ def _infer(*arguments: Any) -> list[Tensor]:
     record, record_every, backend, check = arguments[7 + _FIELDS :]
     if check:
         _check_finite(tensors)
-    module = _module(backend, cfg, tensors)
+    module = _backends.implementation(__package__, backend, *tensors)
     names = tuple(record.split(",")) if record else ()
     results: list[Tensor] = module.infer(*_contiguous(*tensors), seed, cfg, names, record_every)
     if check:
@@ -503,7 +492,7 @@ def _elbo(*arguments: Any) -> eager.Trace:
     window, backend, check = arguments[7 + _FIELDS :]
     if check:
         _check_finite(tensors)
-    module = _module(backend, cfg, tensors)
+    module = _backends.implementation(__package__, backend, *tensors)
     x, *parameters, log_rate = _contiguous(*tensors)
     trace = windows.elbo(module, x, parameters, log_rate, seed, cfg, window)
     if check:
@@ -542,7 +531,7 @@ def _elbo_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Gradients of x, dictionary, log_sigma, log_bias, log_lr and of the first log rate."""
     tensors, seed, cfg = arguments[:13], arguments[13], RolloutConfig(*arguments[14:-2])
     window, backend = arguments[-2:]
-    module = _module(backend, cfg, tensors)
+    module = _backends.implementation(__package__, backend, *tensors)
     grad_recon, grad_kl, grad_log_rate, x, *others = _contiguous(*tensors)
     grads = (grad_recon, grad_kl, grad_log_rate)
     return windows.elbo_backward(module, grads, x, others[:4], seed, others[4:], cfg, window)

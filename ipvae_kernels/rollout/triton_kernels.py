@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import _triton
 from ..poisson.eager import PhiloxNoise
 from . import eager, triton_resident, triton_stepped
-from .cells import Draw, PoissonCell
+from .cells import Draw, make_cell
 from .config import RolloutConfig
 from .eager import RECORDS, WITHOUT_DRAW, Step, Trace
 from .triton_stepped import Buffers
@@ -61,7 +61,7 @@ def infer(
     """Inference with hard counts: the final log rate, then the records in canonical order."""
     cfg = cfg._replace(estimator="hard", temperature=0.0)
     names = [name for name in RECORDS if name in record]
-    (batch, neurons), pixels, n = log_rate.shape, dictionary.shape[0], cfg.n_inner
+    batch, (pixels, neurons), n = log_rate.shape[-2], dictionary.shape, cfg.n_inner
     before = cfg.step // record_every
     count = (cfg.step + cfg.steps) // record_every - before
     shapes = eager.record_shapes(batch, dictionary.shape, log_rate.shape)
@@ -70,7 +70,7 @@ def infer(
         return [log_rate.clone(), *records.values()]
     fresh = any(name not in WITHOUT_DRAW for name in names)
     if _driver(batch, dictionary) == "resident":
-        path = x.new_empty((n + 1, batch, neurons))
+        path = x.new_empty((n + 1, *log_rate.shape))
         with _triton.on_device_of(x):
             triton_resident.forward(
                 x, dictionary, log_sigma, log_bias, log_lr, log_rate, seed, cfg, path,
@@ -78,7 +78,7 @@ def infer(
             )  # fmt: skip
         return [path[cfg.steps * n % (n + 1)].clone(), *records.values()]
     buffers = Buffers(
-        path=x.new_empty((n + 1, batch, neurons)),
+        path=x.new_empty((n + 1, *log_rate.shape)),
         counts=x.new_empty((2, batch, neurons)),
         slopes=None,
         errors=x.new_empty((2, batch, pixels)),
@@ -87,7 +87,7 @@ def infer(
         kl_sums=None,
     )
     buffers.path[0] = log_rate
-    cell = PoissonCell(log_bias, log_lr, PhiloxNoise(seed), cfg)
+    cell = make_cell(log_bias, log_lr, PhiloxNoise(seed), cfg)
 
     def recorded(t: int) -> bool:
         return bool(names) and (cfg.step + t + 1) % record_every == 0
@@ -125,7 +125,7 @@ def elbo(
     """Both halves of the loss at every step, and what their gradient needs."""
     batch, (pixels, neurons) = x.shape[-2], dictionary.shape
     updates, draws = cfg.steps * cfg.n_inner, cfg.steps * (cfg.n_inner + 1)
-    path, drives = x.new_empty((updates + 1, batch, neurons)), x.new_empty((updates, batch, neurons))
+    path, drives = x.new_empty((updates + 1, *log_rate.shape)), x.new_empty((updates, batch, neurons))
     counts, slopes = x.new_empty((draws, batch, neurons)), x.new_empty((draws, batch, neurons))
     errors = x.new_empty((draws, batch, pixels))
     tensors = (x, dictionary, log_sigma, log_bias, log_lr)
@@ -171,14 +171,17 @@ def elbo_backward(
     precision = torch.exp(-2.0 * log_sigma)
     grad_errors, grad_drives = torch.empty_like(errors), torch.empty_like(drives)
     grad_errors[:, n] = grad_recon.unsqueeze(-1) * errors[:, n] * precision
-    grad_lr, grad = torch.zeros_like(log_lr), grad_log_rate.clone()
-    if len(grad):
-        driver = triton_resident if _driver(len(grad), dictionary) == "resident" else triton_stepped
+    # Gaussian cells: the gradient of minus the inhibition, which is not that of the drive.
+    grad_means = None if cfg.cell == "poisson" else torch.empty_like(drives)
+    grad_lr, grad, batch = torch.zeros_like(log_lr), grad_log_rate.clone(), grad_log_rate.shape[-2]
+    if batch:
+        driver = triton_resident if _driver(batch, dictionary) == "resident" else triton_stepped
         with _triton.on_device_of(x):
             grad_lr, grad = driver.backward(
-                grad_kl, grad_log_rate, dictionary, log_sigma, log_bias, log_lr, path, slopes, drives,
-                grad_errors, grad_drives, cfg,
+                grad_kl, grad_log_rate, dictionary, log_sigma, log_bias, log_lr, path, counts,
+                slopes, drives, grad_errors, grad_drives, grad_means, cfg,
             )  # fmt: skip
     gathered = eager.gather(grad_recon, x, precision, counts, errors, grad_errors, grad_drives, cfg)
-    grad_bias = -torch.exp(log_bias) * grad_drives.sum((0, 1))
+    through_bias = grad_drives if grad_means is None else grad_means
+    grad_bias = -torch.exp(log_bias) * through_bias.sum((0, 1))
     return (*gathered, grad_bias, grad_lr, grad)

@@ -1,19 +1,22 @@
 """What both drivers use of a tile: products in the precision asked for, streams, the step and its backward.
 
 Tiles are [R, N], rows by neurons; ``at`` are their offsets within one [B, K] slot of ``wide`` elements,
-``inside`` says which are real. Updates are counted i = t n_inner + j.
+``inside`` says which are real. Updates are counted i = t n_inner + j. A state has one [B, K] half (Poisson:
+u, the log rate) or two (Gaussian: u, the mean, and xi, log sigma); nobody reads a Poisson cell's xi.
 """
 
 import triton
 import triton.language as tl
 
-from .._triton import cell, interpreted
+from .._triton import gaussian_cell, interpreted, poisson, poisson_cell
 from .._triton.math import exp
-from .config import RolloutConfig
+from .config import CELLS, RolloutConfig
 
 PRODUCTS = {"float32": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
 """How ``RolloutConfig.precision`` is computed: three TF32 products carry 22 bits of each factor."""
 
+POISSON = tl.constexpr(CELLS.index("poisson"))
+RELU = tl.constexpr(CELLS.index("gaussian_relu"))
 _INTERPRETED = tl.constexpr(interpreted())
 
 
@@ -77,50 +80,158 @@ def stream_of(draw, first_step, n_inner, SINGLE: tl.constexpr):
 
 
 @triton.jit
-def advance(
-    drive, path_ptr, inhibition, rate, i, j, path_slots, wide, at, inside, leak, clamp_u, clamp_du
+def load_state(state_ptr, wide, at, inside, CELL: tl.constexpr):
+    """Both halves of a state: mean and xi of a Gaussian cell; a log rate has one, which stands for both."""
+    u = tl.load(state_ptr + at, mask=inside, other=0.0)
+    xi = u
+    if CELL != POISSON:
+        xi = tl.load(state_ptr + wide + at, mask=inside, other=0.0)
+    return u, xi
+
+
+@triton.jit
+def store_state(state_ptr, u, xi, wide, at, inside, CELL: tl.constexpr):
+    """Stores what :func:`load_state` loads."""
+    tl.store(state_ptr + at, u, mask=inside)
+    if CELL != POISSON:
+        tl.store(state_ptr + wide + at, xi, mask=inside)
+
+
+@triton.jit
+def load_rates(log_lr_ptr, CELL: tl.constexpr):
+    """Learning rates of both halves of a state."""
+    rate = exp(tl.load(log_lr_ptr))
+    rate_xi = rate
+    if CELL != POISSON:
+        rate_xi = exp(tl.load(log_lr_ptr + 1))
+    return rate, rate_xi
+
+
+@triton.jit
+def draw_from(
+    u, xi, inside, k0, k1, sample, step, high, first, temperature, n_arrivals,
+    N: tl.constexpr, ESTIMATOR: tl.constexpr, CELL: tl.constexpr,
 ):  # fmt: skip
-    """Update i: stores the new log rate in the path; returns it and the prior of its step."""
-    u = tl.load(path_ptr + i % path_slots * wide + at, mask=inside, other=0.0)
-    prior = tl.load(path_ptr + (i - j) % path_slots * wide + at, mask=inside, other=0.0)
-    new = cell.update(u, prior, drive, inhibition, rate, leak, clamp_u, clamp_du)
-    tl.store(path_ptr + (i + 1) % path_slots * wide + at, new, mask=inside)
-    return new, prior
+    """What the decoder sees, and the memo of the draw: slopes of counts, or standard normals of latents."""
+    if CELL == POISSON:
+        u = tl.where(inside, u, -20.0)  # nothing outside keeps a sampler running
+        code, memo = poisson.draw(u, k0, k1, sample, step, high, first, temperature, n_arrivals, N, ESTIMATOR)
+    else:
+        code, memo = gaussian_cell.draw(u, xi, k0, k1, sample, step, high, first, N, CELL == RELU)
+    return code, memo
 
 
 @triton.jit
-def through_counts(grad, product, draw, slopes_ptr, wide, at, inside):
-    """grad, less what reaches the log rates through the counts of a draw; product is grad_error Phi."""
-    return grad - product * tl.load(slopes_ptr + draw * wide + at, mask=inside, other=0.0)
+def advance(
+    drive, path_ptr, inhibition, rate, rate_xi, k0, k1, sample, first, first_step, i, j, n_inner, path_slots,
+    wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi,
+    N: tl.constexpr, SINGLE: tl.constexpr, CELL: tl.constexpr,
+):  # fmt: skip
+    """Update i: stores the new state in the path; returns both halves of it and of the prior of its step.
+
+    A Gaussian cell draws the latents of the update once more: cheaper than to store and load them.
+    """
+    states: tl.constexpr = 1 if CELL == POISSON else 2
+    u, xi = load_state(path_ptr + i % path_slots * states * wide, wide, at, inside, CELL)
+    prior, prior_xi = load_state(path_ptr + (i - j) % path_slots * states * wide, wide, at, inside, CELL)
+    if CELL == POISSON:
+        new = poisson_cell.update(u, prior, drive, inhibition, rate, leak, clamp_u, clamp_du)
+        new_xi = new
+    else:
+        step, high = stream_of(i // n_inner * (n_inner + 1) + j, first_step, n_inner, SINGLE)
+        latents, eps = gaussian_cell.draw(u, xi, k0, k1, sample, step, high, first, N, CELL == RELU)
+        if CELL == RELU:
+            drive = tl.where(latents > 0.0, drive, 0.0)
+        new, new_xi = gaussian_cell.update(
+            u, xi, prior, prior_xi, drive, eps, inhibition, rate, rate_xi, leak,
+            clamp_u, clamp_du, clamp_xi, clamp_dxi,
+        )  # fmt: skip
+    store_state(path_ptr + (i + 1) % path_slots * states * wide, new, new_xi, wide, at, inside, CELL)
+    return new, new_xi, prior, prior_xi
 
 
 @triton.jit
-def through_kl(grad, upstream, i, j, path_ptr, wide, at, inside, RELEASED: tl.constexpr):
-    """Grad with that of the KL after update i, the last of its step; and the gradient of the prior."""
-    posterior = tl.load(path_ptr + (i + 1) * wide + at, mask=inside, other=0.0)
-    prior = tl.load(path_ptr + (i - j) * wide + at, mask=inside, other=0.0)
-    kl_u, kl_prior = cell.kl_grad(posterior, prior, RELEASED)
-    return grad + upstream * kl_u, upstream * kl_prior
+def kl_of(u, xi, prior, prior_xi, RELEASED: tl.constexpr, CELL: tl.constexpr):
+    """KL of each neuron."""
+    if CELL == POISSON:
+        value = poisson_cell.kl(u, prior, RELEASED)
+    else:
+        value = gaussian_cell.kl(u, xi, prior, prior_xi)
+    return value
+
+
+@triton.jit
+def through_draw(
+    grad, grad_xi, product, draw, i, path_ptr, counts_ptr, slopes_ptr, wide, at, inside, CELL: tl.constexpr
+):  # fmt: skip
+    """The gradient of state i, less what reaches it through a draw from it; product is grad_error Phi."""
+    memo = tl.load(slopes_ptr + draw * wide + at, mask=inside, other=0.0)
+    if CELL == POISSON:
+        grad -= product * memo
+    else:
+        if CELL == RELU:
+            code = tl.load(counts_ptr + draw * wide + at, mask=inside, other=0.0)
+            product = tl.where(code > 0.0, product, 0.0)
+        xi = tl.load(path_ptr + (2 * i + 1) * wide + at, mask=inside, other=0.0)
+        grad -= product
+        grad_xi -= product * memo * exp(xi)
+    return grad, grad_xi
+
+
+@triton.jit
+def through_kl(
+    grad, grad_xi, upstream, i, j, path_ptr, wide, at, inside, RELEASED: tl.constexpr, CELL: tl.constexpr
+):  # fmt: skip
+    """The gradient with that of the KL after update i, the last of its step; and that of the prior."""
+    states: tl.constexpr = 1 if CELL == POISSON else 2
+    posterior, xi = load_state(path_ptr + (i + 1) * states * wide, wide, at, inside, CELL)
+    prior, prior_xi = load_state(path_ptr + (i - j) * states * wide, wide, at, inside, CELL)
+    if CELL == POISSON:
+        to_u, to_prior = poisson_cell.kl_grad(posterior, prior, RELEASED)
+        to_xi, to_prior_xi = to_u, to_prior
+    else:
+        to_u, to_xi, to_prior, to_prior_xi = gaussian_cell.kl_grad(posterior, xi, prior, prior_xi)
+    return grad + upstream * to_u, grad_xi + upstream * to_xi, upstream * to_prior, upstream * to_prior_xi
 
 
 @triton.jit
 def retreat(
-    grad, grad_prior, path_ptr, drives_ptr, grad_priors_ptr, grad_drives_ptr, inhibition, rate, i, j,
-    wide, at, inside, leak, clamp_u, clamp_du,
+    grad, grad_xi, grad_prior, grad_prior_xi, path_ptr, drives_ptr, counts_ptr, slopes_ptr,
+    grad_priors_ptr, grad_drives_ptr, grad_means_ptr, inhibition, rate, rate_xi, i, j, n_inner,
+    wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi, CELL: tl.constexpr,
 ):  # fmt: skip
-    """The backward of update i: stores gradients of prior and drive, returns those of u, drive and log_lr."""
-    grad, to_prior, grad_drive, to_lr = cell.update_grad(
-        grad,
-        tl.load(path_ptr + i * wide + at, mask=inside, other=0.0),
-        tl.load(path_ptr + (i - j) * wide + at, mask=inside, other=0.0),
-        tl.load(drives_ptr + i * wide + at, mask=inside, other=0.0),
-        inhibition,
-        rate,
-        leak,
-        clamp_u,
-        clamp_du,
-    )
+    """The backward of update i.
+
+    Stores the gradients of prior, drive and, of a Gaussian cell, of minus the inhibition (that of a Poisson
+    cell is the drive's); returns those of both halves of the state, of the drive and of log_lr.
+    """
+    states: tl.constexpr = 1 if CELL == POISSON else 2
+    u, xi = load_state(path_ptr + i * states * wide, wide, at, inside, CELL)
+    prior, prior_xi = load_state(path_ptr + (i - j) * states * wide, wide, at, inside, CELL)
+    drive = tl.load(drives_ptr + i * wide + at, mask=inside, other=0.0)
+    if CELL == POISSON:
+        grad, to_prior, grad_drive, to_lr = poisson_cell.update_grad(
+            grad, u, prior, drive, inhibition, rate, leak, clamp_u, clamp_du
+        )
+        to_prior_xi, to_lr_xi = to_prior, to_lr
+    else:
+        draw = i // n_inner * (n_inner + 1) + j
+        eps = tl.load(slopes_ptr + draw * wide + at, mask=inside, other=0.0)
+        active = inside
+        if CELL == RELU:
+            active = tl.load(counts_ptr + draw * wide + at, mask=inside, other=0.0) > 0.0
+            drive = tl.where(active, drive, 0.0)
+        (
+            grad, grad_xi, to_prior, to_prior_xi, grad_drive, to_mean, to_lr, to_lr_xi,
+        ) = gaussian_cell.update_grad(
+            grad, grad_xi, u, xi, prior, prior_xi, drive, eps, inhibition, rate, rate_xi, leak,
+            clamp_u, clamp_du, clamp_xi, clamp_dxi,
+        )  # fmt: skip
+        grad_drive = tl.where(active, grad_drive, 0.0)
+        tl.store(grad_means_ptr + i * wide + at, to_mean, mask=inside)
     grad_drive = tl.where(inside, grad_drive, 0.0)
-    tl.store(grad_priors_ptr + i % 2 * wide + at, grad_prior + to_prior, mask=inside)
+    to_prior += grad_prior
+    to_prior_xi += grad_prior_xi
+    store_state(grad_priors_ptr + i % 2 * states * wide, to_prior, to_prior_xi, wide, at, inside, CELL)
     tl.store(grad_drives_ptr + i * wide + at, grad_drive, mask=inside)
-    return grad, grad_drive, tl.where(inside, to_lr, 0.0)
+    return grad, grad_xi, grad_drive, tl.where(inside, to_lr, 0.0), tl.where(inside, to_lr_xi, 0.0)

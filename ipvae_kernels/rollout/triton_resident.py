@@ -20,57 +20,64 @@ Floor: 4 K M bytes per update and program from L2, at some 64 bytes a clock of o
 512, M = 256 (estimated, not measured). The backward streams Phi once per update as well.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .. import _triton
 from .._native import estimator_code
-from .._triton import cell, poisson
 from .._triton.math import exp
 from .._triton.philox import load_key
 from .._triton.tuning import autotune, config
-from .config import RolloutConfig
+from .config import CELLS, RolloutConfig
 from .triton_parts import (
+    POISSON,
     PRODUCTS,
     add_product,
     advance,
     arrival_limit,
+    draw_from,
     encode,
+    kl_of,
+    load_rates,
+    load_state,
     retreat,
+    store_state,
     stream_of,
-    through_counts,
+    through_draw,
     through_kl,
 )
 
 ROWS = 16  # of a program: the least of a matrix product
-PIXELS_MAX = {8: 64, 9: 256}  # by major compute capability: more would spill; later ones as 9
+PIXELS_MAX = 256  # of a device from compute capability 9.0 on: more would spill
+PIXELS_MAX_OLD = 64  # with Triton before 3.6, whose code needs more registers
 CONFIGS = (config(8, 1), config(8, 2), config(4, 1))
 NEURONS = 32  # of a chunk of the dictionary
 DEPTH = 32  # of a product over pixels at a time
 
 
-@autotune(CONFIGS, key=("n_pixels", "n_neurons", "PRODUCT", "ESTIMATOR"))
+@autotune(CONFIGS, key=("n_pixels", "n_neurons", "PRODUCT", "ESTIMATOR", "CELL"))
 @triton.jit(do_not_specialize=("n_updates", "first_step", "sample_offset", "record_every"))
 def forward_kernel(
     x_ptr,  # [B, M], or [T, B, M]
     dictionary_ptr,  # [M, K]
     log_sigma_ptr,  # [M]
     log_bias_ptr,  # [K]
-    log_lr_ptr,  # []
-    start_ptr,  # [B, K]
+    log_lr_ptr,  # [], or [2]
+    start_ptr,  # [S, B, K]; S is 1, or 2 for mean and xi of a Gaussian cell
     seed_ptr,  # int64 []
-    path_ptr,  # [path slots, B, K]
+    path_ptr,  # [path slots, S, B, K]
     errors_ptr,  # [error slots, B, M]
     drives_ptr,  # [T n_inner, B, K], or None; so may be all that follow
     counts_ptr,  # [T (n_inner + 1), B, K]
-    slopes_ptr,  # [T (n_inner + 1), B, K]
+    slopes_ptr,  # [T (n_inner + 1), B, K]; Gaussian: standard normals
     recon_ptr,  # [R, B]
     kl_ptr,  # [R, B]
     squared_ptr,  # [R, B]
     spikes_ptr,  # [R, B]
     zeros_ptr,  # [R, B]
-    record_log_rate_ptr,  # [R, B, K]
+    record_log_rate_ptr,  # [R, S, B, K]
     record_counts_ptr,  # [R, B, K]
     record_mean_ptr,  # [R, B, M]
     n_updates,
@@ -87,8 +94,11 @@ def forward_kernel(
     leak: tl.float32,
     clamp_u: tl.float32,
     clamp_du: tl.float32,
+    clamp_xi: tl.float32,
+    clamp_dxi: tl.float32,
     temperature: tl.float32,
     n_arrivals,
+    CELL: tl.constexpr,
     PRODUCT: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     SINGLE: tl.constexpr,
@@ -103,10 +113,11 @@ def forward_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     pixel = tl.arange(0, PIXELS)[None, :]
     seen = (row < n_rows) & (pixel < n_pixels)
+    states: tl.constexpr = 1 if CELL == POISSON else 2
     wide, narrow = n_rows.to(tl.int64) * n_neurons, n_rows.to(tl.int64) * n_pixels
     log_sigma = tl.load(log_sigma_ptr + pixel, mask=pixel < n_pixels, other=0.0)
     precision = exp(-2.0 * log_sigma)
-    rate = exp(tl.load(log_lr_ptr))
+    rate, rate_xi = load_rates(log_lr_ptr, CELL)
     k0, k1 = load_key(seed_ptr)
     sample = (row + sample_offset).to(tl.uint32)
     n_updates = tl.cast(n_updates, tl.int64)
@@ -139,8 +150,8 @@ def forward_kernel(
             inside = (row < n_rows) & (neuron < n_neurons)
             at = row * n_neurons + neuron
             if i < 0:
-                log_rate = tl.load(start_ptr + at, mask=inside, other=0.0)
-                tl.store(path_ptr + at, log_rate, mask=inside)
+                u, xi = load_state(start_ptr, wide, at, inside, CELL)
+                store_state(path_ptr, u, xi, wide, at, inside, CELL)
             else:
                 drive = encode(
                     error_ptr, log_sigma_ptr, dictionary_ptr, row, neuron, n_rows, n_pixels, n_neurons,
@@ -149,54 +160,53 @@ def forward_kernel(
                 if drives_ptr is not None:
                     tl.store(drives_ptr + i * wide + at, drive, mask=inside)
                 inhibition = exp(tl.load(log_bias_ptr + neuron, mask=neuron < n_neurons, other=0.0))
-                log_rate, prior = advance(
-                    drive,
-                    path_ptr,
-                    inhibition,
-                    rate,
-                    i,
-                    j,
-                    path_slots,
-                    wide,
-                    at,
-                    inside,
-                    leak,
-                    clamp_u,
-                    clamp_du,
-                )
+                u, xi, prior, prior_xi = advance(
+                    drive, path_ptr, inhibition, rate, rate_xi, k0, k1, sample, begin, first_step, i, j,
+                    n_inner, path_slots, wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi,
+                    NEURONS, SINGLE, CELL,
+                )  # fmt: skip
                 if kl_ptr is not None:
                     if recorded:
-                        terms = tl.where(inside, cell.kl(log_rate, prior, RELEASED), 0.0)
+                        terms = tl.where(inside, kl_of(u, xi, prior, prior_xi, RELEASED, CELL), 0.0)
                         kl_sum += tl.sum(terms, axis=1)[:, None]
                 if record_log_rate_ptr is not None:
                     if recorded:
-                        tl.store(record_log_rate_ptr + record * wide + at, log_rate, mask=inside)
-            log_rate = tl.where(inside, log_rate, -20.0)  # nothing outside keeps a sampler running
+                        record_ptr = record_log_rate_ptr + record * states * wide
+                        store_state(record_ptr, u, xi, wide, at, inside, CELL)
+            # The counts first, then their products: samplers and the chunk would not share the registers.
+            fresh = tl.zeros((ROWS, NEURONS), tl.float32)
+            following = tl.zeros((ROWS, NEURONS), tl.float32)
+            for draw in range(first_draw, end_draw):
+                step, high = stream_of(draw, first_step, n_inner, SINGLE)
+                counts, slopes = draw_from(
+                    u, xi, inside, k0, k1, sample, step, high, begin, temperature, n_arrivals,
+                    NEURONS, ESTIMATOR, CELL,
+                )  # fmt: skip
+                if counts_ptr is not None:
+                    tl.store(counts_ptr + draw * wide + at, counts, mask=inside)
+                if slopes_ptr is not None:
+                    tl.store(slopes_ptr + draw * wide + at, slopes, mask=inside)
+                counts = tl.where(inside, counts, 0.0)
+                if draw == fresh_draw:
+                    fresh = counts
+                else:
+                    following = counts
             phi = tl.load(  # transposed
                 dictionary_ptr + pixel * n_neurons + tl.trans(neuron),
                 mask=(pixel < n_pixels) & (tl.trans(neuron) < n_neurons),
                 other=0.0,
             )
-            for draw in range(first_draw, end_draw):
-                step, high = stream_of(draw, first_step, n_inner, SINGLE)
-                counts, slopes = poisson.draw(
-                    log_rate, k0, k1, sample, step, high, begin, temperature, n_arrivals, NEURONS, ESTIMATOR
-                )
-                counts = tl.where(inside, counts, 0.0)
-                if counts_ptr is not None:
-                    tl.store(counts_ptr + draw * wide + at, counts, mask=inside)
-                if slopes_ptr is not None:
-                    tl.store(slopes_ptr + draw * wide + at, slopes, mask=inside)
-                if draw == fresh_draw:
-                    mean_fresh = add_product(mean_fresh, counts, phi, PRODUCT)
+            if FRESH:
+                if recorded:
+                    mean_fresh = add_product(mean_fresh, fresh, phi, PRODUCT)
                     if record_counts_ptr is not None:
-                        tl.store(record_counts_ptr + record * wide + at, counts, mask=inside)
+                        tl.store(record_counts_ptr + record * wide + at, fresh, mask=inside)
                     if spikes_ptr is not None:
-                        spikes += tl.sum(counts, axis=1)[:, None]
+                        spikes += tl.sum(fresh, axis=1)[:, None]
                     if zeros_ptr is not None:
-                        silent += tl.sum(tl.where(inside & (counts == 0.0), 1.0, 0.0), axis=1)[:, None]
-                else:
-                    mean_next = add_product(mean_next, counts, phi, PRODUCT)
+                        silent += tl.sum(tl.where(inside & (fresh == 0.0), 1.0, 0.0), axis=1)[:, None]
+            if i + 1 < n_updates:
+                mean_next = add_product(mean_next, following, phi, PRODUCT)
         of_record = record * n_rows + row
         if recorded:
             if kl_ptr is not None:
@@ -236,23 +246,25 @@ def forward_kernel(
         tl.debug_barrier()  # what this pass wrote of path and errors, the next one reads
 
 
-@autotune(CONFIGS, key=("n_pixels", "n_neurons", "PRODUCT"))
+@autotune(CONFIGS, key=("n_pixels", "n_neurons", "PRODUCT", "CELL"))
 @triton.jit(do_not_specialize=("n_updates",))
 def backward_kernel(
     dictionary_ptr,  # [M, K]
     log_sigma_ptr,  # [M]
     log_bias_ptr,  # [K]
-    log_lr_ptr,  # []
+    log_lr_ptr,  # [], or [2]
     grad_kl_ptr,  # [T, B]
-    grad_log_rate_ptr,  # [B, K]
-    path_ptr,  # [T n_inner + 1, B, K]
+    grad_log_rate_ptr,  # [S, B, K]
+    path_ptr,  # [T n_inner + 1, S, B, K]
+    counts_ptr,  # [T (n_inner + 1), B, K]
     slopes_ptr,  # [T (n_inner + 1), B, K]
     drives_ptr,  # [T n_inner, B, K]
     grad_errors_ptr,  # [T (n_inner + 1), B, M]; those of fresh draws are given
-    grad_u_ptr,  # [B, K]
-    grad_prior_ptr,  # [2, B, K]
+    grad_u_ptr,  # [S, B, K]
+    grad_prior_ptr,  # [2, S, B, K]
     grad_drives_ptr,  # [T n_inner, B, K]
-    lr_sums_ptr,  # [row tiles]
+    grad_means_ptr,  # [T n_inner, B, K], or None for a Poisson cell
+    lr_sums_ptr,  # [S, row tiles]
     n_updates,
     n_rows,
     n_pixels,
@@ -261,6 +273,9 @@ def backward_kernel(
     leak: tl.float32,
     clamp_u: tl.float32,
     clamp_du: tl.float32,
+    clamp_xi: tl.float32,
+    clamp_dxi: tl.float32,
+    CELL: tl.constexpr,
     PRODUCT: tl.constexpr,
     RELEASED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -272,10 +287,12 @@ def backward_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     pixel = tl.arange(0, PIXELS)[None, :]
     seen = (row < n_rows) & (pixel < n_pixels)
+    states: tl.constexpr = 1 if CELL == POISSON else 2
     wide, narrow = n_rows.to(tl.int64) * n_neurons, n_rows.to(tl.int64) * n_pixels
     precision = exp(-2.0 * tl.load(log_sigma_ptr + pixel, mask=pixel < n_pixels, other=0.0))
-    rate = exp(tl.load(log_lr_ptr))
+    rate, rate_xi = load_rates(log_lr_ptr, CELL)
     lr_sum = tl.zeros((ROWS, NEURONS), tl.float32)
+    lr_sum_xi = lr_sum
     n_updates = tl.cast(n_updates, tl.int64)
     for back in range(0, n_updates + 1):
         later = n_updates - back
@@ -292,50 +309,67 @@ def backward_kernel(
             inside = (row < n_rows) & (neuron < n_neurons)
             at = row * n_neurons + neuron
             grad_prior = tl.zeros((ROWS, NEURONS), tl.float32)
+            grad_prior_xi = grad_prior
             if finishes:
-                grad = tl.load(grad_u_ptr + at, mask=inside, other=0.0)
+                grad, grad_xi = load_state(grad_u_ptr, wide, at, inside, CELL)
                 product = encode(
                     grad_errors_ptr + later_draw * narrow, None, dictionary_ptr, row, neuron,
                     n_rows, n_pixels, n_neurons, ROWS, NEURONS, DEPTH, PRODUCT,
                 )  # fmt: skip
-                grad = through_counts(grad, product, later_draw, slopes_ptr, wide, at, inside)
-                grad_prior = tl.load(grad_prior_ptr + later % 2 * wide + at, mask=inside, other=0.0)
+                grad, grad_xi = through_draw(
+                    grad, grad_xi, product, later_draw, later, path_ptr, counts_ptr, slopes_ptr,
+                    wide, at, inside, CELL,
+                )  # fmt: skip
+                prior_ptr = grad_prior_ptr + later % 2 * states * wide
+                grad_prior, grad_prior_xi = load_state(prior_ptr, wide, at, inside, CELL)
                 if later % n_inner == 0:
                     grad += grad_prior
+                    grad_xi += grad_prior_xi
             else:
-                grad = tl.load(grad_log_rate_ptr + at, mask=inside, other=0.0)
+                grad, grad_xi = load_state(grad_log_rate_ptr, wide, at, inside, CELL)
             if opens:
                 product = encode(
                     grad_errors_ptr + fresh_draw * narrow, None, dictionary_ptr, row, neuron,
                     n_rows, n_pixels, n_neurons, ROWS, NEURONS, DEPTH, PRODUCT,
                 )  # fmt: skip
-                grad = through_counts(grad, product, fresh_draw, slopes_ptr, wide, at, inside)
+                grad, grad_xi = through_draw(
+                    grad, grad_xi, product, fresh_draw, later, path_ptr, counts_ptr, slopes_ptr,
+                    wide, at, inside, CELL,
+                )  # fmt: skip
                 upstream = tl.load(grad_kl_ptr + t * n_rows + row, mask=row < n_rows, other=0.0)
-                grad, grad_prior = through_kl(grad, upstream, i, j, path_ptr, wide, at, inside, RELEASED)
+                grad, grad_xi, grad_prior, grad_prior_xi = through_kl(
+                    grad, grad_xi, upstream, i, j, path_ptr, wide, at, inside, RELEASED, CELL
+                )
             if i >= 0:
                 inhibition = exp(tl.load(log_bias_ptr + neuron, mask=neuron < n_neurons, other=0.0))
-                grad, grad_drive, to_lr = retreat(
-                    grad, grad_prior, path_ptr, drives_ptr, grad_prior_ptr, grad_drives_ptr, inhibition, rate,
-                    i, j, wide, at, inside, leak, clamp_u, clamp_du,
+                grad, grad_xi, grad_drive, to_lr, to_lr_xi = retreat(
+                    grad, grad_xi, grad_prior, grad_prior_xi, path_ptr, drives_ptr, counts_ptr, slopes_ptr,
+                    grad_prior_ptr, grad_drives_ptr, grad_means_ptr, inhibition, rate, rate_xi, i, j, n_inner,
+                    wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi, CELL,
                 )  # fmt: skip
                 lr_sum += to_lr
+                lr_sum_xi += to_lr_xi
                 phi = tl.load(  # transposed
                     dictionary_ptr + pixel * n_neurons + tl.trans(neuron),
                     mask=(pixel < n_pixels) & (tl.trans(neuron) < n_neurons),
                     other=0.0,
                 )
                 error = add_product(error, grad_drive, phi, PRODUCT)
-            tl.store(grad_u_ptr + at, grad, mask=inside)
+            store_state(grad_u_ptr, grad, grad_xi, wide, at, inside, CELL)
         if i >= 0:
             draw = t * (n_inner + 1) + j
             tl.store(grad_errors_ptr + draw * narrow + row * n_pixels + pixel, error * precision, mask=seen)
         tl.debug_barrier()
     tl.store(lr_sums_ptr + tl.program_id(0), tl.sum(lr_sum))
+    if CELL != POISSON:
+        tl.store(lr_sums_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(lr_sum_xi))
 
 
 def pixels_max(major: int) -> int:
-    """The largest M that a device of this major compute capability holds in registers."""
-    return PIXELS_MAX.get(major, PIXELS_MAX[9])
+    """The largest M that a device of this major compute capability holds in registers; 0 before 9."""
+    if major < 9:
+        return 0
+    return PIXELS_MAX if _triton.version() >= (3, 6) else PIXELS_MAX_OLD
 
 
 def blocks(pixels: int) -> dict[str, int]:
@@ -365,14 +399,16 @@ def forward(
     fresh: bool,
 ) -> None:
     """Fills path and errors (with slots), the trajectory (drives, counts, slopes) and the records."""
-    (pixels, neurons), rows = dictionary.shape, len(log_rate)
+    (pixels, neurons), rows = dictionary.shape, log_rate.shape[-2]
     names = ("recon", "kl", "squared_error", "spikes", "zeros", "log_rate", "counts", "reconstruction")
     forward_kernel[(_triton.check_grid(_triton.ceil_div(rows, ROWS)),)](
         *(x, dictionary, log_sigma, log_bias, log_lr, log_rate, seed, path, errors, *trajectory),
         *(records.get(name) for name in names),
         *(cfg.steps * cfg.n_inner, cfg.step, cfg.sample_offset, record_every),
         *(rows * pixels if x.dim() == 3 else 0, rows, pixels, neurons, cfg.n_inner, len(path), len(errors)),
-        *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.temperature, arrival_limit(cfg)),
+        *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.clamp_xi, cfg.clamp_dxi),
+        *(cfg.temperature, arrival_limit(cfg)),
+        CELL=CELLS.index(cfg.cell),
         PRODUCT=PRODUCTS[cfg.precision],
         ESTIMATOR=estimator_code(cfg.estimator, cfg.temperature),
         SINGLE=cfg.single_draw,
@@ -390,23 +426,27 @@ def backward(
     log_bias: Tensor,
     log_lr: Tensor,
     path: Tensor,
+    counts: Tensor,
     slopes: Tensor,
     drives: Tensor,
     grad_errors: Tensor,
     grad_drives: Tensor,
+    grad_means: Tensor | None,
     cfg: RolloutConfig,
 ) -> tuple[Tensor, Tensor]:
     """As ``triton_stepped.backward``."""
-    (rows, neurons), pixels = grad_log_rate.shape, dictionary.shape[0]
+    (pixels, neurons), rows = dictionary.shape, grad_log_rate.shape[-2]
     tiles = _triton.check_grid(_triton.ceil_div(rows, ROWS))
-    grad, priors = grad_log_rate.new_empty((rows, neurons)), grad_log_rate.new_empty((2, rows, neurons))
-    lr_sums = grad_log_rate.new_empty((tiles,))
+    grad, priors = torch.empty_like(grad_log_rate), grad_log_rate.new_empty((2, *grad_log_rate.shape))
+    lr_sums = log_lr.new_empty((*log_lr.shape, tiles))
     backward_kernel[(tiles,)](
-        *(dictionary, log_sigma, log_bias, log_lr, grad_kl, grad_log_rate, path, slopes, drives),
-        *(grad_errors, grad, priors, grad_drives, lr_sums, cfg.steps * cfg.n_inner),
-        *(rows, pixels, neurons, cfg.n_inner, cfg.leak, cfg.clamp_u, cfg.clamp_du),
+        *(dictionary, log_sigma, log_bias, log_lr, grad_kl, grad_log_rate, path, counts, slopes, drives),
+        *(grad_errors, grad, priors, grad_drives, grad_means, lr_sums, cfg.steps * cfg.n_inner),
+        *(rows, pixels, neurons, cfg.n_inner),
+        *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.clamp_xi, cfg.clamp_dxi),
+        CELL=CELLS.index(cfg.cell),
         PRODUCT=PRODUCTS[cfg.precision],
         RELEASED=cfg.kl == "released",
         **blocks(pixels),
     )
-    return lr_sums.sum(), grad
+    return lr_sums.sum(-1), grad

@@ -28,22 +28,27 @@ from torch import Tensor
 
 from .. import _triton
 from .._native import estimator_code
-from .._triton import cell, poisson
 from .._triton.math import exp
 from .._triton.philox import load_key
 from .._triton.tuning import autotune, config
 from ..philox import KIND_LOSS, KIND_UPDATE, Stream
 from ..poisson.triton_kernels import draw_into
-from .config import RolloutConfig
+from .config import CELLS, RolloutConfig
 from .triton_parts import (
+    POISSON,
     PRODUCTS,
     add_product,
     advance,
     arrival_limit,
+    draw_from,
     encode,
+    kl_of,
+    load_rates,
+    load_state,
     retreat,
+    store_state,
     stream_of,
-    through_counts,
+    through_draw,
     through_kl,
 )
 
@@ -57,6 +62,7 @@ CONFIGS = (
     config(8, 3, BLOCK_B=32),
     config(8, 3, BLOCK_B=128),
 )
+UPDATE_CONFIGS = (CONFIGS[1], CONFIGS[0], CONFIGS[2])  # 64 rows of Gaussian cells spill 8 bytes on sm_100
 
 
 @triton.jit
@@ -127,7 +133,7 @@ def residual_kernel(
             tl.store(recon_sums_ptr + (t * pixel_tiles + tile) * n_rows + row, sums, mask=row < n_rows)
 
 
-@autotune(CONFIGS, key=("n_pixels", "n_neurons", "rows_class", "PRODUCT", "ESTIMATOR"))
+@autotune(UPDATE_CONFIGS, key=("n_pixels", "n_neurons", "rows_class", "PRODUCT", "ESTIMATOR", "CELL"))
 @triton.jit(
     do_not_specialize=("update", "first_draw", "n_draws", "first_step", "sample_offset"),
     do_not_specialize_on_alignment=("rows_class",),
@@ -137,12 +143,12 @@ def update_kernel(
     dictionary_ptr,  # [M, K]
     log_sigma_ptr,  # [M]
     log_bias_ptr,  # [K]
-    log_lr_ptr,  # []
+    log_lr_ptr,  # [], or [2]
     seed_ptr,  # int64 []
-    path_ptr,  # [path slots, B, K]
+    path_ptr,  # [path slots, S, B, K]; S is 1, or 2 for mean and xi of a Gaussian cell
     drives_ptr,  # [drive slots, B, K]
     counts_ptr,  # [draw slots, B, K]
-    slopes_ptr,  # [draw slots, B, K], or None
+    slopes_ptr,  # [draw slots, B, K], or None; Gaussian: standard normals
     kl_sums_ptr,  # [T, neuron tiles, B], or None
     update,
     first_draw,
@@ -160,8 +166,11 @@ def update_kernel(
     leak: tl.float32,
     clamp_u: tl.float32,
     clamp_du: tl.float32,
+    clamp_xi: tl.float32,
+    clamp_dxi: tl.float32,
     temperature: tl.float32,
     n_arrivals,
+    CELL: tl.constexpr,
     PRODUCT: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     SINGLE: tl.constexpr,
@@ -192,53 +201,68 @@ def update_kernel(
     tl.debug_barrier()
 
     inhibition = exp(tl.load(log_bias_ptr + neuron, mask=neuron < n_neurons, other=0.0))
-    rate = exp(tl.load(log_lr_ptr))
+    rate, rate_xi = load_rates(log_lr_ptr, CELL)
     k0, k1 = load_key(seed_ptr)
     for begin in range(0, tl.minimum(BLOCK_B, n_rows - first_row), SLICE):
         row = first_row + begin + tl.arange(0, SLICE)[:, None]
         inside = (row < n_rows) & (neuron < n_neurons)
         at = row * n_neurons + neuron
         drive = tl.load(drive_ptr + at, mask=inside, other=0.0)
-        new, prior = advance(
-            drive,
-            path_ptr,
-            inhibition,
-            rate,
-            update,
-            j,
-            path_slots,
-            wide,
-            at,
-            inside,
-            leak,
-            clamp_u,
-            clamp_du,
-        )
+        sample = (row + sample_offset).to(tl.uint32)
+        u, xi, prior, prior_xi = advance(
+            drive, path_ptr, inhibition, rate, rate_xi, k0, k1, sample, tile * NEURONS, first_step,
+            update, j, n_inner, path_slots, wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi,
+            NEURONS, SINGLE, CELL,
+        )  # fmt: skip
         if kl_sums_ptr is not None:
             if j == n_inner - 1:
-                sums = tl.sum(tl.where(inside, cell.kl(new, prior, RELEASED), 0.0), axis=1)[:, None]
+                terms = tl.where(inside, kl_of(u, xi, prior, prior_xi, RELEASED, CELL), 0.0)
+                sums = tl.sum(terms, axis=1)[:, None]
                 tl.store(kl_sums_ptr + (t * neuron_tiles + tile) * n_rows + row, sums, mask=row < n_rows)
-        sample = (row + sample_offset).to(tl.uint32)
-        log_rate = tl.where(inside, new, -20.0)  # nothing outside keeps a sampler running
         for draw in range(first_draw, first_draw + n_draws):
             step, high = stream_of(draw, first_step, n_inner, SINGLE)
-            counts, slopes = poisson.draw(
-                log_rate,
-                k0,
-                k1,
-                sample,
-                step,
-                high,
-                tile * NEURONS,
-                temperature,
-                n_arrivals,
-                NEURONS,
-                ESTIMATOR,
-            )
+            counts, slopes = draw_from(
+                u, xi, inside, k0, k1, sample, step, high, tile * NEURONS, temperature, n_arrivals,
+                NEURONS, ESTIMATOR, CELL,
+            )  # fmt: skip
             slot = tl.cast(draw, tl.int64) % draw_slots
             tl.store(counts_ptr + slot * wide + at, counts, mask=inside)
             if slopes_ptr is not None:
                 tl.store(slopes_ptr + slot * wide + at, slopes, mask=inside)
+
+
+@triton.jit(do_not_specialize=("high", "step", "sample_offset"))
+def latents_kernel(
+    state_ptr,  # [2, B, K]
+    seed_ptr,  # int64 []
+    latents_ptr,  # [B, K]
+    normals_ptr,  # [B, K], or None
+    n_rows,
+    n_neurons,
+    high,
+    step,
+    sample_offset,
+    CELL: tl.constexpr,
+    ROWS: tl.constexpr,
+    NEURONS: tl.constexpr,
+):
+    """One draw of a Gaussian cell from a state, outside of an update."""
+    tiles = tl.cdiv(n_neurons, NEURONS)
+    first = (tl.program_id(0) % tiles) * NEURONS
+    row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    neuron = first + tl.arange(0, NEURONS)[None, :]
+    inside = (row < n_rows) & (neuron < n_neurons)
+    at = row * n_neurons + neuron
+    mean, xi = load_state(state_ptr, n_rows.to(tl.int64) * n_neurons, at, inside, CELL)
+    k0, k1 = load_key(seed_ptr)
+    sample = (row + sample_offset).to(tl.uint32)
+    latents, normals = draw_from(
+        mean, xi, inside, k0, k1, sample, step.to(tl.uint32), high.to(tl.uint32), first, 0.0, None,
+        NEURONS, 0, CELL,
+    )  # fmt: skip
+    tl.store(latents_ptr + at, latents, mask=inside)
+    if normals_ptr is not None:
+        tl.store(normals_ptr + at, normals, mask=inside)
 
 
 @autotune(CONFIGS, key=("n_pixels", "n_neurons", "rows_class", "PRODUCT"))
@@ -274,21 +298,23 @@ def push_kernel(
     tl.store(grad_errors_ptr + at, acc, mask=(row < n_rows) & (pixel < n_pixels))
 
 
-@autotune(CONFIGS, key=("n_pixels", "n_neurons", "rows_class", "PRODUCT"))
+@autotune(CONFIGS, key=("n_pixels", "n_neurons", "rows_class", "PRODUCT", "CELL"))
 @triton.jit(do_not_specialize=("update",), do_not_specialize_on_alignment=("rows_class",))
 def pull_kernel(
     grad_errors_ptr,  # [T (n_inner + 1), B, M]
     dictionary_ptr,  # [M, K]
     log_bias_ptr,  # [K]
-    log_lr_ptr,  # []
+    log_lr_ptr,  # [], or [2]
     grad_kl_ptr,  # [T, B]
-    path_ptr,  # [T n_inner + 1, B, K]
+    path_ptr,  # [T n_inner + 1, S, B, K]
+    counts_ptr,  # [T (n_inner + 1), B, K]
     slopes_ptr,  # [T (n_inner + 1), B, K]
     drives_ptr,  # [T n_inner, B, K]
-    grad_u_ptr,  # [2, B, K]
-    grad_prior_ptr,  # [2, B, K]
+    grad_u_ptr,  # [2, S, B, K]
+    grad_prior_ptr,  # [2, S, B, K]
     grad_drives_ptr,  # [T n_inner, B, K]
-    lr_sums_ptr,  # [T n_inner, neuron tiles, B]
+    grad_means_ptr,  # [T n_inner, B, K], or None for a Poisson cell
+    lr_sums_ptr,  # [S, T n_inner, neuron tiles, B]
     products_ptr,  # [2, B, K]
     update,
     n_updates,
@@ -300,6 +326,9 @@ def pull_kernel(
     leak: tl.float32,
     clamp_u: tl.float32,
     clamp_du: tl.float32,
+    clamp_xi: tl.float32,
+    clamp_dxi: tl.float32,
+    CELL: tl.constexpr,
     PRODUCT: tl.constexpr,
     RELEASED: tl.constexpr,
     NEURONS: tl.constexpr,
@@ -324,6 +353,7 @@ def pull_kernel(
     later_draw = later // n_inner * (n_inner + 1) + later % n_inner
     fresh_draw = t * (n_inner + 1) + n_inner
     finishes, opens = later < n_updates, (update >= 0) & (later % n_inner == 0)
+    states: tl.constexpr = 1 if CELL == POISSON else 2
     wide, narrow = n_rows.to(tl.int64) * n_neurons, n_rows.to(tl.int64) * n_pixels
     if finishes:
         acc = encode(
@@ -340,32 +370,47 @@ def pull_kernel(
     tl.debug_barrier()
 
     inhibition = exp(tl.load(log_bias_ptr + neuron, mask=neuron < n_neurons, other=0.0))
-    rate = exp(tl.load(log_lr_ptr))
+    rate, rate_xi = load_rates(log_lr_ptr, CELL)
     for begin in range(0, tl.minimum(BLOCK_B, n_rows - first_row), SLICE):
         row = first_row + begin + tl.arange(0, SLICE)[:, None]
         inside = (row < n_rows) & (neuron < n_neurons)
         at = row * n_neurons + neuron
-        grad = tl.load(grad_u_ptr + (update + 2) % 2 * wide + at, mask=inside, other=0.0)
+        grad, grad_xi = load_state(grad_u_ptr + (update + 2) % 2 * states * wide, wide, at, inside, CELL)
         grad_prior = tl.zeros((SLICE, NEURONS), tl.float32)
+        grad_prior_xi = grad_prior
         if finishes:
             product = tl.load(products_ptr + at, mask=inside, other=0.0)
-            grad = through_counts(grad, product, later_draw, slopes_ptr, wide, at, inside)
-            grad_prior = tl.load(grad_prior_ptr + later % 2 * wide + at, mask=inside, other=0.0)
+            grad, grad_xi = through_draw(
+                grad, grad_xi, product, later_draw, later, path_ptr, counts_ptr, slopes_ptr,
+                wide, at, inside, CELL,
+            )  # fmt: skip
+            prior_ptr = grad_prior_ptr + later % 2 * states * wide
+            grad_prior, grad_prior_xi = load_state(prior_ptr, wide, at, inside, CELL)
             if later % n_inner == 0:
                 grad += grad_prior
+                grad_xi += grad_prior_xi
         if opens:
             product = tl.load(products_ptr + wide + at, mask=inside, other=0.0)
-            grad = through_counts(grad, product, fresh_draw, slopes_ptr, wide, at, inside)
-            upstream = tl.load(grad_kl_ptr + t * n_rows + row, mask=row < n_rows, other=0.0)
-            grad, grad_prior = through_kl(grad, upstream, update, j, path_ptr, wide, at, inside, RELEASED)
-        if update >= 0:
-            grad, _, to_lr = retreat(
-                grad, grad_prior, path_ptr, drives_ptr, grad_prior_ptr, grad_drives_ptr, inhibition, rate,
-                update, j, wide, at, inside, leak, clamp_u, clamp_du,
+            grad, grad_xi = through_draw(
+                grad, grad_xi, product, fresh_draw, later, path_ptr, counts_ptr, slopes_ptr,
+                wide, at, inside, CELL,
             )  # fmt: skip
-            sums = tl.sum(to_lr, axis=1)[:, None]
-            tl.store(lr_sums_ptr + (update * neuron_tiles + tile) * n_rows + row, sums, mask=row < n_rows)
-        tl.store(grad_u_ptr + later % 2 * wide + at, grad, mask=inside)
+            upstream = tl.load(grad_kl_ptr + t * n_rows + row, mask=row < n_rows, other=0.0)
+            grad, grad_xi, grad_prior, grad_prior_xi = through_kl(
+                grad, grad_xi, upstream, update, j, path_ptr, wide, at, inside, RELEASED, CELL
+            )
+        if update >= 0:
+            grad, grad_xi, _, to_lr, to_lr_xi = retreat(
+                grad, grad_xi, grad_prior, grad_prior_xi, path_ptr, drives_ptr, counts_ptr, slopes_ptr,
+                grad_prior_ptr, grad_drives_ptr, grad_means_ptr, inhibition, rate, rate_xi, update, j,
+                n_inner, wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi, CELL,
+            )  # fmt: skip
+            sums_at = (update * neuron_tiles + tile) * n_rows + row
+            tl.store(lr_sums_ptr + sums_at, tl.sum(to_lr, axis=1)[:, None], mask=row < n_rows)
+            if CELL != POISSON:
+                sums_at += n_updates.to(tl.int64) * neuron_tiles * n_rows
+                tl.store(lr_sums_ptr + sums_at, tl.sum(to_lr_xi, axis=1)[:, None], mask=row < n_rows)
+        store_state(grad_u_ptr + later % 2 * states * wide, grad, grad_xi, wide, at, inside, CELL)
 
 
 class Buffers(NamedTuple):
@@ -373,6 +418,7 @@ class Buffers(NamedTuple):
 
     Attributes:
         path: [path slots, B, K], log rates before each update and after the last; slot 0 holds the first.
+            Gaussian cells: [path slots, 2, B, K].
         counts: [draw slots, B, K].
         slopes: [draw slots, B, K], or None where no gradient is wanted.
         errors: [draw slots, B, M].
@@ -440,7 +486,9 @@ def forward(
             *(buffers.errors, dictionary, log_sigma, log_bias, log_lr, seed, buffers.path, buffers.drives),
             *(buffers.counts, buffers.slopes, buffers.kl_sums, i, first, count, cfg.step, cfg.sample_offset),
             *(rows, pixels, neurons, n, path_slots, drive_slots, draw_slots, rows_class),
-            *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.temperature, arrival_limit(cfg)),
+            *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.clamp_xi, cfg.clamp_dxi),
+            *(cfg.temperature, arrival_limit(cfg)),
+            CELL=CELLS.index(cfg.cell),
             PRODUCT=product,
             ESTIMATOR=estimator_code(cfg.estimator, cfg.temperature),
             SINGLE=cfg.single_draw,
@@ -450,16 +498,7 @@ def forward(
             DEPTH=DEPTH,
         )
 
-    draw_into(
-        buffers.path[0],
-        seed,
-        _first_stream(cfg),
-        cfg.estimator,
-        cfg.temperature,
-        cfg.n_arrivals,
-        buffers.counts[0],
-        None if buffers.slopes is None else buffers.slopes[0],
-    )
+    _first_draw(buffers, seed, cfg)
     residual(0, 1)
     for i in range(total):
         t, j = divmod(i, n)
@@ -475,10 +514,24 @@ def forward(
             after_step(t)
 
 
-def _first_stream(cfg: RolloutConfig) -> Stream:
+def _first_draw(buffers: Buffers, seed: Tensor, cfg: RolloutConfig) -> None:
+    """Draw 0, from the initial state."""
+    stream = Stream(KIND_UPDATE, 0, cfg.step, cfg.sample_offset)
     if cfg.single_draw and cfg.step > 0:
-        return Stream(KIND_LOSS, 0, cfg.step - 1, cfg.sample_offset)
-    return Stream(KIND_UPDATE, 0, cfg.step, cfg.sample_offset)
+        stream = Stream(KIND_LOSS, 0, cfg.step - 1, cfg.sample_offset)
+    start, counts = buffers.path[0], buffers.counts[0]
+    slopes = None if buffers.slopes is None else buffers.slopes[0]
+    if cfg.cell == "poisson":
+        draw_into(start, seed, stream, cfg.estimator, cfg.temperature, cfg.n_arrivals, counts, slopes)
+        return
+    rows, neurons = counts.shape
+    tiles = _triton.ceil_div(rows, SLICE) * _triton.ceil_div(neurons, NEURONS)
+    latents_kernel[(_triton.check_grid(tiles),)](
+        *(start, seed, counts, slopes, rows, neurons, stream.high_word, stream.step, stream.sample_offset),
+        CELL=CELLS.index(cfg.cell),
+        ROWS=SLICE,
+        NEURONS=NEURONS,
+    )
 
 
 def backward(
@@ -489,22 +542,25 @@ def backward(
     log_bias: Tensor,
     log_lr: Tensor,
     path: Tensor,
+    counts: Tensor,
     slopes: Tensor,
     drives: Tensor,
     grad_errors: Tensor,
     grad_drives: Tensor,
+    grad_means: Tensor | None,
     cfg: RolloutConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Fills ``grad_errors`` (whose fresh draws are given) and ``grad_drives``.
+    """Fills ``grad_errors`` (whose fresh draws are given), ``grad_drives`` and, Gaussian, ``grad_means``.
 
     Returns:
         Gradients of log_lr, and of the log rate before the first step.
     """
-    (rows, neurons), pixels, n = grad_log_rate.shape, dictionary.shape[0], cfg.n_inner
+    (pixels, neurons), rows, n = dictionary.shape, grad_log_rate.shape[-2], cfg.n_inner
     total, rows_class = cfg.steps * n, _triton.next_power_of_2(max(rows, 1))
     product = PRODUCTS[cfg.precision]
-    grads, priors, products = (grad_log_rate.new_empty((2, rows, neurons)) for _ in range(3))
-    lr_sums = grad_log_rate.new_empty((total, _triton.ceil_div(neurons, NEURONS), rows))
+    grads, priors = (grad_log_rate.new_empty((2, *grad_log_rate.shape)) for _ in range(2))
+    products = grad_log_rate.new_empty((2, rows, neurons))
+    lr_sums = log_lr.new_empty((*log_lr.shape, total, _triton.ceil_div(neurons, NEURONS), rows))
     grads[(total + 1) % 2] = grad_log_rate
 
     def pull(i: int) -> None:
@@ -513,9 +569,11 @@ def backward(
             return (_triton.check_grid(tiles),)
 
         pull_kernel[grid](
-            *(grad_errors, dictionary, log_bias, log_lr, grad_kl, path, slopes, drives),
-            *(grads, priors, grad_drives, lr_sums, products, i, total, rows, pixels, neurons, n, rows_class),
-            *(cfg.leak, cfg.clamp_u, cfg.clamp_du),
+            *(grad_errors, dictionary, log_bias, log_lr, grad_kl, path, counts, slopes, drives),
+            *(grads, priors, grad_drives, grad_means, lr_sums, products),
+            *(i, total, rows, pixels, neurons, n, rows_class),
+            *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.clamp_xi, cfg.clamp_dxi),
+            CELL=CELLS.index(cfg.cell),
             PRODUCT=product,
             RELEASED=cfg.kl == "released",
             NEURONS=NEURONS,
@@ -539,4 +597,4 @@ def backward(
         pull(i)
         push(i)
     pull(-1)
-    return lr_sums.sum(), grads[0]
+    return lr_sums.sum((-3, -2, -1)), grads[0]

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _triton
-from .._triton import cell
+from .._triton import poisson_cell as cell
 from .._triton.math import exp
 from .._triton.tuning import autotune, config
 

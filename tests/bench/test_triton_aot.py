@@ -21,7 +21,7 @@ def test_default_configurations(arch: int) -> None:
     kernels = {case.kernel.fn.__name__ for case in cases}
     assert kernels == {
         "draw_kernel", "forward_kernel", "backward_kernel", "residual_kernel", "update_kernel", "pull_kernel",
-        "push_kernel",
+        "push_kernel", "latents_kernel",
     }  # fmt: skip
     faults = [(case.name, aot.fault(case, aot.compile_case(case, arch), arch)) for case in cases]
     assert not [(name, text) for name, text in faults if text]

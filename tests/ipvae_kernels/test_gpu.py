@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +26,15 @@ pytestmark = [
 DIFFERENTIABLE = [name for name in ESTIMATORS if name not in ("gumbel", "hard")]
 DRIVERS = ["resident", "stepped"]
 SIZES = [(1, 1, 1), (3, 7, 9), (17, 70, 130), (200, 256, 512)]
+KINDS = {
+    "poisson": "",
+    "gaussian": "identity",
+    "gaussian_relu": "relu",
+}  # of ``problem(gaussian=...)``, by cell
+
+
+def by_sizes(sizes: object) -> str:
+    return "x".join(map(str, sizes)) if isinstance(sizes, tuple) else str(sizes)
 
 
 @pytest.fixture(params=DRIVERS)
@@ -35,14 +44,17 @@ def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return name
 
 
-def on_gpu(x: Tensor, params: ik.PoissonParams, grad: bool = False) -> tuple[Tensor, ik.PoissonParams]:
-    tensors = [getattr(params, field.name) for field in fields(params)]
-    moved = [tensor.detach().cuda().requires_grad_(grad) for tensor in (x, *tensors)]
-    return moved[0], ik.PoissonParams(*moved[1:])
+def on_gpu(x: Tensor, params: Any, grad: bool = False) -> tuple[Tensor, Any]:
+    moved = {
+        name: value.detach().cuda().requires_grad_(grad)
+        for name, value in vars(params).items()
+        if isinstance(value, Tensor)
+    }
+    return x.detach().cuda().requires_grad_(grad), replace(params, **moved)
 
 
-def leaves(x: Tensor, params: ik.PoissonParams) -> list[Tensor]:
-    return [x, *(getattr(params, field.name) for field in fields(params))]
+def leaves(x: Tensor, params: Any) -> list[Tensor]:
+    return [x, *(value for value in vars(params).values() if isinstance(value, Tensor))]
 
 
 def rates(*shape: int) -> Tensor:
@@ -94,7 +106,7 @@ def test_update(leak: float) -> None:
         assert float((ours - exact).abs().max() / exact.abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=by_sizes)
 def test_a_rollout_spikes_like_the_cpu(sizes: tuple[int, int, int], driver: str, problem: Problem) -> None:
     x, params = problem(*sizes, dtype=torch.float32)
     reference = ik.infer(x, params, 4, record=("counts", "recon", "kl"), seed=3, backend="eager")
@@ -105,19 +117,44 @@ def test_a_rollout_spikes_like_the_cpu(sizes: tuple[int, int, int], driver: str,
         assert float(close.float().mean()) > 0.9
 
 
-@pytest.mark.parametrize("estimator", ["cubic", "fini2"])
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("moving", [0, 4], ids=["static", "moving"])
+@pytest.mark.parametrize("gaussian", ["identity", "relu"])
+@pytest.mark.parametrize("sizes", SIZES, ids=by_sizes)
+def test_a_gaussian_rollout_is_that_of_the_cpu(
+    sizes: tuple[int, int, int], gaussian: str, moving: int, driver: str, problem: Problem
+) -> None:
+    x, params = problem(*sizes, moving=moving, dtype=torch.float32, gaussian=gaussian)
+    record = ("log_rate", "counts", "recon", "kl")
+    reference = ik.infer(x, params, 4, record=record, seed=3, backend="eager")
+    result = ik.infer(*on_gpu(x, params), 4, record=record, seed=3, backend="triton")
+    for name in record:
+        torch.testing.assert_close(
+            result.records[name].cpu(), reference.records[name], rtol=1e-3, atol=1e-3, msg=name
+        )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"estimator": "cubic"},
+        {"estimator": "fini2", "n_inner": 2, "beta_inner": 0.6},
+        {"cell": "gaussian"},
+        {"cell": "gaussian_relu", "n_inner": 2, "beta_inner": 0.6},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("sizes", SIZES, ids=by_sizes)
 def test_backward_against_float64(
-    sizes: tuple[int, int, int], estimator: str, driver: str, problem: Problem
+    sizes: tuple[int, int, int], config: dict[str, Any], driver: str, problem: Problem
 ) -> None:
     """The same trajectory through both backwards: no draw takes part."""
     from ipvae_kernels.rollout import eager
     from ipvae_kernels.rollout.config import RolloutConfig
 
-    x, params = on_gpu(*problem(*sizes, dtype=torch.float32))
-    cfg = RolloutConfig(4, estimator=estimator, temperature=0.1)
-    tensors = [x, params.dictionary, params.log_sigma, params.log_bias, params.log_lr]
-    start = params.log_rate_init.expand(sizes[0], -1).contiguous()
+    cfg = RolloutConfig(**{"steps": 4, "temperature": 0.1, "clamp_u": 4.0, **config})
+    x, params = on_gpu(*problem(*sizes, dtype=torch.float32, gaussian=KINDS[cfg.cell]))
+    *tensors, start = leaves(x, params)
+    start = start.unsqueeze(-2).repeat_interleave(sizes[0], -2)
     trace = triton_kernels.elbo(*tensors, start, torch.tensor(4, device="cuda"), cfg)
     upstream = [torch.randn_like(part) for part in trace[:3]]
     arguments = [*upstream, *tensors, *trace[3:]]

@@ -22,8 +22,11 @@ Problem = Callable[..., tuple[Tensor, Any]]
 
 @pytest.fixture(
     params=[
-        *(f"{kind} {name}" for kind in ("poisson", "identity", "relu") for name in ("eager", "native")),
-        "poisson triton",
+        *(
+            f"{kind} {name}"
+            for kind in ("poisson", "identity", "relu")
+            for name in ("eager", "native", "triton")
+        ),
         "relu autograd",
     ]
 )

@@ -101,6 +101,8 @@ CONFIGS = [
     {"n_inner": 3, "beta_inner": 0.6},
     {"single_draw": True, "step": 3},
     {"kl": "released", "estimator": "fini2", "sample_offset": 5},
+    {"cell": "gaussian", "single_draw": True, "step": 3},
+    {"cell": "gaussian_relu", "n_inner": 2, "beta_inner": 0.6},
 ]
 
 
@@ -112,9 +114,10 @@ def test_triton_drivers_agree(
     """More than one tile in every direction; the same counts, and gradients to rounding, as eager."""
     cfg = RolloutConfig(**{"steps": 2, "estimator": "cubic", "temperature": 0.1, "clamp_u": 4.0, **config})
     rows = 17 if config else 33
-    x, params = problem(rows, 70, 70, moving=2 if moving else 0, dtype=torch.float32)
-    tensors = [x, params.dictionary, params.log_sigma, params.log_bias, params.log_lr]
-    start = params.log_rate_init.expand(rows, 70).contiguous()
+    gaussian = {"poisson": "", "gaussian": "identity", "gaussian_relu": "relu"}[cfg.cell]
+    x, params = problem(rows, 70, 70, moving=2 if moving else 0, dtype=torch.float32, gaussian=gaussian)
+    *tensors, start = [x, *(value for value in vars(params).values() if isinstance(value, Tensor))]
+    start = start.unsqueeze(-2).repeat_interleave(rows, -2)
     reference = eager.elbo(*tensors, start, torch.tensor(4), cfg)
     upstream = [torch.randn(part.shape) for part in reference[:3]]
     gradients = eager.elbo_backward(*upstream, *tensors, *reference[3:], cfg)
@@ -147,8 +150,12 @@ def test_triton_drivers_record_the_same(
             torch.testing.assert_close(result.records[name], record, rtol=1e-4, atol=1e-4)
 
 
-def test_triton_driver_follows_the_sizes() -> None:
+def test_triton_driver_follows_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     choose = triton_kernels.choose_driver
+    monkeypatch.setattr(_triton, "version", lambda: (3, 5))
+    assert choose(200, 256, 512) == "stepped"
+    assert choose(200, 64, 512) == "resident"
+    monkeypatch.setattr(_triton, "version", lambda: (3, 10))
     assert choose(200, 256, 512) == "resident"
     assert choose(4096, 2304, 131072) == "stepped"
     assert choose(200, 256, 131072) == "stepped"
