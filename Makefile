@@ -2,6 +2,9 @@
 # make test   the same environment with the development tools; lint, types and tests
 # make bench-quick   time the kernels against plain PyTorch: under two minutes
 # make bench         the same cases through pytest-benchmark, with torch.compile and JAX; CASES=infer for others
+# make aot           every Triton kernel in every configuration for three GPU architectures: the table in bench/results
+# make triton-interpreter   every test of every op with Triton's interpreter: a quarter of an hour
+# make triton-matrix   the table of aot with every version of Triton since 3.3: hours
 # make clean  remove what the above made
 
 PYTHON ?= python3
@@ -13,7 +16,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find c
 
 CASES ?= quick
 
-.PHONY: demo test lint bench bench-quick clean
+.PHONY: demo test lint bench bench-quick aot triton-matrix triton-interpreter clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ipvae demo --out demo
@@ -46,6 +49,15 @@ $(VENV)/.dev: $(VENV)/.installed
 $(VENV)/.bench: $(VENV)/.installed
 	$(PIP) '.[train,bench]'
 	@touch $@
+
+triton-matrix: $(VENV)/.dev
+	$(BIN)/python bench/triton_matrix.py --all --out bench/results/triton_versions.md
+
+triton-interpreter: $(VENV)/.dev
+	TRITON_INTERPRET=1 $(BIN)/pytest -q -k triton tests/ipvae_kernels
+
+aot: $(VENV)/.dev
+	$(BIN)/python bench/triton_aot.py --all --out bench/results/triton_aot.md
 
 clean:
 	rm -rf $(VENV) build demo .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -112,7 +112,8 @@ class Optimiser:
 
     def __init__(self, model: IPVAE) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.adamax = torch.optim.Adamax(self.parameters, lr=LR, weight_decay=WEIGHT_DECAY)
+        on_gpu = self.parameters[0].is_cuda  # where a CUDA graph may capture the step
+        self.adamax = torch.optim.Adamax(self.parameters, lr=LR, weight_decay=WEIGHT_DECAY, capturable=on_gpu)
 
     def step(self, loss: Tensor) -> None:
         """One optimiser step down a loss []."""

@@ -7,12 +7,14 @@ import logging
 from collections.abc import Iterable
 from types import ModuleType, TracebackType
 
-import torch
 from torch import Tensor
 
-from . import _native
+from . import _native, _triton
 
-NAMES = ("auto", "native", "eager", "autograd")
+NAMES = ("auto", "native", "triton", "eager", "autograd")
+
+_COMPILED: dict[str, ModuleType] = {"native": _native, "triton": _triton}
+_FILES = {"triton": "triton_kernels"}  # where a backend's file in an op's folder has another name
 
 _log = logging.getLogger("ipvae_kernels")
 _logged: set[str] = set()
@@ -26,17 +28,19 @@ class BackendError(RuntimeError):
 def backends() -> dict[str, str]:
     """Every backend by name, with "available" or the reason why it is not.
 
-    "native" is the compiled module; "eager" is PyTorch with the hand-written backward; "autograd" is plain
-    differentiable PyTorch, the slow and readable truth.
+    "native" is the compiled module, for the CPU and, where nvcc built it, CUDA; "triton" serves NVIDIA GPUs;
+    "eager" is PyTorch with the hand-written backward; "autograd" is plain differentiable PyTorch, the slow
+    and readable truth.
     """
-    return {"native": _native.reason() or "available", "eager": "available", "autograd": "available"}
+    compiled = {name: module.reason() or "available" for name, module in _COMPILED.items()}
+    return {**compiled, "eager": "available", "autograd": "available"}
 
 
 class use_backend:
     """Sets the backend of calls that leave ``backend="auto"``; as a context manager, until its end.
 
     Args:
-        name: "auto", "native", "eager" or "autograd".
+        name: "auto", "native", "triton", "eager" or "autograd".
 
     Raises:
         ValueError: unknown name.
@@ -46,8 +50,8 @@ class use_backend:
     def __init__(self, name: str) -> None:
         global _default
         _known(name)
-        if name == "native" and (reason := _native.reason()):
-            raise _unable(reason)
+        if name in _COMPILED and (reason := _COMPILED[name].reason()):
+            raise _unable(name, reason)
         self._previous, _default = _default, name
 
     def __enter__(self) -> None:
@@ -67,52 +71,50 @@ def select(backend: str) -> str:
 
 
 def resolve(backend: str, tensors: Iterable[Tensor]) -> str:
-    """The implementation that serves these tensors: "native" or "eager".
+    """The implementation that serves these tensors: "native", "triton" or "eager".
 
     Args:
-        backend: "auto" (native where it can serve, else eager, logged once), "native" or "eager".
+        backend: "auto" ("native" where it can serve, on a GPU else "triton"; else "eager", logged once),
+            "native", "triton" or "eager".
         tensors: the floating tensors of the call.
 
     Raises:
-        BackendError: "native" was named and cannot serve.
+        BackendError: a backend was named and cannot serve.
     """
     if backend == "eager":
         return "eager"
-    reason = _native.reason() or _unserved(tensors)
-    if reason is None:
-        return "native"
-    if backend == "native":
-        raise _unable(reason)
-    if reason not in _logged:
-        _logged.add(reason)
-        _log.warning("backend 'eager' serves where 'native' cannot: %s", reason)
+    tensors = list(tensors)
+    on_gpu = tensors[0].device.type == "cuda"
+    names = [backend] if backend != "auto" else ["native", "triton"] if on_gpu else ["native"]
+    reasons = {}
+    for name in names:
+        reason = _COMPILED[name].reason() or _COMPILED[name].unserved(tensors)
+        if reason is None:
+            return name
+        reasons[name] = reason
+    if backend != "auto":
+        raise _unable(backend, reasons[backend])
+    for name, reason in reasons.items():
+        if reason not in _logged:
+            _logged.add(reason)
+            _log.warning("backend 'eager' serves where %r cannot: %s", name, reason)
     return "eager"
 
 
 def implementation(package: str, backend: str, *tensors: Tensor) -> ModuleType:
-    """The module of an op's folder that serves these tensors, ``eager`` or ``native``."""
-    return importlib.import_module(f"{package}.{resolve(backend, tensors)}")
+    """The module of an op's folder that serves these tensors."""
+    name = resolve(backend, tensors)
+    return importlib.import_module(f"{package}.{_FILES.get(name, name)}")
 
 
-def no_native(backend: str, reason: str) -> None:
-    """For calls that the native backend serves never: refuses where it was named.
+def refuse_compiled(backend: str, reason: str) -> None:
+    """For calls that only autograd serves: refuses a compiled backend that was named.
 
     Raises:
-        BackendError: ``backend`` is "native".
+        BackendError: ``backend`` is "native" or "triton".
     """
-    if backend == "native":
-        raise _unable(reason)
-
-
-def _unserved(tensors: Iterable[Tensor]) -> str | None:
-    for tensor in tensors:
-        if tensor.dtype != torch.float32:
-            return f"it computes in torch.float32, the tensors are {tensor.dtype}"
-        if tensor.device.type not in ("cpu", "cuda"):
-            return f"it computes on CPUs and CUDA devices, the tensors are on {tensor.device}"
-        if tensor.device.type == "cuda" and (reason := _native.cuda_reason()):
-            return f"{reason} (the tensors are on {tensor.device})"
-    return None
+    if backend in _COMPILED:
+        raise _unable(backend, reason)
 
 
 def _known(name: str) -> None:
@@ -120,7 +122,7 @@ def _known(name: str) -> None:
         raise ValueError(f"backend: expected one of {', '.join(NAMES)}; found {name!r}")
 
 
-def _unable(reason: str) -> BackendError:
+def _unable(name: str, reason: str) -> BackendError:
     return BackendError(
-        f"backend 'native' cannot serve: {reason}. Choose backend='auto' or backend='eager' instead"
+        f"backend {name!r} cannot serve: {reason}. Choose backend='auto' or backend='eager' instead"
     )

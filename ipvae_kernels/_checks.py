@@ -89,7 +89,7 @@ def flag(name: str, value: object) -> None:
 def finite(**tensors: Tensor) -> None:
     """No NaN and no infinity; looks at the numbers, so it runs inside the ops, on real tensors."""
     for name, value in tensors.items():
-        if not _native.all_finite(value):
+        if _looks(value) and not _native.all_finite(value):
             bad = int((~torch.isfinite(value)).sum())
             raise ValueError(
                 f"{name}: expected finite values, found {bad} of {value.numel()} NaN or infinite"
@@ -99,8 +99,13 @@ def finite(**tensors: Tensor) -> None:
 def finite_result(cause: str, **tensors: Tensor) -> None:
     """Finite results of finite arguments; ``cause`` says what else can be the reason."""
     for name, value in tensors.items():
-        if not _native.all_finite(value):
+        if _looks(value) and not _native.all_finite(value):
             raise ValueError(f"the result {name!r} is not finite: {cause}")
+
+
+def _looks(value: Tensor) -> bool:
+    """Whether its numbers can be looked at: the host may not wait for a stream that a CUDA graph captures."""
+    return not (value.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def seed(value: object, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -69,6 +70,18 @@ def launch(tensor: Tensor) -> Any:
 def cuda_limits(device: torch.device) -> Any:
     """What a CUDA device offers a rollout."""
     return load().cuda_limits(device.index)
+
+
+def unserved(tensors: Iterable[Tensor]) -> str | None:
+    """Why these tensors cannot be served, or None."""
+    for tensor in tensors:
+        if tensor.dtype != torch.float32:
+            return f"it computes in torch.float32, the tensors are {tensor.dtype}"
+        if tensor.device.type not in ("cpu", "cuda"):
+            return f"it computes on CPUs and CUDA devices, the tensors are on {tensor.device}"
+        if tensor.device.type == "cuda" and (reason := cuda_reason()):
+            return f"{reason} (the tensors are on {tensor.device})"
+    return None
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels
+from ipvae_kernels import _triton
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,10 +41,17 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(params=["eager", "native"])
+@pytest.fixture(params=["eager", "native", "triton"])
 def backend(request: pytest.FixtureRequest) -> str:
-    """Every backend with a hand-written backward; those not available here skip with their reason."""
+    """Every backend with a hand-written backward; those not available here skip with their reason.
+
+    "triton" runs in the processes that ``ipvae_kernels/triton/test_interpreter.py`` starts.
+    """
     name: str = request.param
+    if name == "triton" and not _triton.interpreted():
+        pytest.skip(
+            "backend triton: served by the interpreter in a process of its own; test_gpu.py has the GPU"
+        )
     state = ipvae_kernels.backends()[name]
     if state != "available":
         pytest.skip(f"backend {name}: {state}")

@@ -16,9 +16,11 @@ from ..problem import Prepared, Problem, Settings
 from . import kernels
 
 PORTS = ("baseline", "compiled", "jax_scan", "authors")
+GPU_PORTS = ("baseline", "compiled", "graphed", "jax_scan", "authors")
 LABELS = {
     "baseline": "plain PyTorch",
     "compiled": "torch.compile",
+    "graphed": "CUDA graph",
     "jax_scan": "JAX",
     "authors": "authors' code",
 }
@@ -26,7 +28,7 @@ LABELS = {
 
 def names(case: Case, settings: Settings) -> list[str]:
     """Contestants of a case, in the order in which they take turns."""
-    ports = case.only or PORTS
+    ports = case.only or (GPU_PORTS if settings.device == "cuda" else PORTS)
     return [*settings.backends, *ports]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import torch
 from ipvae import baseline as plain
 from torch._inductor import config
 
-from ..problem import Prepared, Problem, Settings, Unavailable
+from ..problem import Output, Prepared, Problem, Settings, Unavailable
 from . import baseline
 
 WARM_UP_STEPS = 3
@@ -30,22 +31,33 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
     """
     torch.compiler.reset()
     case = problem.case
-    draw = cast(baseline.Sample, _compile(plain.sample))
-    loss = functools.partial(plain.loss, step=_compile(plain.step))
+    mode = "max-autotune" if problem.device == "cuda" else None  # which captures CUDA graphs as well
+    draw = cast(baseline.Sample, _compile(plain.sample, mode))
+    loss = functools.partial(plain.loss, step=_compile(plain.step, mode))
     short = replace(problem, case=replace(case, steps=min(case.steps, WARM_UP_STEPS)))
     begin = time.perf_counter()
     try:
         with config.patch(force_disable_caches=True):
             baseline.with_parts(short, draw, loss, problem.arrivals).run()
     except Exception as error:  # whatever the compiler finds to say
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        known = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+        if not known and mode is None:  # graphs of CUDA complain by RuntimeErrors of their own
             raise
         raise Unavailable(f"torch.compile: {str(error).strip().splitlines()[0]}") from error
     seconds = time.perf_counter() - begin
     what = "the draw" if case.op in ("sample", "rsample") else "one step, the loop in Python"
-    prepared = baseline.with_parts(problem, draw, loss, problem.arrivals, f"compiled: {what}")
+    note = f"compiled: {what}" + (f", {mode}" if mode else "")
+    prepared = baseline.with_parts(problem, draw, loss, problem.arrivals, note)
+    if mode is not None:
+        prepared = replace(prepared, run=functools.partial(_cloned, prepared.run))
     return replace(prepared, compile_seconds=seconds)
 
 
-def _compile(function: Any) -> Any:
-    return torch.compile(function, fullgraph=True)
+def _cloned(run: Callable[[], Output]) -> Output:
+    """A run whose results outlive the next one, which writes to the memory of the same CUDA graphs."""
+    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+    return {name: tensor.clone() for name, tensor in run().items()}
+
+
+def _compile(function: Any, mode: str | None) -> Any:
+    return torch.compile(function, fullgraph=True, mode=mode)

@@ -31,7 +31,7 @@ def poisson_sample(
         seed: int64 of shape [], an int, or None: drawn from torch's default generator.
         step: global time step, 0..2^32-1.
         sample_offset: global index of the first sample.
-        backend: "auto", "native", "eager" or "autograd" (here the same as eager).
+        backend: "auto", "native", "triton", "eager" or "autograd" (here the same as eager).
         check: raise where log_rate is not finite or its rate overflows; costs a pass over input and result.
 
     Returns:
@@ -82,7 +82,7 @@ def poisson_rsample(
         sample_offset: global index of the first sample.
         upper_bound: for "gumbel": number of counts in the support; None takes the 1 - 1e-3 quantile at the
             largest rate.
-        backend: "auto", "native", "eager" or "autograd"; "gumbel" is always served by autograd.
+        backend: "auto", "native", "triton", "eager" or "autograd"; "gumbel" is always served by autograd.
         check: raise where log_rate or the result is not finite; costs a pass over each.
 
     Returns:
@@ -102,7 +102,7 @@ def poisson_rsample(
     rows = _rows(log_rate)
     _checks.stream(step, 1, sample_offset, rows.shape[0])
     if backend == "autograd" or estimator == "gumbel":
-        _backends.no_native(backend, "the gumbel estimator is served by autograd alone")
+        _backends.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
         if check:
             _checks.finite(log_rate=log_rate)
         stream, noise = Stream(KIND_ALONE, 0, step, sample_offset), eager.PhiloxNoise(seed)

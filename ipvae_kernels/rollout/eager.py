@@ -293,6 +293,22 @@ def elbo_backward(
             grad_bias += to_bias
             grad_lr += to_lr
         grad = grad + grad_prior
+    gathered = gather(grad_recon, x, precision, counts, errors, grad_errors, grad_drives, cfg)
+    return (*gathered, grad_bias, grad_lr, grad)
+
+
+def gather(
+    grad_recon: Tensor,
+    x: Tensor,
+    precision: Tensor,
+    counts: Tensor,
+    errors: Tensor,
+    grad_errors: Tensor,
+    grad_drives: Tensor,
+    cfg: RolloutConfig,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, dictionary and log_sigma from those of all errors and drives, all steps at once."""
+    n = cfg.n_inner
     weighted = (errors[:, :n] * precision).flatten(0, 2)
     grad_dictionary = weighted.T @ grad_drives.flatten(0, 1) - grad_errors.flatten(0, 2).T @ counts.flatten(
         0, 2
@@ -301,11 +317,4 @@ def elbo_backward(
     shares = (grad_errors * errors).sum(2)
     grad_sigma = grad_recon.sum() - shares[:, n].sum(0) - 2.0 * shares[:, :n].sum((0, 1))
     grad_x = grad_errors.sum(1)
-    return (
-        grad_x if x.dim() == 3 else grad_x.sum(0),
-        grad_dictionary,
-        grad_sigma,
-        grad_bias,
-        grad_lr,
-        grad,
-    )
+    return grad_x if x.dim() == 3 else grad_x.sum(0), grad_dictionary, grad_sigma

@@ -24,7 +24,7 @@ from ..poisson.op import check_estimator
 from ..update.op import check_clamp
 from . import eager, windows
 from .cells import Cell, make_cell
-from .config import RolloutConfig
+from .config import PRECISIONS, RolloutConfig
 
 RECORDS = tuple(eager.RECORDS)
 """What ``infer`` can record of a step."""
@@ -85,6 +85,7 @@ def infer(
     kl: str = "exact",
     single_draw: bool = False,
     sample_offset: int | None = None,
+    precision: str = "float32",
     backend: str = "auto",
     check: bool = True,
 ) -> InferResult:
@@ -118,7 +119,9 @@ def infer(
         single_draw: the fresh draw of a step also drives the next update: not the paper's rule, and needs
             n_inner = 1.
         sample_offset: global index of the first sample; None takes that of the state, else 0.
-        backend: "auto", "native", "eager" or "autograd".
+        precision: of matrix products on tensor cores: "float32" (float32-grade), or "tf32" or "bf16", whose
+            error ``docs/decisions.md`` states. Only "triton" has them; other backends compute in full.
+        backend: "auto", "native", "triton", "eager" or "autograd".
         check: raise where a tensor or the result is not finite; costs a pass over each.
 
     Returns:
@@ -135,8 +138,9 @@ def infer(
         _checks.choice("record", name, RECORDS)
     _checks.integer("record_every", record_every, 1, 2**32)
     task = _prepare(
-        x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset
-    )
+        x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset,
+        precision,
+    )  # fmt: skip
     backend = _backends.select(backend)
     names = [name for name in RECORDS if name in record]
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -175,6 +179,7 @@ def elbo(
     kl: str = "exact",
     single_draw: bool = False,
     sample_offset: int | None = None,
+    precision: str = "float32",
     backend: str = "auto",
     check: bool = True,
 ) -> ElboResult:
@@ -206,7 +211,8 @@ def elbo(
         kl: "exact" or "released"; the published values of beta belong to "released".
         single_draw: draw once per step.
         sample_offset: global index of the first sample.
-        backend: "auto", "native", "eager" or "autograd".
+        precision: of matrix products on tensor cores.
+        backend: "auto", "native", "triton", "eager" or "autograd".
         check: raise where a tensor or the result is not finite.
 
     Returns:
@@ -224,8 +230,9 @@ def elbo(
     if checkpoint is not None:
         _checks.integer("checkpoint", checkpoint, 1, 2**32)
     task = _prepare(
-        x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset
-    )
+        x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset,
+        precision,
+    )  # fmt: skip
     if isinstance(params, PoissonParams):
         task = task._replace(
             cfg=task.cfg._replace(estimator=estimator, temperature=float(temperature), n_arrivals=n_arrivals)
@@ -280,6 +287,7 @@ def _prepare(
     kl: str,
     single_draw: bool,
     sample_offset: int | None,
+    precision: str,
 ) -> _Task:
     """Checks the arguments that ``infer`` and ``elbo`` share."""
     _checks.integer("steps", steps, 1, 2**32)
@@ -287,6 +295,7 @@ def _prepare(
     _checks.number("beta_inner", beta_inner, 0.0)
     _checks.choice("kl", kl, ("exact", "released"))
     _checks.flag("single_draw", single_draw)
+    _checks.choice("precision", precision, PRECISIONS)
     if single_draw and n_inner > 1:
         raise ValueError(f"single_draw: expected n_inner = 1 with it, found {n_inner}")
     if state is not None and not isinstance(state, State):
@@ -300,7 +309,7 @@ def _prepare(
     _checks.stream(step, steps, offset, batch)
     cfg = RolloutConfig(
         steps=steps, n_inner=n_inner, beta_inner=float(beta_inner), kl=kl, single_draw=single_draw,
-        step=step, sample_offset=offset,
+        step=step, sample_offset=offset, precision=precision,
     )  # fmt: skip
     if isinstance(params, GaussianParams):
         (u, xi), (du, dxi) = (
@@ -381,9 +390,9 @@ def _clamp_pair(name: str, value: Clamp, default: tuple[float, float]) -> tuple[
 
 
 def _by_autograd(backend: str, cfg: RolloutConfig) -> bool:
-    """Whether plain differentiable PyTorch serves the call; refuses "native" where only that can."""
+    """Whether plain differentiable PyTorch serves the call; refuses a compiled backend named for it."""
     if cfg.estimator == "gumbel":
-        _backends.no_native(backend, "the gumbel estimator is served by autograd alone")
+        _backends.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
         return True
     return backend == "autograd"
 
@@ -425,7 +434,7 @@ _TENSORS = "Tensor x, Tensor dictionary, Tensor log_sigma, Tensor log_bias, Tens
 _CONFIG = (
     "int steps, int n_inner, float beta_inner, float clamp_u, float clamp_du, str kl, bool single_draw, "
     "str estimator, float temperature, int? n_arrivals, int step, int sample_offset, "
-    "str cell, float clamp_xi, float clamp_dxi"
+    "str cell, float clamp_xi, float clamp_dxi, str precision"
 )
 _FIELDS = len(RolloutConfig._fields)
 

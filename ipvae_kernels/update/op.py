@@ -42,7 +42,7 @@ def log_rate_update(
         leak: weight of the pull towards the prior, >= 0 (beta_inner with several inner iterations).
         clamp_u: ceiling of the log rate, above -8.
         clamp_du: ceiling of its update, above -8.
-        backend: "auto", "native", "eager" or "autograd".
+        backend: "auto", "native", "triton", "eager" or "autograd".
         check: raise where a tensor is not finite; costs a pass over each.
 
     Returns:

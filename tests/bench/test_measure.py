@@ -100,6 +100,10 @@ def test_turns() -> None:
 def test_names(settings: Settings) -> None:
     assert names(CASES["infer-paper"], settings) == ["native", "baseline", "compiled", "jax_scan", "authors"]
     assert names(CASES["growth-K-512"], settings) == ["native", "baseline"]
+    on_gpu = dataclasses.replace(settings, device="cuda", backends=("triton",))
+    assert names(CASES["infer-paper"], on_gpu)[:4] == ["triton", "baseline", "compiled", "graphed"]
+    with pytest.raises(Unavailable, match="a CUDA graph needs a GPU"):
+        prepare("graphed", make(CASES["quick-infer"], settings), settings)
 
 
 @pytest.mark.skipif(

@@ -66,7 +66,9 @@ def test_cutting_samples_and_time_changes_nothing(
     monkeypatch.setattr("ipvae.evaluation.BLOCK", block)
     cut = evaluate(model, x, STEPS, batch_size=batch_size, marks=(1, 5, STEPS))
     for name in ("r2", "zeros", "spikes", "kl", "nelbo"):
-        np.testing.assert_allclose(getattr(cut, name), getattr(whole, name), rtol=1e-5, err_msg=name)
+        expected = getattr(whole, name)
+        typical = np.abs(expected).mean()  # a mean of signed latents may come out near 0 at some step
+        np.testing.assert_allclose(getattr(cut, name), expected, rtol=0.0, atol=1e-5 * typical, err_msg=name)
     assert cut.lifetime == {mark: pytest.approx(value, rel=1e-5) for mark, value in whole.lifetime.items()}
     assert set(cut.population) == {1, 5, STEPS}
 

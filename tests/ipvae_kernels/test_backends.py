@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import ipvae_kernels as ik
-from ipvae_kernels import _backends, _native
+from ipvae_kernels import _backends, _native, _triton
 from ipvae_kernels.info import info
 
 REASON = "the compiled module is missing (test)"
@@ -24,7 +25,7 @@ def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_backends_are_listed() -> None:
     states = ik.backends()
-    assert list(states) == ["native", "eager", "autograd"]
+    assert list(states) == ["native", "triton", "eager", "autograd"]
     assert states["eager"] == states["autograd"] == "available"
     assert states["native"] == (_native.reason() or "available")
 
@@ -60,6 +61,54 @@ def test_native_refuses_float64(monkeypatch: pytest.MonkeyPatch) -> None:
         ik.poisson_sample(torch.zeros(2, dtype=torch.float64), seed=1, backend="native")
 
 
+@pytest.fixture
+def triton_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks for Triton again, as in a process that is not the interpreter."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(_triton, "_missing", _triton._missing.__wrapped__)
+
+
+@pytest.mark.usefixtures("triton_cache")
+def test_triton_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    u = torch.zeros(2, 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(ik.BackendError, match=r"'triton' cannot serve: Triton is missing .*pip install"):
+        ik.poisson_sample(u, seed=1, backend="triton")
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.2.0"))
+    with pytest.raises(ik.BackendError, match=r"Triton 3\.2\.0 is too old; install it with"):
+        ik.use_backend("triton")
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.10.1"))
+    assert ik.backends()["triton"].startswith("it needs an NVIDIA GPU")
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert ik.backends()["triton"] == "it is made for NVIDIA GPUs, this torch is built for ROCm"
+
+
+@pytest.mark.usefixtures("triton_cache")
+def test_triton_refuses_what_it_cannot_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton, "reason", lambda: None)
+    for device, dtype, message in [
+        ("cpu", torch.float32, r"on NVIDIA GPUs, the tensors are on cpu; move them with \.to\('cuda'\)"),
+        ("meta", torch.float32, "on NVIDIA GPUs, the tensors are on meta"),
+        ("cpu", torch.float64, r"in torch\.float32, the tensors are torch\.float64"),
+    ]:
+        with pytest.raises(ik.BackendError, match=message):
+            _backends.resolve("triton", [torch.zeros(2, device=device, dtype=dtype)])
+    old = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
+    with pytest.raises(ik.BackendError, match=r"it needs compute capability 8\.0, T4 has less"):
+        _backends.resolve("triton", [old])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert _backends.resolve("auto", [old]) == "triton"
+
+
+def test_a_grid_beyond_the_device_is_refused() -> None:
+    assert _triton.check_grid(2**31 - 1) == 2**31 - 1
+    with pytest.raises(ValueError, match=r"the batch: expected at most 2147483647 tiles.*sample_offset"):
+        _triton.check_grid(2**31)
+
+
 def test_auto_takes_native_for_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "reason", lambda: None)
     assert _backends.resolve("auto", [torch.zeros(2)]) == "native"
@@ -81,7 +130,7 @@ def test_use_backend_as_setter_and_context() -> None:
     assert _backends.select("auto") == "autograd"
     ik.use_backend("auto")
     with pytest.raises(
-        ValueError, match="backend: expected one of auto, native, eager, autograd; found 'gpu'"
+        ValueError, match="backend: expected one of auto, native, triton, eager, autograd; found 'gpu'"
     ):
         ik.use_backend("gpu")
 
@@ -112,6 +161,7 @@ def test_import_builds_and_probes_nothing() -> None:
     code = (
         "import sys, ipvae_kernels\n"
         "assert 'ipvae_kernels._C' not in sys.modules\n"
+        "assert 'triton' not in sys.modules and 'ipvae_kernels._triton.math' not in sys.modules\n"
         "assert not any(m.endswith('.native') and m.startswith('ipvae_kernels') for m in sys.modules)\n"
         "import torch; assert not torch.cuda.is_initialized()\n"
     )

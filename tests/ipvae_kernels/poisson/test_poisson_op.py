@@ -49,6 +49,8 @@ def test_batch_splits_are_bit_identical(function: Any, backend: str, dtype: torc
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_threads_do_not_matter(function: Any, backend: str) -> None:
+    if backend == "triton":
+        pytest.skip("kernels on a GPU know no threads of the host")
     u = rates(65, 130) + 2.0
     two = function(u, seed=3, backend=backend)
     torch.set_num_threads(1)
@@ -111,7 +113,10 @@ def test_gradient_by_hand_is_that_of_autograd(estimator: str, n_arrivals: int | 
 @pytest.mark.parametrize("estimator", DIFFERENTIABLE)
 def test_backends_agree(estimator: str, n_arrivals: int | None, backend: str) -> None:
     """Up to draws within rounding of a threshold: at most a share of 1e-3 of the counts may differ."""
-    u = (rates(100, 100) + 1.0).requires_grad_()
+    u = rates(100, 100) + 1.0
+    if backend == "triton":  # the interpreter takes 20 ms for every four arrivals of the slowest neuron
+        u = u[:20].clamp(max=3.0)
+    u.requires_grad_()
     results = []
     for name in (backend, "autograd"):
         z = ik.poisson_rsample(
@@ -201,7 +206,11 @@ BAD = [
     ({"step": 2**32}, ValueError, "step: expected"),
     ({"step": 1.0}, TypeError, "step: expected an int, found float"),
     ({"sample_offset": 2**32 - 2}, ValueError, "sample_offset: expected an int from 0 to 4294967292"),
-    ({"backend": "cuda"}, ValueError, "backend: expected one of auto, native, eager, autograd; found 'cuda'"),
+    (
+        {"backend": "gpu"},
+        ValueError,
+        "backend: expected one of auto, native, triton, eager, autograd; found 'gpu'",
+    ),
     ({"check": 1}, TypeError, "check: expected a bool, found int"),
 ]
 BAD_RELAXED = [

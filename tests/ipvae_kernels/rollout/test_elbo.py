@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,6 +30,11 @@ def gaussian(request: pytest.FixtureRequest) -> str:
     """A kind of model, for ``problem(gaussian=...)``."""
     kind: str = request.param
     return kind
+
+
+def implementation(backend: str) -> Any:
+    file = {"triton": "triton_kernels"}.get(backend, backend)
+    return importlib.import_module(f"ipvae_kernels.rollout.{file}")
 
 
 def leaves(x: Tensor, params: Any) -> list[Tensor]:
@@ -164,7 +170,7 @@ def test_every_number_of_the_trace_follows_from_the_others(
     config: dict[str, Any], moving: bool, problem: Problem, backend: str, dtype: torch.dtype
 ) -> None:
     """Each saved tensor is recomputed in float64 from those it depends on: no error hides in a later one."""
-    module = eager if backend == "eager" else pytest.importorskip("ipvae_kernels.rollout.native")
+    module = implementation(backend)
     cfg = RolloutConfig(
         **{
             "steps": 4,
@@ -223,7 +229,7 @@ def test_backward_of_the_same_trace(
     config: dict[str, Any], moving: bool, problem: Problem, backend: str, dtype: torch.dtype
 ) -> None:
     """A backend's backward of one trace against the eager one in float64: no random numbers take part."""
-    module = eager if backend == "eager" else pytest.importorskip("ipvae_kernels.rollout.native")
+    module = implementation(backend)
     cfg = RolloutConfig(**{"steps": 4, "estimator": "cubic", "temperature": 0.1, "clamp_u": 4.0, **config})
     tensors, log_rate = case(problem, cfg, moving, dtype)
     trace = module.elbo(*tensors, log_rate, torch.tensor(4), cfg)
@@ -405,28 +411,28 @@ def test_not_finite_is_refused_and_nan_ends(
     assert bool(torch.isnan(result.loss))
 
 
-def test_opcheck(problem: Problem, backend: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [(CONFIGS[0], 2), (CONFIGS[1], 2), (CONFIGS[1], 1), (CONFIGS[-2], 2), (CONFIGS[-2], 1)],
+    ids=str,
+)
+def test_opcheck(
+    config: dict[str, Any], window: int, problem: Problem, backend: str, dtype: torch.dtype
+) -> None:
     seed = torch.tensor(3)
-    for config, window in [
-        (CONFIGS[0], 2),
-        (CONFIGS[1], 2),
-        (CONFIGS[1], 1),
-        (CONFIGS[-2], 2),
-        (CONFIGS[-2], 1),
-    ]:
-        cfg = RolloutConfig(**{"steps": 2, "estimator": "cubic", "temperature": 0.3, **config})
-        gaussian = "relu" if cfg.cell == "gaussian_relu" else ""
-        x, params = problem(batch=2, dtype=dtype, grad=True, gaussian=gaussian)
-        *tensors, start = leaves(x, params)
-        tensors.append(start.detach().unsqueeze(-2).repeat_interleave(2, -2).requires_grad_())
-        forward = torch.ops.ipvae_kernels.elbo.default
-        torch.library.opcheck(forward, (*tensors, seed, *cfg, window, backend, True))
-        with torch.no_grad():
-            outputs = forward(*tensors, seed, *cfg, window, backend, True)
-        upstream = [torch.randn_like(part) for part in outputs[:3]]
-        plain = [tensor.detach() for tensor in (*upstream, *tensors[:5], *outputs[3:])]
-        backward = torch.ops.ipvae_kernels.elbo_backward.default
-        torch.library.opcheck(backward, (*plain, seed, *cfg, window, backend))
+    cfg = RolloutConfig(**{"steps": 2, "estimator": "cubic", "temperature": 0.3, **config})
+    gaussian = "relu" if cfg.cell == "gaussian_relu" else ""
+    x, params = problem(batch=2, dtype=dtype, grad=True, gaussian=gaussian)
+    *tensors, start = leaves(x, params)
+    tensors.append(start.detach().unsqueeze(-2).repeat_interleave(2, -2).requires_grad_())
+    forward = torch.ops.ipvae_kernels.elbo.default
+    torch.library.opcheck(forward, (*tensors, seed, *cfg, window, backend, True))
+    with torch.no_grad():
+        outputs = forward(*tensors, seed, *cfg, window, backend, True)
+    upstream = [torch.randn_like(part) for part in outputs[:3]]
+    plain = [tensor.detach() for tensor in (*upstream, *tensors[:5], *outputs[3:])]
+    backward = torch.ops.ipvae_kernels.elbo_backward.default
+    torch.library.opcheck(backward, (*plain, seed, *cfg, window, backend))
 
 
 @pytest.mark.parametrize("moving", [False, True])

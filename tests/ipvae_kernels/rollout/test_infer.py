@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
+from ipvae_kernels import _triton
 from ipvae_kernels.poisson import eager as poisson
 from ipvae_kernels.rollout import eager
 from ipvae_kernels.rollout.op import RECORDS
@@ -21,16 +22,22 @@ Problem = Callable[..., tuple[Tensor, Any]]
 
 @pytest.fixture(
     params=[
-        *(f"{kind} {name}" for kind in ("poisson", "identity", "relu") for name in ("eager", "native")),
+        *(
+            f"{kind} {name}"
+            for kind in ("poisson", "identity", "relu")
+            for name in ("eager", "native", "triton")
+        ),
         "relu autograd",
     ]
 )
 def model(request: pytest.FixtureRequest) -> tuple[str, str, torch.dtype]:
     """A kind of model (for ``problem(gaussian=...)``), a backend that serves it, and a dtype."""
     kind, backend = request.param.split()
+    if backend == "triton" and not _triton.interpreted():
+        pytest.skip("served by the interpreter in a process of its own")
     if ik.backends()[backend] != "available":
         pytest.skip(ik.backends()[backend])
-    dtype = torch.float32 if backend == "native" else torch.float64
+    dtype = torch.float32 if backend in ("native", "triton") else torch.float64
     return "" if kind == "poisson" else kind, backend, dtype
 
 

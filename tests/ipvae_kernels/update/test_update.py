@@ -239,7 +239,7 @@ BAD = [
         "clamp_du: expected a finite number above -8, found nan",
     ),
     (None, None, {"check": None}, TypeError, "check: expected a bool"),
-    (None, None, {"backend": "triton"}, ValueError, "backend: expected one of"),
+    (None, None, {"backend": "gpu"}, ValueError, "backend: expected one of"),
 ]
 
 

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Builds, tests and measures on a machine with an NVIDIA GPU that has its own torch and Triton; under ten minutes.
+#
+#   bench/gpu.sh [--reference CHECKOUT] [--python PYTHON] [--dry-run]
+#
+# CHECKOUT is one of hadivafaii/IterativeVAE, the authors' code. Results: bench/results/<device>-<commit>/ with
+# environment.txt, a log of each part, tables, and summary.txt. Every part runs, whatever the others did; the exit
+# status is 1 where one failed. --dry-run needs no GPU and prints what would run.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+python=python3 reference="" dry=""
+while (($#)); do
+    case $1 in
+        --reference) reference=$(realpath "$2") && shift 2 ;;
+        --python) python=$2 && shift 2 ;;
+        --dry-run) dry=1 && shift ;;
+        *) sed -n 2,9p "$0" && exit 2 ;;
+    esac
+done
+
+deadline=585 failed=0
+# What the issue asks a figure for comes first; each case is a process, so that none takes another's time.
+cases="train-paper-sigmoid-0.1 infer-paper-1000 train-paper-cubic-0.1 sample-paper-cubic-0.1 infer-paper"
+
+part() { # part NAME SECONDS COMMAND...: runs within a limit and the time left, keeps the log and the time
+    local name=$1 limit=$2 begin=$SECONDS status
+    shift 2
+    if [[ $dry ]]; then
+        printf '%s (%d s):' "$name" "$limit" && printf ' %q' "$@" && echo
+        return
+    fi
+    ((limit > deadline - SECONDS)) && limit=$((deadline - SECONDS))
+    if ((limit < 5)); then
+        echo "$name: skipped, ten minutes are over" | tee -a "$out/summary.txt"
+        failed=1
+        return
+    fi
+    echo "== $name"
+    timeout "$limit" "$@" > "$out/$name.log" 2>&1
+    status=$?
+    printf '%s: exit %d, %d s\n' "$name" "$status" $((SECONDS - begin)) | tee -a "$out/summary.txt"
+    ((status == 0)) || { failed=1 && tail -15 "$out/$name.log"; }
+}
+
+skip() { # skip NAME REASON
+    echo "$1: skipped, $2" | if [[ $dry ]]; then cat; else tee -a "$out/summary.txt"; fi
+}
+
+if [[ $dry ]]; then
+    out=bench/results/DEVICE-COMMIT bin=BIN
+else
+    if ! command -v nvidia-smi > /dev/null || ! nvidia-smi -L > /dev/null 2>&1; then
+        echo "bench/gpu.sh: no NVIDIA GPU: nvidia-smi is missing or finds none" >&2
+        exit 2
+    fi
+    if ! "$python" -c 'import torch, triton; assert torch.cuda.is_available()' 2> /dev/null; then
+        echo "bench/gpu.sh: $python needs a CUDA build of torch that sees the GPU, and triton (see --python)" >&2
+        exit 2
+    fi
+    device=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr ' /' '--')
+    commit=$(git rev-parse --short HEAD 2> /dev/null || echo unknown)
+    out=$PWD/bench/results/$device-$commit
+    mkdir -p "$out"
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    : > "$out/summary.txt"
+    "$python" -m venv --system-site-packages "$work/venv"
+    bin=$work/venv/bin
+    {
+        date -u +%FT%TZ
+        echo "commit $commit$(git diff --quiet HEAD 2> /dev/null || echo ' with changes')"
+        nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv
+        "$python" -c 'import sys, torch, triton
+print(sys.version)
+print("torch", torch.__version__, "cuda", torch.version.cuda, "triton", triton.__version__)'
+    } > "$out/environment.txt" 2>&1
+fi
+
+# The kernels of this GPU alone: the others would take the time of the benchmarks.
+[[ $dry ]] || export CUDAARCHS=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
+part build 240 "$bin/python" -m pip install --quiet --disable-pip-version-check '.[train]' pytest scipy
+[[ $dry ]] || "$bin/python" -m ipvae_kernels >> "$out/environment.txt" 2>&1
+part tests 180 "$bin/python" -m pytest -m gpu -q tests
+part poisson-correlation 40 "$bin/python" bench/poisson_correlation.py --out "$out/poisson_correlation.md"
+part limits 90 "$bin/python" bench/gpu_limits.py --out "$out/limits.md"
+for case in $cases; do
+    part "bench-$case" 110 "$bin/ipvae" bench --case "$case" --device cuda --backend native --backend triton --backend eager \
+        --seconds 5 --updates 200 --no-memory --json "$out/$case.json" ${reference:+--reference "$reference"}
+done
+[[ $reference ]] || skip "authors' code" "no --reference"
+if [[ $dry ]] || command -v compute-sanitizer > /dev/null; then
+    part sanitizer 90 compute-sanitizer --error-exitcode 1 "$bin/python" -m pytest -m gpu -q \
+        tests/ipvae_kernels/test_gpu.py -k "3x7x9 or test_update"
+    for tool in memcheck racecheck synccheck; do
+        part "cuda-$tool" 60 compute-sanitizer --tool $tool --error-exitcode 1 "$bin/python" bench/cuda_small.py
+    done
+else
+    skip sanitizer "compute-sanitizer is not on the PATH"
+fi
+if [[ $dry ]] || command -v ncu > /dev/null; then
+    part ncu 60 ncu --kernel-name regex:rollout --set full "$bin/python" bench/cuda_small.py --paper
+else
+    skip ncu "it is not on the PATH"
+fi
+# The cases that were measured, as tables.
+[[ $dry ]] || for case in $cases; do [[ -s $out/$case.json ]] && set -- "$@" "$out/$case.json"; done
+if [[ $dry ]] || (($#)); then
+    part report 30 "$bin/ipvae" bench report "$@" --out "$out/report"
+fi
+echo "results in $out"
+exit $failed

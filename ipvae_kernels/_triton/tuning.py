@@ -1,0 +1,46 @@
+"""Autotuning over a small set of configurations, kept on disk.
+
+What is tuned (warps, pipeline stages, tiles of independent rows and columns) never changes the order of a sum
+over neurons or pixels. The table of sets is in ``docs/decisions.md``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import triton
+
+from . import interpreted
+
+
+def config(num_warps: int, num_stages: int = 2, **blocks: int) -> Any:
+    """One configuration; ``blocks`` are constexpr arguments of the kernel."""
+    return triton.Config(blocks, num_warps=num_warps, num_stages=num_stages)
+
+
+def autotune(configs: Sequence[Any], key: Sequence[str]) -> Callable[[Any], Any]:
+    """``triton.autotune``; the first configuration is the default.
+
+    The interpreter, whose cost is per program, takes the last, which has the largest tile.
+
+    Args:
+        configs: the set.
+        key: names of the arguments by which results are kept.
+    """
+    if interpreted():
+        (tiles,) = (config.kwargs for config in configs[-1:])
+        fixed: Callable[[Any], Any] = triton.heuristics(
+            {name: lambda arguments, value=value: value for name, value in tiles.items()}
+        )
+        return fixed
+    options = {"configs": list(configs), "key": list(key), "do_bench": _bench, "cache_results": True}
+    known = inspect.signature(triton.autotune).parameters
+    wrap: Callable[[Any], Any] = triton.autotune(**{k: v for k, v in options.items() if k in known})
+    return wrap
+
+
+def _bench(call: Callable[[], Any], quantiles: Sequence[float]) -> Any:
+    """Triton's timing; named here, since Triton 3.3 looks for a GPU when it is left to find it itself."""
+    return triton.testing.do_bench(call, quantiles=quantiles)

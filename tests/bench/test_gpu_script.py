@@ -1,0 +1,42 @@
+"""bench/gpu.sh as far as it goes without a GPU."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from ipvae_bench.cases import CASES
+
+SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "gpu.sh"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_every_part_is_planned_within_its_limit(tmp_path: Path) -> None:
+    result = run("--dry-run", "--reference", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    parts = dict(line.split(" (", 1) for line in result.stdout.splitlines() if " s): " in line)
+    benches = {name.removeprefix("bench-") for name in parts if name.startswith("bench-")}
+    assert benches <= set(CASES)
+    assert len(benches) == 5
+    others = {"build", "tests", "poisson-correlation", "limits", "sanitizer", "report"}
+    assert set(parts) == others | {f"bench-{name}" for name in benches}
+    assert all(f"--reference {tmp_path}" in parts[f"bench-{name}"] for name in benches)
+    assert "authors' code: skipped" in run("--dry-run").stdout
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine may have a GPU")
+def test_without_a_gpu_it_says_so() -> None:
+    result = run()
+    assert result.returncode == 2
+    assert "no NVIDIA GPU" in result.stderr
+
+
+def test_an_unknown_option_shows_the_usage() -> None:
+    result = run("--zebra")
+    assert result.returncode == 2
+    assert "--reference CHECKOUT" in result.stdout

@@ -1,0 +1,27 @@
+"""Every Triton kernel compiles for three architectures, spills nothing and fits; needs no GPU."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipvae_kernels import _triton
+
+if _triton.interpreted() or _triton._missing():
+    pytest.skip(_triton._missing() or "the interpreter compiles nothing", allow_module_level=True)
+
+from ipvae_bench import triton_aot as aot
+
+if not aot.CUOBJDUMP.exists():
+    pytest.skip(f"{aot.CUOBJDUMP} is missing from this Triton", allow_module_level=True)
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_default_configurations(arch: int) -> None:
+    cases = aot.cases(False, arch)
+    kernels = {case.kernel.fn.__name__ for case in cases}
+    assert kernels == {
+        "draw_kernel", "forward_kernel", "backward_kernel", "residual_kernel", "update_kernel", "pull_kernel",
+        "push_kernel", "latents_kernel",
+    }  # fmt: skip
+    faults = [(case.name, aot.fault(case, aot.compile_case(case, arch), arch)) for case in cases]
+    assert not [(name, text) for name, text in faults if text]

@@ -1,0 +1,80 @@
+"""Runs the tests of the Triton backend in Triton's interpreter, which serves a whole process or none of it.
+
+There run the op tests that are parametrised over backends, with "triton", and ``test_kernels.py``; those of
+``LEFT_OUT``, which meet the same kernels once more, only with ``make triton-interpreter``, which runs all.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipvae_kernels import _triton
+
+TESTS = Path(__file__).resolve().parents[1]
+GROUPS = {
+    "poisson": ["poisson/test_poisson_op.py", "update", "triton/test_kernels.py"],
+    "elbo": ["rollout/test_elbo.py"],
+    "infer": ["rollout/test_infer.py", "rollout/test_limits.py"],
+}
+
+LEFT_OUT = (
+    "every_number and moving",
+    "same_trace and static",
+    "checkpoints and (config1 or config2 or config3 or True)",
+    "opcheck and inner",
+    "compile_without_graph_breaks",
+    "time_splits and not static",
+    "record_every_counts and (identity or relu)",
+    "drivers_agree and static",
+)
+CHOSEN = f"triton and not ({' or '.join(f'({words})' for words in LEFT_OUT)})"
+
+pytestmark = [
+    pytest.mark.skipif(_triton.interpreted(), reason="this is the interpreter"),
+    pytest.mark.skipif(_triton._missing() is not None, reason=str(_triton._missing())),
+]
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """One process for each group, all at once."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--durations=12",
+        "-k",
+        CHOSEN,
+    ]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    started = {
+        name: subprocess.Popen(
+            [*command, *(str(TESTS / path) for path in paths)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name, paths in GROUPS.items()
+    }
+    yield started
+    for process in started.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("group", list(GROUPS))
+def test_in_the_interpreter(group: str, runs: dict[str, subprocess.Popen[str]]) -> None:
+    output, _ = runs[group].communicate(timeout=3600)
+    assert runs[group].returncode == 0, output
+    assert " passed" in output.splitlines()[-1], output
+    print(output)
