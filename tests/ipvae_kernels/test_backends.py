@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,17 @@ def test_triton_refuses_what_it_cannot_compute(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ik.BackendError, match=r"it needs compute capability 8\.0, T4 has less"):
         _backends.resolve("triton", [old])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert _backends.resolve("auto", [old]) == "triton"
+    assert _backends.resolve("triton", [old]) == "triton"
+
+
+@pytest.mark.parametrize(("reason", "serves"), [(None, "native"), ("CUDA was not compiled in", "triton")])
+def test_auto_on_a_gpu(reason: str | None, serves: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (_native, _triton):
+        monkeypatch.setattr(module, "reason", lambda: None)
+    monkeypatch.setattr(_native, "cuda_reason", lambda: reason)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    tensor: Any = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 0))
+    assert _backends.resolve("auto", [tensor]) == serves
 
 
 def test_a_grid_beyond_the_device_is_refused() -> None:
