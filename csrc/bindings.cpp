@@ -26,11 +26,11 @@ void bind_common(py::module_& m) {
     m.def("instruction_set", &cpu::instruction_set);
     m.def("set_instruction_set", &cpu::set_instruction_set, py::arg("name"));
     m.def(
-        "all_finite",
-        [](uintptr_t data, int64_t n, int64_t n_threads) {
-            return cpu::all_finite(pointer<const float>(data), n, n_threads);
+        "all_below",
+        [](uintptr_t data, int64_t n, float limit, int64_t n_threads) {
+            return cpu::all_below(pointer<const float>(data), n, limit, n_threads);
         },
-        py::arg("data"), py::arg("n"), py::arg("n_threads"), py::call_guard<py::gil_scoped_release>());
+        py::arg("data"), py::arg("n"), py::arg("limit"), py::arg("n_threads"), py::call_guard<py::gil_scoped_release>());
     m.def(
         "evaluate",
         [](const std::string& function, uintptr_t in, uintptr_t out, int64_t n) {

@@ -103,6 +103,11 @@ def finite_result(cause: str, **tensors: Tensor) -> None:
             raise ValueError(f"the result {name!r} is not finite: {cause}")
 
 
+def below(limit: float, value: Tensor) -> bool:
+    """Whether the size of every element is known to be below a limit."""
+    return _looks(value) and _native.all_below(value, limit)
+
+
 def _looks(value: Tensor) -> bool:
     """Whether its numbers can be looked at: the host may not wait for a stream that a CUDA graph captures."""
     return not (value.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -84,17 +84,25 @@ def unserved(tensors: Iterable[Tensor]) -> str | None:
     return None
 
 
+def all_below(tensor: Tensor, limit: float) -> bool:
+    """Whether the size of every element is below a limit; that of NaN is not."""
+    if _looks_itself(tensor):
+        return bool(load().all_below(tensor.data_ptr(), tensor.numel(), limit, torch.get_num_threads()))
+    return not tensor.numel() or bool((torch.stack(torch.aminmax(tensor)).abs() < limit).all())
+
+
 def all_finite(tensor: Tensor) -> bool:
     """Whether a tensor has neither NaN nor infinite elements."""
-    if (
-        tensor.dtype == torch.float32
-        and tensor.device.type == "cpu"
-        and tensor.is_contiguous()
-        and not reason()
-    ):
-        return bool(load().all_finite(tensor.data_ptr(), tensor.numel(), torch.get_num_threads()))
+    if _looks_itself(tensor):
+        return all_below(tensor, math.inf)
     # One infinite or NaN element makes the sum so; the exact test is left for sums that overflow.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def _looks_itself(tensor: Tensor) -> bool:
+    """Whether the compiled module can look at the numbers of a tensor."""
+    on_cpu = tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
+    return on_cpu and not reason()
 
 
 def fill(args: Any, **fields: Tensor | int | float | bool | None) -> Any:

@@ -203,17 +203,17 @@ void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const Para
         grads.log_lr[i] = static_cast<float>(sums[a.n_inputs + a.n_latents + i]);
 }
 
-bool all_finite(const float* data, int64_t n, int64_t n_threads) {
+bool all_below(const float* data, int64_t n, float limit, int64_t n_threads) {
     const Kernels& k = *current().load();
     // A thread is worth waking for some 10^5 numbers, which one reads in 10 microseconds.
     constexpr int64_t kChunk = 1 << 16;
     int64_t chunks = (n + kChunk - 1) / kChunk;
-    std::atomic<bool> finite{true};
+    std::atomic<bool> below{true};
     parallel(chunks, std::min(n_threads, 1 + chunks / 2), [&](int64_t begin, int64_t end) {
         int64_t first = begin * kChunk, last = std::min(end * kChunk, n);
-        if (!k.all_finite(data + first, last - first)) finite = false;
+        if (!k.all_below(data + first, last - first, limit)) below = false;
     });
-    return finite;
+    return below;
 }
 
 void evaluate(const std::string& function, const float* in, float* out, int64_t n) {

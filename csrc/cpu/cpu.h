@@ -33,7 +33,8 @@ struct ParameterGrads {
 void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads);
 void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads);
 
-bool all_finite(const float* data, int64_t n, int64_t n_threads);
+// Whether the size of every element is below the limit; that of NaN is not.
+bool all_below(const float* data, int64_t n, float limit, int64_t n_threads);
 // Evaluates one of the functions of csrc/common at n floats, for accuracy tests.
 void evaluate(const std::string& function, const float* in, float* out, int64_t n);
 // Philox4x32 of 7 or 10 rounds by the current instruction set: four words from scalar code, then four from a vector.

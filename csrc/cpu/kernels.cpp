@@ -122,13 +122,14 @@ static void rollout_grad(const RolloutGradArgs& g, int64_t begin, int64_t end, f
 
 // ---- checks -------------------------------------------------------------------------------------------------------
 
-static bool all_finite(const float* data, int64_t n) {
-    // A float is infinite or NaN exactly where its exponent bits are all ones.
+static bool all_below(const float* data, int64_t n, float limit) {
+    // Without their signs floats compare as their bits, infinite ones and then NaN above all.
+    int32_t end = (int32_t)bits(limit);
     vi bad{};
     int64_t i = 0;
-    for (; i + kWidth <= n; i += kWidth) bad |= (bits(load(data + i)) & 0x7F800000u) == vu{} + 0x7F800000u;
+    for (; i + kWidth <= n; i += kWidth) bad |= (vi)(bits(load(data + i)) & 0x7FFFFFFFu) >= vi{} + end;
     bool ok = !any(bad);
-    for (; i < n; ++i) ok &= (bits(data[i]) & 0x7F800000u) != 0x7F800000u;
+    for (; i < n; ++i) ok &= (int32_t)(bits(data[i]) & 0x7FFFFFFFu) < end;
     return ok;
 }
 
@@ -178,7 +179,7 @@ extern const Kernels kernels;
 const Kernels kernels = {
     IPVAE_STRING(IPVAE_TARGET), kPanel, poisson_scratch, poisson, update, update_grad, packed_floats,
     pack, draws_counts, rollout_scratch, rollout, rollout_grad_scratch, rollout_grad, grad_product_scratch, dictionary_grad_panels,
-    all_finite, evaluate, known_philox,
+    all_below, evaluate, known_philox,
 };
 
 IPVAE_END

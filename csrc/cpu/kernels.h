@@ -117,7 +117,7 @@ struct Kernels {
     void (*rollout_grad)(const RolloutGradArgs&, int64_t begin, int64_t end, float* scratch);
     int64_t (*dictionary_grad_scratch)(const RolloutArgs&, int64_t n_panels);
     void (*dictionary_grad)(const RolloutGradArgs&, int64_t begin, int64_t end, float* scratch);
-    bool (*all_finite)(const float* data, int64_t n);
+    bool (*all_below)(const float* data, int64_t n, float limit);
     // For tests: functions of csrc/common at n floats, and Philox4x32 with 7 or 10 rounds, [4] words from a scalar and
     // [4] from a vector evaluation.
     void (*evaluate)(const char* function, const float* in, float* out, int64_t n);

@@ -23,7 +23,14 @@ def test_every_part_is_planned_within_its_limit(tmp_path: Path) -> None:
     benches = {name.removeprefix("bench-") for name in parts if name.startswith("bench-")}
     assert benches <= set(CASES)
     assert len(benches) == 5
-    checks = {"tests", "poisson-correlation", "sanitizer", "cuda-memcheck", "cuda-racecheck", "cuda-synccheck"}
+    checks = {
+        "tests",
+        "poisson-correlation",
+        "sanitizer",
+        "cuda-memcheck",
+        "cuda-racecheck",
+        "cuda-synccheck",
+    }
     others = {"build", "limits", "ncu", "report"}
     assert set(parts) == checks | others | {f"bench-{name}" for name in benches}
     assert all(f"--reference {tmp_path}" in parts[f"bench-{name}"] for name in benches)

@@ -348,6 +348,17 @@ def test_all_finite_sees_every_element(size: int, instruction_set: str) -> None:
         values[i] = -1.0
 
 
+def test_all_below_is_strict_and_takes_both_signs(instruction_set: str) -> None:
+    for tensor in (torch.full((33,), -79.99), torch.full((2, 33), -79.99).T):  # the second by PyTorch
+        values = tensor.clone(memory_format=torch.preserve_format)
+        assert _native.all_below(values, 80.0)
+        for bad in (80.0, -80.0, math.nan, -math.inf):
+            values[32] = bad
+            assert not _native.all_below(values, 80.0)
+    assert _native.all_below(torch.empty(0), 1.0)
+    assert _native.all_below(torch.empty(0, dtype=torch.float64), 1.0)
+
+
 def test_unknown_instruction_set_lists_the_choices() -> None:
     with pytest.raises(ValueError, match=r"expected one of .*baseline, got sse9"):
         _native.load().set_instruction_set("sse9")
