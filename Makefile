@@ -42,13 +42,14 @@ $(VENV)/.installed: $(BIN)/python $(SOURCES)
 	$(PIP) '.[train]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.installed
+$(VENV)/.dev: $(BIN)/python $(SOURCES)
+	@echo "Building and installing, with the development tools (the first time takes minutes)"
 	$(PIP) '.[train,dev]'
-	@touch $@
+	@touch $(VENV)/.installed $@
 
-$(VENV)/.bench: $(VENV)/.installed
+$(VENV)/.bench: $(BIN)/python $(SOURCES)
 	$(PIP) '.[train,bench]'
-	@touch $@
+	@touch $(VENV)/.installed $@
 
 triton-matrix: $(VENV)/.dev
 	$(BIN)/python bench/triton_matrix.py --all --out bench/results/triton_versions.md

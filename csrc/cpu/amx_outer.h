@@ -128,7 +128,8 @@ inline int pack_outer_right(const float* b, int64_t depth, int64_t n, int64_t p,
 // ---- products -----------------------------------------------------------------------------------------------------
 
 // C [32, 32] += A B for one pair of column tiles. Tiles: 0 to 3 C, 4 and 5 A, 6 and 7 B.
-inline void add_pair_product(const uint16_t* a, int64_t a_piece, int64_t dp, int b_pieces, const uint16_t* b, float* c, int64_t c_row) {
+inline void add_pair_product(const uint16_t* a, int64_t a_piece, int64_t dp, int b_pieces, const uint16_t* b, float* c,
+                             int64_t c_row) {
     finish_stores();
     _tile_loadd(0, c, c_row * 4);
     _tile_loadd(1, c + 16, c_row * 4);

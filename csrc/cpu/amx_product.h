@@ -118,11 +118,10 @@ IPVAE_HD __m128i* bytes_at(uint8_t* bytes, int r, int64_t d) {
     return (__m128i*)(bytes + (d / kByteDepth * 2 + r / 16) * kByteTile + r % 16 * kByteDepth + d % kByteDepth);
 }
 
-// Digits of the largest count; 0 where there is none below kCountsEnd, as with NaN or an absurd log rate.
-inline int digits_of_counts(int rows, const float* a, int64_t a_row, int64_t dp) {
+// Digits of a row's largest count; 0 where it is not below kCountsEnd, as with NaN or an absurd log rate.
+inline int digits_of_counts(const float* row, int64_t dp) {
     __m512i largest = _mm512_setzero_si512();  // floats of one sign compare as their bits, NaN above all
-    for (int r = 0; r < rows; ++r)
-        for (int64_t d = 0; d < dp; d += kWidth) largest = _mm512_max_epu32((__m512i)load(a + r * a_row + d), largest);
+    for (int64_t d = 0; d < dp; d += kWidth) largest = _mm512_max_epu32((__m512i)load(row + d), largest);
     auto below = [&](float end) { return _mm512_cmplt_epu32_mask(largest, (__m512i)splat<vf>(end)) == 0xFFFF; };
     return below(256.f) ? 1 : below(65536.f) ? 2 : below(kCountsEnd) ? 3 : 0;
 }
@@ -180,7 +179,8 @@ template <bool kTwo> inline void count_sums(const uint8_t* a, int64_t depth, con
 
 // Any rows, one row tile: weights 256^4 to 256^1, the second in two parts as three additions to one tile would wait for each
 // other. Tiles: 0 to 4 sums, 5 and 6 A, 7 B.
-template <int kRowTile> inline void row_sums(const uint8_t* a, int64_t a_digit, int64_t depth, const int8_t* b, int32_t (*sums)[kTileRows][16]) {
+template <int kRowTile>
+inline void row_sums(const uint8_t* a, int64_t a_digit, int64_t depth, const int8_t* b, int32_t (*sums)[kTileRows][16]) {
     finish_stores();
     _tile_zero(0);
     _tile_zero(1);
@@ -223,22 +223,19 @@ template <int kWeights> IPVAE_HD vf weigh(const int32_t (*sums)[kTileRows][16], 
 
 IPVAE_HD void store_or_add(float* to, bool add, vf v) { store(to, add ? load(to) + v : v); }
 
-// Rows of any floats, element by element: for what are no counts.
-inline void any_rows_product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t n, float* c,
-                             int64_t c_row) {
+// A row of any floats, element by element.
+inline void any_row_product(const float* a, int64_t depth, const float* b, int64_t n, float* c) {
     for (int64_t at = 0; at < n; ++at) {
         const int8_t* tile = column_tile<kCountDigits>(b, depth, at / 16 * 16) + at % 16 * 4;
         float unit = column_units<kCountDigits>(b, depth, at / 16 * 16)[at % 16];
-        for (int r = 0; r < rows; ++r) {
-            float total = 0.f;
-            for (int64_t d = 0; d < depth; ++d) {
-                const int8_t* low = tile + d / kByteDepth * kCountDigits * kByteTile + d % kByteDepth / 4 * 64 + d % 4;
-                int32_t fixed = 0;
-                for (int digit = kCountDigits - 1; digit >= 0; --digit) fixed = fixed * 256 + low[digit * kByteTile];
-                total += a[r * a_row + d] * ((float)fixed * unit);
-            }
-            c[r * c_row + at] = total;
+        float total = 0.f;
+        for (int64_t d = 0; d < depth; ++d) {
+            const int8_t* low = tile + d / kByteDepth * kCountDigits * kByteTile + d % kByteDepth / 4 * 64 + d % 4;
+            int32_t fixed = 0;
+            for (int digit = kCountDigits - 1; digit >= 0; --digit) fixed = fixed * 256 + low[digit * kByteTile];
+            total += a[d] * ((float)fixed * unit);
         }
+        c[at] = total;
     }
 }
 
@@ -249,8 +246,11 @@ inline void counts_product(int rows, const float* a, int64_t a_row, int64_t dept
     constexpr int kOrder[] = {0, 1, 2, 3};
     alignas(64) int32_t sums[kCountDigits][kTileRows][16];
     int64_t dp = padded(depth);
-    int digits = digits_of_counts(rows, a, a_row, dp);
-    if (!digits) return any_rows_product(rows, a, a_row, depth, b, n, c, c_row);
+    int digits = 0, digits_of_row[kTileRows];
+    for (int r = 0; r < rows; ++r) {
+        digits_of_row[r] = digits_of_counts(a + r * a_row, dp);
+        digits = digits_of_row[r] > digits ? digits_of_row[r] : digits;
+    }
     float weight = 1.f;
     for (int digit = 0; digit < digits; ++digit, weight *= 256.f) {
         split_counts(rows, a, a_row, dp, digit, scratch.bytes);
@@ -265,6 +265,8 @@ inline void counts_product(int rows, const float* a, int64_t a_row, int64_t dept
             }
         }
     }
+    for (int r = 0; r < rows; ++r)
+        if (!digits_of_row[r]) any_row_product(a + r * a_row, depth, b, n, c + r * c_row);
 }
 
 // The same for any rows A.

@@ -198,6 +198,26 @@ def test_absurd_counts_are_decoded(log_rate: float, instruction_set: str, proble
     )
 
 
+@pytest.mark.parametrize("log_rate", [13.0, 20.0])
+def test_an_absurd_row_leaves_its_neighbours_alone(
+    log_rate: float, instruction_set: str, problem: Problem
+) -> None:
+    x, params = problem(3, 20, 70, dtype=torch.float32)
+    params = dataclasses.replace(params, log_lr=torch.tensor(-100.0))
+    start = torch.zeros(3, 70)
+    record = ("counts", "reconstruction")
+    states = []
+    for first in (0.0, log_rate):
+        start[0] = first
+        state = ipvae_kernels.State(start.clone(), 0, torch.tensor(1))
+        states.append(
+            ipvae_kernels.infer(x, params, 1, state=state, record=record, clamp_u=30.0, backend="native")
+        )
+    assert states[1].records["counts"][0, 0].min() > 1e5
+    for name in record:
+        assert torch.equal(states[0].records[name][0, 1:], states[1].records[name][0, 1:])
+
+
 def test_more_latents_than_one_exact_sum_takes(instruction_set: str) -> None:
     latents = 40_000  # 32,768 products of digits surely fit 32 bits
     dictionary = torch.rand(3, latents) + 1  # all of one sign, so that the sums are as large as they get
