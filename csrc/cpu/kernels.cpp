@@ -32,16 +32,19 @@ static void poisson(const PoissonArgs& a, int64_t begin, int64_t end, float* mem
         auto row = [&](int i) { return (unit + i) / chunks; };
         auto first = [&](int i) { return (unit + i) % chunks * kPoissonChunk; };
         auto width = [&](int i) { return a.n_latents - first(i) < np ? a.n_latents - first(i) : np; };
+        auto at = [&](int i) { return row(i) * a.n_latents + first(i); };
+        // Whole chunks that lie side by side are drawn where they are: the copies were 18 % of a profile.
+        bool in_place = width(units - 1) == np && at(units - 1) == at(0) + (units - 1) * np;
         for (int i = 0; i < units; ++i) {
-            load_rows(a.log_rate + row(i) * a.n_latents + first(i), 1, width(i), np, kFloor, u + i * np);
-            rates_of(u + i * np, np, options.hard(), rates(i));
+            if (!in_place) load_rows(a.log_rate + at(i), 1, width(i), np, kFloor, u + i * np);
+            rates_of(in_place ? a.log_rate + at(i) : u + i * np, np, options.hard(), rates(i));
         }
         draw(options, units, rates, [&](int i) { return (uint32_t)first(i); },
-             [&](int i) { return a.sample_offset + (uint32_t)row(i); }, counts, slopes, np, stream, scratch.next);
-        for (int i = 0; i < units; ++i) {
-            int64_t at = row(i) * a.n_latents + first(i);
-            store_rows(counts + i * np, 1, width(i), np, a.counts + at);
-            if (a.slopes) store_rows(slopes + i * np, 1, width(i), np, a.slopes + at);
+             [&](int i) { return a.sample_offset + (uint32_t)row(i); }, in_place ? a.counts + at(0) : counts,
+             in_place && a.slopes ? a.slopes + at(0) : slopes, np, stream, scratch.next);
+        for (int i = 0; i < units && !in_place; ++i) {
+            store_rows(counts + i * np, 1, width(i), np, a.counts + at(i));
+            if (a.slopes) store_rows(slopes + i * np, 1, width(i), np, a.slopes + at(i));
         }
     }
 }
