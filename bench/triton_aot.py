@@ -31,8 +31,8 @@ from ipvae_kernels._native import ESTIMATORS
 from ipvae_kernels.poisson import triton_kernels as poisson
 from ipvae_kernels.rollout import triton_resident as resident
 from ipvae_kernels.rollout import triton_stepped as stepped
-from ipvae_kernels.rollout.config import CELLS
-from ipvae_kernels.rollout.triton_parts import PRODUCTS
+from ipvae_kernels.rollout.config import CELLS, RolloutConfig
+from ipvae_kernels.rollout.triton_parts import COUNTS, PRODUCTS, decode_product
 from ipvae_kernels.update import triton_kernels as update
 
 SHARED_MAX = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of a program
@@ -84,7 +84,7 @@ class Row(NamedTuple):
 def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Name, kernel and constants of every kernel, in the variants whose code differs most."""
     codes = range(len(ESTIMATORS)) if complete else [ESTIMATORS.index(name) for name in ("hard", "sigmoid")]
-    products = list(PRODUCTS.values()) if complete else ["tf32x3"]
+    precisions = list(PRODUCTS) if complete else ["float32"]
     for code in codes:
         cell = {"ESTIMATOR": code, "n_arrivals": None, "BLOCK_K": 128}
         yield f"poisson draw, {ESTIMATORS[code]}", poisson.draw_kernel, cell
@@ -94,9 +94,13 @@ def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     yield "update backward", update.backward_kernel, {"BLOCK_K": 256, "BLOCK_B": 4}
     tile = {"DEPTH": stepped.DEPTH, "n_inner": 1}
     of_pixels, of_neurons = {"PIXELS": stepped.PIXELS}, {"NEURONS": stepped.NEURONS, "SLICE": stepped.SLICE}
-    for product in products:
+    of_counts = {**tile, **of_pixels, "PRODUCT": COUNTS.value}
+    yield "stepped residual, counts", stepped.residual_kernel, of_counts
+    for precision in precisions:
+        product = PRODUCTS[precision]
         given = {**tile, "PRODUCT": product}
-        yield f"stepped residual, {product}", stepped.residual_kernel, {**given, **of_pixels}
+        of_residual = {**given, **of_pixels, "largest_ptr": None}
+        yield f"stepped residual, {product}", stepped.residual_kernel, of_residual
         yield f"stepped push, {product}", stepped.push_kernel, {**given, **of_pixels}
         drawn = list(_drawn(codes if product == "tf32x3" else codes[:2]))
         backwards = [_of_backward(cell) for cell in ((0, 2) if product == "tf32x3" else (0,))]
@@ -104,6 +108,8 @@ def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
             yield f"stepped pull, {product}{name}", stepped.pull_kernel, {**given, **of_neurons, **cell}
         for name, draw in drawn:
             update_of = {**given, **of_neurons, **draw, "SINGLE": False, "RELEASED": False}
+            if _decode_of(draw, precision) != COUNTS.value:
+                update_of["largest_ptr"] = None
             yield f"stepped update, {product}, {name}", stepped.update_kernel, update_of
         for pixels in (resident.PIXELS_MAX_OLD, resident.PIXELS_MAX):
             given = {"n_inner": 1, "PRODUCT": product, **resident.blocks(pixels)}
@@ -111,7 +117,7 @@ def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
                 backward_of = {**given, **cell}
                 yield f"resident backward, {product}, M {pixels}{name}", resident.backward_kernel, backward_of
             for name, draw in drawn:
-                forward_of = {**given, "SINGLE": False, "RELEASED": False, **_of_forward(draw)}
+                forward_of = {**given, "SINGLE": False, "RELEASED": False, **_of_forward(draw, precision)}
                 yield f"resident forward, {product}, M {pixels}, {name}", resident.forward_kernel, forward_of
 
 
@@ -129,13 +135,21 @@ def _of_backward(cell: int) -> tuple[str, dict[str, Any]]:
     return f", {CELLS[cell]}", {"CELL": cell, "RELEASED": False}
 
 
-def _of_forward(draw: dict[str, Any]) -> dict[str, Any]:
+def _of_forward(draw: dict[str, Any], precision: str) -> dict[str, Any]:
     """Constants of the resident forward: inference without records where counts are hard, else training."""
     hard = draw["CELL"] == draw["ESTIMATOR"] == 0
     absent = ["squared", "spikes", "zeros", "record_log_rate", "record_counts", "record_mean"]
     if hard:
         absent += ["drives", "counts", "slopes", "recon", "kl"]
-    return {**draw, "FRESH": not hard, **{f"{name}_ptr": None for name in absent}}
+    given = {**draw, "DECODE": _decode_of(draw, precision), "FRESH": not hard}
+    return {**given, **{f"{name}_ptr": None for name in absent}}
+
+
+def _decode_of(draw: dict[str, Any], precision: str) -> str:
+    """The product that decodes what is drawn."""
+    cell, estimator = CELLS[draw["CELL"]], ESTIMATORS[draw["ESTIMATOR"]]
+    cfg = RolloutConfig(steps=1, precision=precision, cell=cell, estimator=estimator, temperature=0.1)
+    return decode_product(cfg)
 
 
 def _serves(case: Case, arch: int) -> bool:
@@ -187,6 +201,8 @@ def compile_case(case: Case, arch: int) -> Figures:
     )
     begin = time.perf_counter()
     options = {"num_warps": case.config.num_warps, "num_stages": case.config.num_stages}
+    if case.config.maxnreg is not None:
+        options["maxnreg"] = case.config.maxnreg
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     seconds = time.perf_counter() - begin
     registers, spilled = _resources(compiled.asm["cubin"])
@@ -225,8 +241,13 @@ def measure(complete: bool, archs: list[int]) -> Iterator[Row]:
                 figures = compile_case(case, arch)
                 wrong = fault(case, figures, arch)
             except Exception as error:  # of any of the compiler's passes
-                figures, wrong = None, f"does not compile: {error!r}"
+                figures, wrong = None, f"does not compile: {_root(error)!r}"
             yield Row(case.name, text, case.default, arch, figures, wrong)
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error began with; Triton's compiler repeats the kernel's text at every level above."""
+    return error if error.__cause__ is None else _root(error.__cause__)
 
 
 def table(rows: list[Row]) -> str:

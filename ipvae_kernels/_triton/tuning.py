@@ -15,9 +15,12 @@ import triton
 from . import interpreted
 
 
-def config(num_warps: int, num_stages: int = 2, **blocks: int) -> Any:
-    """One configuration; ``blocks`` are constexpr arguments of the kernel."""
-    return triton.Config(blocks, num_warps=num_warps, num_stages=num_stages)
+def config(num_warps: int, num_stages: int = 2, registers: int | None = None, **blocks: int) -> Any:
+    """One configuration; ``blocks`` are constexpr arguments of the kernel.
+
+    ``registers`` allows a thread so many. Left to itself the assembler may spill for the sake of occupancy.
+    """
+    return triton.Config(blocks, num_warps=num_warps, num_stages=num_stages, maxnreg=registers)
 
 
 def autotune(configs: Sequence[Any], key: Sequence[str]) -> Callable[[Any], Any]:

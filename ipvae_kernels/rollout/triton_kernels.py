@@ -77,14 +77,16 @@ def infer(
                 x.new_empty((2, batch, pixels)), (None, None, None), records, record_every, fresh,
             )  # fmt: skip
         return [path[cfg.steps * n % (n + 1)].clone(), *records.values()]
+    counts = x.new_empty((2, batch, neurons))
     buffers = Buffers(
         path=x.new_empty((n + 1, *log_rate.shape)),
-        counts=x.new_empty((2, batch, neurons)),
+        counts=counts,
         slopes=None,
         errors=x.new_empty((2, batch, pixels)),
         drives=x.new_empty((1, batch, neurons)),
         recon_sums=None,
         kl_sums=None,
+        largest=triton_stepped.largest_of(counts, cfg),
     )
     buffers.path[0] = log_rate
     cell = make_cell(log_bias, log_lr, PhiloxNoise(seed), cfg)
@@ -141,7 +143,8 @@ def elbo(
     else:
         path[0] = log_rate
         recon_sums, kl_sums = map(x.new_empty, triton_stepped.sums_shape(cfg, batch, dictionary))
-        buffers = Buffers(path, counts, slopes, errors, drives, recon_sums, kl_sums)
+        largest = triton_stepped.largest_of(counts, cfg)
+        buffers = Buffers(path, counts, slopes, errors, drives, recon_sums, kl_sums, largest)
         with _triton.on_device_of(x):
             triton_stepped.forward(*tensors, seed, cfg, buffers, lambda t: True, lambda t: None)
         recon, kl = recon_sums.sum(1), kl_sums.sum(1)

@@ -8,16 +8,27 @@ u, the log rate) or two (Gaussian: u, the mean, and xi, log sigma); nobody reads
 import triton
 import triton.language as tl
 
+from .._native import ESTIMATORS, estimator_code
 from .._triton import gaussian_cell, interpreted, poisson, poisson_cell
 from .._triton.math import exp
 from .config import CELLS, RolloutConfig
 
 PRODUCTS = {"float32": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
 """How ``RolloutConfig.precision`` is computed: three TF32 products carry 22 bits of each factor."""
+COUNTS = tl.constexpr("counts")
+"""How integer counts are decoded in float32: three bfloat16 products, of exact factors, at half the cost."""
 
 POISSON = tl.constexpr(CELLS.index("poisson"))
 RELU = tl.constexpr(CELLS.index("gaussian_relu"))
 _INTERPRETED = tl.constexpr(interpreted())
+FEW = tl.constexpr(256.0)  # up to here every count is exact in bfloat16
+
+
+def decode_product(cfg: RolloutConfig) -> str:
+    """The product of latents with the dictionary."""
+    drawn = ESTIMATORS[estimator_code(cfg.estimator, cfg.temperature)]
+    integers = cfg.cell == "poisson" and drawn in ("hard", "fini2", "fini3")
+    return COUNTS.value if integers and cfg.precision == "float32" else PRODUCTS[cfg.precision]
 
 
 def arrival_limit(cfg: RolloutConfig) -> float | None:
@@ -26,18 +37,48 @@ def arrival_limit(cfg: RolloutConfig) -> float | None:
 
 
 @triton.jit
+def _add_bf16(acc, a, b):
+    if _INTERPRETED:  # Triton's interpreter would multiply the bits of bfloat16 as integers
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc)
+
+
+@triton.jit
+def _split(x):
+    """Three bfloat16 tiles whose sum is x, in 24 bits."""
+    high = x.to(tl.bfloat16)
+    x -= high.to(tl.float32)
+    middle = x.to(tl.bfloat16)
+    x -= middle.to(tl.float32)
+    return high, middle, x.to(tl.bfloat16)
+
+
+@triton.jit
 def add_product(acc, a, b, PRODUCT: tl.constexpr):
-    """Acc + a b of float32 tiles, on tensor cores, accumulated in float32."""
-    if PRODUCT == "bf16":
+    """Acc + a b of float32 tiles, on tensor cores, accumulated in float32.
+
+    COUNTS takes of each count the leading 8 bits, which are all up to FEW; :func:`add_rest` adds the others.
+    """
+    if PRODUCT == COUNTS:
+        high, middle, low = _split(b)
         a = a.to(tl.bfloat16)
-        b = b.to(tl.bfloat16)
-        if _INTERPRETED:  # Triton's interpreter would multiply the bits of bfloat16 as integers
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
-        acc = tl.dot(a, b, acc)
+        acc = _add_bf16(acc, a, low)
+        acc = _add_bf16(acc, a, middle)
+        acc = _add_bf16(acc, a, high)
+    elif PRODUCT == "bf16":
+        acc = _add_bf16(acc, a.to(tl.bfloat16), b.to(tl.bfloat16))
     else:
         acc = tl.dot(a, b, acc, input_precision=PRODUCT)
     return acc
+
+
+@triton.jit
+def add_rest(acc, counts, b):
+    """What ``add_product(acc, counts, b, COUNTS)`` leaves out of counts beyond FEW."""
+    rest = counts - counts.to(tl.bfloat16).to(tl.float32)
+    acc = add_product(acc, rest - rest.to(tl.bfloat16).to(tl.float32), b, COUNTS)
+    return add_product(acc, rest, b, COUNTS)
 
 
 @triton.jit

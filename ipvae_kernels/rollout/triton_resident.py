@@ -12,7 +12,7 @@ two [R, M] tiles. What was considered:
 - The error in registers as a factor of the product: every warp needs all of its [16, M], in three TF32 parts;
   at M = 256 the compiler spilled 1.3 to 4.9 KB a thread. It goes through L1 in slices of 32 pixels instead.
 - Gram form: K^2 words per update instead of K M, since a chunk of Phi is read from L2 once for both products;
-  it wins only for K < M, where the dictionary is small anyway.
+  it would win for K < M, but a record of reconstructions needs Phi z (``docs/decisions.md``).
 - Event-driven products: a Triton program cannot gather columns by a list of its own making; the dense product
   of 16 rows costs a tensor core less than reading the chunk.
 
@@ -27,16 +27,20 @@ from torch import Tensor
 
 from .. import _triton
 from .._native import estimator_code
-from .._triton.math import exp
+from .._triton.math import any_of, exp
 from .._triton.philox import load_key
 from .._triton.tuning import autotune, config
 from .config import CELLS, RolloutConfig
 from .triton_parts import (
+    COUNTS,
+    FEW,
     POISSON,
     PRODUCTS,
     add_product,
+    add_rest,
     advance,
     arrival_limit,
+    decode_product,
     draw_from,
     encode,
     kl_of,
@@ -55,6 +59,16 @@ PIXELS_MAX_OLD = 64  # with Triton before 3.6, whose code needs more registers
 CONFIGS = (config(8, 1), config(8, 2), config(4, 1))
 NEURONS = 32  # of a chunk of the dictionary
 DEPTH = 32  # of a product over pixels at a time
+
+
+@triton.jit
+def add_decoded(acc, latents, phi, DECODE: tl.constexpr):
+    """Acc + latents phi, of any count."""
+    acc = add_product(acc, latents, phi, DECODE)
+    if DECODE == COUNTS:
+        if any_of(latents > FEW):
+            acc = add_rest(acc, latents, phi)
+    return acc
 
 
 @autotune(CONFIGS, key=("n_pixels", "n_neurons", "PRODUCT", "ESTIMATOR", "CELL"))
@@ -100,6 +114,7 @@ def forward_kernel(
     n_arrivals,
     CELL: tl.constexpr,
     PRODUCT: tl.constexpr,
+    DECODE: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     SINGLE: tl.constexpr,
     RELEASED: tl.constexpr,
@@ -198,7 +213,7 @@ def forward_kernel(
             )
             if FRESH:
                 if recorded:
-                    mean_fresh = add_product(mean_fresh, fresh, phi, PRODUCT)
+                    mean_fresh = add_decoded(mean_fresh, fresh, phi, DECODE)
                     if record_counts_ptr is not None:
                         tl.store(record_counts_ptr + record * wide + at, fresh, mask=inside)
                     if spikes_ptr is not None:
@@ -206,7 +221,7 @@ def forward_kernel(
                     if zeros_ptr is not None:
                         silent += tl.sum(tl.where(inside & (fresh == 0.0), 1.0, 0.0), axis=1)[:, None]
             if i + 1 < n_updates:
-                mean_next = add_product(mean_next, following, phi, PRODUCT)
+                mean_next = add_decoded(mean_next, following, phi, DECODE)
         of_record = record * n_rows + row
         if recorded:
             if kl_ptr is not None:
@@ -410,6 +425,7 @@ def forward(
         *(cfg.temperature, arrival_limit(cfg)),
         CELL=CELLS.index(cfg.cell),
         PRODUCT=PRODUCTS[cfg.precision],
+        DECODE=decode_product(cfg),
         ESTIMATOR=estimator_code(cfg.estimator, cfg.temperature),
         SINGLE=cfg.single_draw,
         RELEASED=cfg.kl == "released",

@@ -35,11 +35,15 @@ from ..philox import KIND_LOSS, KIND_UPDATE, Stream
 from ..poisson.triton_kernels import draw_into
 from .config import CELLS, RolloutConfig
 from .triton_parts import (
+    COUNTS,
+    FEW,
     POISSON,
     PRODUCTS,
     add_product,
+    add_rest,
     advance,
     arrival_limit,
+    decode_product,
     draw_from,
     encode,
     kl_of,
@@ -57,21 +61,23 @@ PIXELS = 64
 DEPTH = 32  # of a product at a time
 SLICE = 16  # rows that an epilogue takes at a time
 
-CONFIGS = (
-    config(8, 2, BLOCK_B=64),
-    config(8, 3, BLOCK_B=32),
-    config(8, 3, BLOCK_B=128),
+REGISTERS = (
+    255  # left to itself an update's kernel stops at 128 for a second program, and spills (Triton 3.3, 3.5)
 )
-UPDATE_CONFIGS = (CONFIGS[1], CONFIGS[0], CONFIGS[2])  # 64 rows of Gaussian cells spill 8 bytes on sm_100
+CONFIGS = (
+    config(8, 2, REGISTERS, BLOCK_B=64),
+    config(8, 3, REGISTERS, BLOCK_B=32),
+    config(8, 3, REGISTERS, BLOCK_B=128),
+)
+NARROW_FIRST = (CONFIGS[1], CONFIGS[0], CONFIGS[2])  # with 64 rows, decoding counts spills 8 bytes on sm_80
 
 
 @triton.jit
 def _decode(
-    latents_ptr, dictionary_ptr, row, pixel, n_rows, n_pixels, n_neurons,
-    ROWS: tl.constexpr, PIXELS: tl.constexpr, DEPTH: tl.constexpr, PRODUCT: tl.constexpr,
+    acc, latents_ptr, dictionary_ptr, row, pixel, n_rows, n_pixels, n_neurons,
+    DEPTH: tl.constexpr, PRODUCT: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """The product of latents [n_rows, K] with Phi^T for rows [R, 1] and pixels [1, N]."""
-    acc = tl.zeros((ROWS, PIXELS), tl.float32)
+    """Acc + latents [n_rows, K] Phi^T for rows [R, 1] and pixels [1, N]. REST: what COUNTS leaves out."""
     for begin in range(0, n_neurons, DEPTH):
         neuron = begin + tl.arange(0, DEPTH)
         latents = tl.load(
@@ -84,11 +90,21 @@ def _decode(
             mask=(pixel < n_pixels) & (neuron[:, None] < n_neurons),
             other=0.0,
         )
-        acc = add_product(acc, latents, phi, PRODUCT)
+        acc = add_rest(acc, latents, phi) if REST else add_product(acc, latents, phi, PRODUCT)
     return acc
 
 
-@autotune(CONFIGS, key=("n_pixels", "n_neurons", "rows_class", "PRODUCT"))
+@triton.jit
+def _largest(largest_ptr, row, n_rows, neuron_tiles, ROWS: tl.constexpr):
+    """The largest count of rows [R, 1]."""
+    largest = tl.zeros((ROWS, 1), tl.float32)
+    for tile in range(neuron_tiles):
+        of_tile = tl.load(largest_ptr + tl.cast(tile, tl.int64) * n_rows + row, mask=row < n_rows, other=0.0)
+        largest = tl.maximum(largest, of_tile)
+    return tl.max(largest)
+
+
+@autotune(NARROW_FIRST, key=("n_pixels", "n_neurons", "rows_class", "PRODUCT"))
 @triton.jit(do_not_specialize=("first_draw",), do_not_specialize_on_alignment=("rows_class",))
 def residual_kernel(
     counts_ptr,  # [draw slots, B, K]
@@ -97,6 +113,7 @@ def residual_kernel(
     log_sigma_ptr,  # [M]
     errors_ptr,  # [draw slots, B, M]
     recon_sums_ptr,  # [T, pixel tiles, B], or None
+    largest_ptr,  # [draw slots, neuron tiles, B], or None unless PRODUCT is COUNTS
     first_draw,
     x_step,
     n_rows,
@@ -104,6 +121,7 @@ def residual_kernel(
     n_neurons,
     n_inner,
     draw_slots,
+    neuron_tiles,
     rows_class,
     PRODUCT: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -120,8 +138,15 @@ def residual_kernel(
     inside = (row < n_rows) & (pixel < n_pixels)
     latents_ptr = counts_ptr + slot * n_rows * n_neurons
     acc = _decode(
-        latents_ptr, dictionary_ptr, row, pixel, n_rows, n_pixels, n_neurons, BLOCK_B, PIXELS, DEPTH, PRODUCT
-    )
+        tl.zeros((BLOCK_B, PIXELS), tl.float32), latents_ptr, dictionary_ptr, row, pixel,
+        n_rows, n_pixels, n_neurons, DEPTH, PRODUCT, False,
+    )  # fmt: skip
+    if PRODUCT == COUNTS:
+        if _largest(largest_ptr + slot * neuron_tiles * n_rows, row, n_rows, neuron_tiles, BLOCK_B) > FEW:
+            acc = _decode(
+                acc, latents_ptr, dictionary_ptr, row, pixel,
+                n_rows, n_pixels, n_neurons, DEPTH, PRODUCT, True,
+            )  # fmt: skip
     at = row * n_pixels + pixel
     error = tl.load(x_ptr + t * x_step + at, mask=inside, other=0.0) - acc
     tl.store(errors_ptr + slot * n_rows * n_pixels + at, error, mask=inside)
@@ -133,7 +158,7 @@ def residual_kernel(
             tl.store(recon_sums_ptr + (t * pixel_tiles + tile) * n_rows + row, sums, mask=row < n_rows)
 
 
-@autotune(UPDATE_CONFIGS, key=("n_pixels", "n_neurons", "rows_class", "PRODUCT", "ESTIMATOR", "CELL"))
+@autotune(NARROW_FIRST, key=("n_pixels", "n_neurons", "rows_class", "PRODUCT", "ESTIMATOR", "CELL"))
 @triton.jit(
     do_not_specialize=("update", "first_draw", "n_draws", "first_step", "sample_offset"),
     do_not_specialize_on_alignment=("rows_class",),
@@ -150,6 +175,7 @@ def update_kernel(
     counts_ptr,  # [draw slots, B, K]
     slopes_ptr,  # [draw slots, B, K], or None; Gaussian: standard normals
     kl_sums_ptr,  # [T, neuron tiles, B], or None
+    largest_ptr,  # [draw slots, neuron tiles, B], or None
     update,
     first_draw,
     n_draws,
@@ -229,6 +255,10 @@ def update_kernel(
             tl.store(counts_ptr + slot * wide + at, counts, mask=inside)
             if slopes_ptr is not None:
                 tl.store(slopes_ptr + slot * wide + at, slopes, mask=inside)
+            if largest_ptr is not None:
+                largest = tl.max(tl.where(inside, counts, 0.0), axis=1)[:, None]
+                largest_at = (slot * neuron_tiles + tile) * n_rows + row
+                tl.store(largest_ptr + largest_at, largest, mask=row < n_rows)
 
 
 @triton.jit(do_not_specialize=("high", "step", "sample_offset"))
@@ -291,8 +321,9 @@ def push_kernel(
     draw = update // n_inner * (n_inner + 1) + update % n_inner
     latents_ptr = grad_drives_ptr + update * n_rows * n_neurons
     acc = _decode(
-        latents_ptr, dictionary_ptr, row, pixel, n_rows, n_pixels, n_neurons, BLOCK_B, PIXELS, DEPTH, PRODUCT
-    )
+        tl.zeros((BLOCK_B, PIXELS), tl.float32), latents_ptr, dictionary_ptr, row, pixel,
+        n_rows, n_pixels, n_neurons, DEPTH, PRODUCT, False,
+    )  # fmt: skip
     acc *= exp(-2.0 * tl.load(log_sigma_ptr + pixel, mask=pixel < n_pixels, other=0.0))
     at = draw * n_rows * n_pixels + row * n_pixels + pixel
     tl.store(grad_errors_ptr + at, acc, mask=(row < n_rows) & (pixel < n_pixels))
@@ -425,6 +456,7 @@ class Buffers(NamedTuple):
         drives: [drive slots, B, K].
         recon_sums: [T, pixel tiles, B], or None.
         kl_sums: [T, neuron tiles, B], or None.
+        largest: [draw slots, neuron tiles, B], the largest count, or None where counts are not integers.
     """
 
     path: Tensor
@@ -434,6 +466,7 @@ class Buffers(NamedTuple):
     drives: Tensor
     recon_sums: Tensor | None
     kl_sums: Tensor | None
+    largest: Tensor | None
 
 
 def sums_shape(cfg: RolloutConfig, batch: int, dictionary: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -441,6 +474,14 @@ def sums_shape(cfg: RolloutConfig, batch: int, dictionary: Tensor) -> tuple[tupl
     pixels, neurons = dictionary.shape
     pixel_tiles, neuron_tiles = _triton.ceil_div(pixels, PIXELS), _triton.ceil_div(neurons, NEURONS)
     return (cfg.steps, pixel_tiles, batch), (cfg.steps, neuron_tiles, batch)
+
+
+def largest_of(counts: Tensor, cfg: RolloutConfig) -> Tensor | None:
+    """``Buffers.largest`` for counts [draw slots, B, K]."""
+    if decode_product(cfg) != COUNTS.value:
+        return None
+    slots, rows, neurons = counts.shape
+    return counts.new_zeros((slots, _triton.ceil_div(neurons, NEURONS), rows))
 
 
 def forward(
@@ -459,7 +500,7 @@ def forward(
     (pixels, neurons), rows, n = dictionary.shape, x.shape[-2], cfg.n_inner
     total, rows_class = cfg.steps * n, _triton.next_power_of_2(max(rows, 1))
     x_step = rows * pixels if x.dim() == 3 else 0
-    product = PRODUCTS[cfg.precision]
+    neuron_tiles = _triton.ceil_div(neurons, NEURONS)
     path_slots, drive_slots, draw_slots = (
         len(part) for part in (buffers.path, buffers.drives, buffers.counts)
     )
@@ -470,26 +511,26 @@ def forward(
             return (_triton.check_grid(tiles * count),)
 
         residual_kernel[grid](
-            *(buffers.counts, x, dictionary, log_sigma, buffers.errors, buffers.recon_sums),
-            *(first, x_step, rows, pixels, neurons, n, draw_slots, rows_class),
-            PRODUCT=product,
+            *(buffers.counts, x, dictionary, log_sigma, buffers.errors, buffers.recon_sums, buffers.largest),
+            *(first, x_step, rows, pixels, neurons, n, draw_slots, neuron_tiles, rows_class),
+            PRODUCT=decode_product(cfg),
             PIXELS=PIXELS,
             DEPTH=DEPTH,
         )
 
     def update(i: int, first: int, count: int) -> None:
         def grid(meta: dict[str, int]) -> tuple[int]:
-            tiles = _triton.ceil_div(rows, meta["BLOCK_B"]) * _triton.ceil_div(neurons, NEURONS)
-            return (_triton.check_grid(tiles),)
+            return (_triton.check_grid(_triton.ceil_div(rows, meta["BLOCK_B"]) * neuron_tiles),)
 
         update_kernel[grid](
             *(buffers.errors, dictionary, log_sigma, log_bias, log_lr, seed, buffers.path, buffers.drives),
-            *(buffers.counts, buffers.slopes, buffers.kl_sums, i, first, count, cfg.step, cfg.sample_offset),
+            *(buffers.counts, buffers.slopes, buffers.kl_sums, buffers.largest),
+            *(i, first, count, cfg.step, cfg.sample_offset),
             *(rows, pixels, neurons, n, path_slots, drive_slots, draw_slots, rows_class),
             *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.clamp_xi, cfg.clamp_dxi),
             *(cfg.temperature, arrival_limit(cfg)),
             CELL=CELLS.index(cfg.cell),
-            PRODUCT=product,
+            PRODUCT=PRODUCTS[cfg.precision],
             ESTIMATOR=estimator_code(cfg.estimator, cfg.temperature),
             SINGLE=cfg.single_draw,
             RELEASED=cfg.kl == "released",
@@ -523,6 +564,8 @@ def _first_draw(buffers: Buffers, seed: Tensor, cfg: RolloutConfig) -> None:
     slopes = None if buffers.slopes is None else buffers.slopes[0]
     if cfg.cell == "poisson":
         draw_into(start, seed, stream, cfg.estimator, cfg.temperature, cfg.n_arrivals, counts, slopes)
+        if buffers.largest is not None:
+            buffers.largest[0] = counts.amax(1)
         return
     rows, neurons = counts.shape
     tiles = _triton.ceil_div(rows, SLICE) * _triton.ceil_div(neurons, NEURONS)

@@ -17,7 +17,8 @@ from .._triton.math import exp
 from .._triton.tuning import autotune, config
 
 FORWARD_CONFIGS = (config(4, TILE=1024), config(4, TILE=2048), config(8, TILE=4096))
-BACKWARD_CONFIGS = (config(4), config(2), config(8))
+_REGISTERS = 96  # Triton 3.6 stops at 80 on sm_100, and spills 16 bytes
+BACKWARD_CONFIGS = tuple(config(warps, registers=_REGISTERS) for warps in (4, 2, 8))
 _WIDEST = 256  # neurons of a tile
 _BACKWARD_TILE = 1024
 _GROUPS = 256  # of rows, at most: partial sums of the backward

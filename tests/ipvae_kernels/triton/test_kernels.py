@@ -150,6 +150,27 @@ def test_triton_drivers_record_the_same(
             torch.testing.assert_close(result.records[name], record, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("driver", ["resident", "stepped"])
+@pytest.mark.parametrize("estimator", ["hard", "fini2"])
+def test_triton_decodes_any_count(
+    estimator: str, driver: str, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts of a batch on either side of 256 and of 65,536, where exact bfloat16 takes another piece."""
+    monkeypatch.setattr(triton_kernels, "choose_driver", lambda *sizes: driver)
+    cfg = RolloutConfig(steps=1, estimator=estimator, clamp_u=20.0)
+    x, params = problem(4, 20, 70, dtype=torch.float32)
+    *tensors, _ = [x, *(value for value in vars(params).values() if isinstance(value, Tensor))]
+    start = torch.tensor([0.0, 5.5, 9.0, 12.0]).unsqueeze(1).expand(4, 70).contiguous()
+    counts, _, errors = triton_kernels.elbo(*tensors, start, torch.tensor(4), cfg)[4:7]
+    largest = counts[0, 0].amax(1)
+    assert largest[0] < 256
+    assert 256 < largest[2] < 2**16 < largest[3]
+    decoded = counts.double() @ params.dictionary.T.double()
+    scale = counts.double() @ params.dictionary.T.double().abs()
+    wrong = (x.double() - errors.double() - decoded).abs() / (scale + x.abs())
+    assert float(wrong.max()) < 3e-7
+
+
 def test_triton_driver_follows_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     choose = triton_kernels.choose_driver
     monkeypatch.setattr(_triton, "version", lambda: (3, 5))
