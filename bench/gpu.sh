@@ -4,10 +4,12 @@
 #   bench/gpu.sh [--reference CHECKOUT] [--python PYTHON] [--dry-run]
 #
 # CHECKOUT is one of hadivafaii/IterativeVAE, the authors' code. Results: bench/results/<device>-<commit>/ with
-# environment.txt, a log of each part, tables, and summary.txt. Every part runs, whatever the others did; the exit
-# status is 1 where one failed. --dry-run needs no GPU and prints what would run.
+# environment.txt, a log of each part, tables, and summary.txt. Once built, every part runs, whatever the others did; the
+# exit status is 1 where one failed. --dry-run needs no GPU and prints what would run. PYTHON, which may be that of a virtual
+# environment, stays as it is. Without a network, what it lacks comes from wheels: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+root=$PWD
 
 python=python3 reference="" dry=""
 while (($#)); do
@@ -39,8 +41,10 @@ part() { # part NAME SECONDS COMMAND...: runs within a limit and the time left, 
     echo "== $name"
     timeout "$limit" "$@" > "$out/$name.log" 2>&1
     status=$?
-    printf '%s: exit %d, %d s\n' "$name" "$status" $((SECONDS - begin)) | tee -a "$out/summary.txt"
+    printf '%s: exit %d, %d s; %s\n' "$name" "$status" $((SECONDS - begin)) "$(tail -1 "$out/$name.log")" |
+        tee -a "$out/summary.txt"
     ((status == 0)) || { failed=1 && tail -15 "$out/$name.log"; }
+    return $status
 }
 
 skip() { # skip NAME REASON
@@ -48,25 +52,28 @@ skip() { # skip NAME REASON
 }
 
 if [[ $dry ]]; then
-    out=bench/results/DEVICE-COMMIT bin=BIN
+    out=bench/results/DEVICE-COMMIT bin=BIN work=.
 else
     if ! command -v nvidia-smi > /dev/null || ! nvidia-smi -L > /dev/null 2>&1; then
         echo "bench/gpu.sh: no NVIDIA GPU: nvidia-smi is missing or finds none" >&2
         exit 2
     fi
-    if ! "$python" -c 'import torch, triton; assert torch.cuda.is_available()' 2> /dev/null; then
-        echo "bench/gpu.sh: $python needs a CUDA build of torch that sees the GPU, and triton (see --python)" >&2
+    if ! "$python" -c 'import pip, torch, triton; assert torch.cuda.is_available()' 2> /dev/null; then
+        echo "bench/gpu.sh: $python needs pip, a CUDA build of torch that sees the GPU, and triton (see --python)" >&2
         exit 2
     fi
     device=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr ' /' '--')
     commit=$(git rev-parse --short HEAD 2> /dev/null || echo unknown)
-    out=$PWD/bench/results/$device-$commit
+    out=$root/bench/results/$device-$commit
     mkdir -p "$out"
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     : > "$out/summary.txt"
-    "$python" -m venv --system-site-packages "$work/venv"
+    "$python" -m venv --without-pip "$work/venv"
     bin=$work/venv/bin
+    # --system-site-packages would show those of the system behind a virtual environment, not the environment's.
+    "$python" -c 'import sys; print(*(path for path in sys.path if path.endswith("-packages")), sep="\n")' \
+        > "$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
     {
         date -u +%FT%TZ
         echo "commit $commit$(git diff --quiet HEAD 2> /dev/null || echo ' with changes')"
@@ -79,11 +86,16 @@ fi
 
 # The kernels of this GPU alone: the others would take the time of the benchmarks.
 [[ $dry ]] || export CUDAARCHS=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
-part build 240 "$bin/python" -m pip install --quiet --disable-pip-version-check '.[train]' pytest scipy
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
+part tools 60 "$bin/python" -m pip install pytest pytest-xdist scipy cmake ninja 'setuptools>=77' 'scikit-build-core>=0.10' 'pybind11>=2.12'
+part build 240 "$bin/python" -m pip install --no-build-isolation "$root[train]" || exit 1
+cd "$work" # in the checkout, Python would import its packages, which lack the compiled module
 [[ $dry ]] || "$bin/python" -m ipvae_kernels >> "$out/environment.txt" 2>&1
-part tests 180 "$bin/python" -m pytest -m gpu -q tests
-part poisson-correlation 40 "$bin/python" bench/poisson_correlation.py --out "$out/poisson_correlation.md"
-part limits 90 "$bin/python" bench/gpu_limits.py --out "$out/limits.md"
+# Side by side, since most of the time Triton compiles.
+part tests 180 "$bin/python" -m pytest -m gpu -q -n 4 "$root/tests"
+[[ $dry ]] || grep -q ' passed' "$out/tests.log" || failed=1 # all may have been skipped
+part poisson-correlation 40 "$bin/python" "$root/bench/poisson_correlation.py" --out "$out/poisson_correlation.md"
+part limits 90 "$bin/python" "$root/bench/gpu_limits.py" --out "$out/limits.md"
 for case in $cases; do
     part "bench-$case" 110 "$bin/ipvae" bench --case "$case" --device cuda --backend native --backend triton --backend eager \
         --seconds 5 --updates 200 --no-memory --json "$out/$case.json" ${reference:+--reference "$reference"}
@@ -91,15 +103,15 @@ done
 [[ $reference ]] || skip "authors' code" "no --reference"
 if [[ $dry ]] || command -v compute-sanitizer > /dev/null; then
     part sanitizer 90 compute-sanitizer --error-exitcode 1 "$bin/python" -m pytest -m gpu -q \
-        tests/ipvae_kernels/test_gpu.py -k "3x7x9 or test_update"
+        "$root/tests/ipvae_kernels/test_gpu.py" -k "3x7x9 or test_update"
     for tool in memcheck racecheck synccheck; do
-        part "cuda-$tool" 60 compute-sanitizer --tool $tool --error-exitcode 1 "$bin/python" bench/cuda_small.py
+        part "cuda-$tool" 60 compute-sanitizer --tool $tool --error-exitcode 1 "$bin/python" "$root/bench/cuda_small.py"
     done
 else
     skip sanitizer "compute-sanitizer is not on the PATH"
 fi
 if [[ $dry ]] || command -v ncu > /dev/null; then
-    part ncu 60 ncu --kernel-name regex:rollout --set full "$bin/python" bench/cuda_small.py --paper
+    part ncu 60 ncu --kernel-name regex:rollout --set full "$bin/python" "$root/bench/cuda_small.py" --paper
 else
     skip ncu "it is not on the PATH"
 fi

@@ -31,7 +31,7 @@ def test_every_part_is_planned_within_its_limit(tmp_path: Path) -> None:
         "cuda-racecheck",
         "cuda-synccheck",
     }
-    others = {"build", "limits", "ncu", "report"}
+    others = {"tools", "build", "limits", "ncu", "report"}
     assert set(parts) == checks | others | {f"bench-{name}" for name in benches}
     assert all(f"--reference {tmp_path}" in parts[f"bench-{name}"] for name in benches)
     assert "authors' code: skipped" in run("--dry-run").stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +15,6 @@ from ipvae_kernels.rollout import native as rollout_native
 from ipvae_kernels.rollout.op import RECORDS
 
 Problem = Callable[..., tuple[Tensor, Any]]
-
-# The suite asks torch for deterministic algorithms; cuBLAS then wants a workspace of fixed size.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _reason() -> str | None:
