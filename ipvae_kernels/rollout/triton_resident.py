@@ -36,6 +36,7 @@ from .triton_parts import (
     FEW,
     POISSON,
     PRODUCTS,
+    REGISTERS,
     add_product,
     add_rest,
     advance,
@@ -56,7 +57,7 @@ from .triton_parts import (
 ROWS = 16  # of a program: the least of a matrix product
 PIXELS_MAX = 256  # of a device from compute capability 9.0 on: more would spill
 PIXELS_MAX_OLD = 64  # with Triton before 3.6, whose code needs more registers
-CONFIGS = (config(8, 1), config(8, 2), config(4, 1))
+CONFIGS = tuple(config(warps, stages, REGISTERS) for warps, stages in ((8, 1), (8, 2), (4, 1)))
 NEURONS = 32  # of a chunk of the dictionary
 DEPTH = 32  # of a product over pixels at a time
 

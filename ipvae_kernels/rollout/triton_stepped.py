@@ -39,6 +39,7 @@ from .triton_parts import (
     FEW,
     POISSON,
     PRODUCTS,
+    REGISTERS,
     add_product,
     add_rest,
     advance,
@@ -61,9 +62,6 @@ PIXELS = 64
 DEPTH = 32  # of a product at a time
 SLICE = 16  # rows that an epilogue takes at a time
 
-REGISTERS = (
-    255  # left to itself an update's kernel stops at 128 for a second program, and spills (Triton 3.3, 3.5)
-)
 CONFIGS = (
     config(8, 2, REGISTERS, BLOCK_B=64),
     config(8, 3, REGISTERS, BLOCK_B=32),
