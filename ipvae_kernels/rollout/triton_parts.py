@@ -19,7 +19,7 @@ COUNTS = tl.constexpr("counts")
 """How integer counts are decoded in float32: three bfloat16 products, of exact factors, at half the cost."""
 
 REGISTERS = 255
-"""Of a thread, at most. Left to itself the assembler may stop earlier, for more programs at once, and spill."""
+"""Of a thread, at most; left to itself the assembler may stop earlier, for more programs, and spill."""
 
 POISSON = tl.constexpr(CELLS.index("poisson"))
 RELU = tl.constexpr(CELLS.index("gaussian_relu"))
