@@ -17,6 +17,7 @@ from torch import Tensor
 import ipvae_kernels as ik
 from ipvae_kernels import _native
 from ipvae_kernels.rollout import native as rollout_native
+from ipvae_kernels.rollout.config import RolloutConfig
 from ipvae_kernels.rollout.op import RECORDS
 
 Problem = Callable[..., tuple[Tensor, Any]]
@@ -279,7 +280,7 @@ def test_an_empty_batch(problem: Problem) -> None:
 # ---- sizes beyond 2^31 -----------------------------------------------------------------------------------
 
 
-def _sparse(path: Path, shape: tuple[int, int]) -> np.memmap[Any, Any]:
+def _sparse(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
     """Float32 in a file whose untouched pages take no room."""
     return np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
 
@@ -307,3 +308,125 @@ def test_elements_beyond_2_to_31(emulated: ModuleType, tmp_path: Path) -> None:
     params = ik.PoissonParams(lr, lr, torch.full((neurons,), -math.inf), lr, lr)
     new = ik.log_rate_update(last[None], last[None], last[None], params, backend="eager", check=False)[0]
     torch.testing.assert_close(torch.from_numpy(np.array(counts[-1])), new, rtol=1e-5, atol=1e-5)
+
+
+def _last_tile(
+    emulated: ModuleType,
+    limits: Any,
+    folder: Path,
+    rows: int,
+    x: Tensor,
+    params: Any,
+    cfg: RolloutConfig,
+) -> dict[str, Tensor]:
+    """Forward, with all that it can write, and backward of the last tile of a batch whose last rows are x.
+
+    Returns those rows of every array that was written. Nothing else of the batch takes any room.
+    """
+    folder.mkdir()
+    last, (pixels, neurons) = x.shape[-2], params.dictionary.shape
+    start = params.state_init if cfg.cell != "poisson" else params.log_rate_init
+    state = start.view(-1, 1, neurons).expand(-1, last, -1)
+    written: dict[str, Tensor] = {}
+    read: dict[str, Tensor] = {}
+
+    def array(name: str, *lead: int, width: int, fill: Tensor | None = None) -> Tensor:
+        tensor = torch.from_numpy(_sparse(folder / name, (*lead, rows, width)))
+        if fill is None:
+            written[name] = tensor
+        else:
+            tensor[..., -last:, :] = fill
+            read[name] = tensor
+        return tensor
+
+    updates, draws = cfg.steps * cfg.n_inner, (cfg.steps, cfg.n_inner + 1)
+    tensors = params.dictionary, params.log_sigma, params.log_bias, params.log_lr
+    sizes = {"pixels": pixels, "neurons": neurons, "sums": 1}
+    records = {
+        "recon": "sums",
+        "kl_out": "sums",
+        "squared_error": "sums",
+        "spikes": "sums",
+        "zeros": "sums",
+        "counts": "neurons",
+        "reconstruction": "pixels",
+    }
+    trajectory = [
+        array("path", updates + 1, len(state), width=neurons),
+        array("drawn", *draws, width=neurons),
+        array("slopes", *draws, width=neurons),
+        array("errors", *draws, width=pixels),
+        array("drives", updates, width=neurons),
+    ]
+    inputs = array("x", *x.shape[:-2], width=pixels, fill=x)
+    log_rate = array("log_rate", len(state), width=neurons, fill=state)
+    args = rollout_native._args(emulated, inputs, params.dictionary, log_rate, cfg)
+    rollout_native._trajectory(args, *trajectory)
+    _native.fill(
+        args,
+        record_every=1,
+        log_rate_out=array("log_rate_out", len(state), width=neurons),
+        log_rates=array("log_rates", cfg.steps, len(state), width=neurons),
+        **{name: array(name, cfg.steps, width=sizes[size]) for name, size in records.items()},
+    )
+    parameters = rollout_native._parameters(emulated, tensors)
+    plan = emulated.cuda_plan(args, False, limits, *rollout_native.LAYOUT)
+    emulated.rollout_last_tile(args, parameters, 3, plan)
+
+    upstream = torch.linspace(-1, 1, cfg.steps * last).view(cfg.steps, last, 1)
+    plan = emulated.cuda_plan(args, True, limits, *rollout_native.LAYOUT)
+    partial = _sparse(folder / "partial", (plan.tiles, pixels + neurons + len(state) * plan.team))
+    grad = _native.fill(
+        emulated.RolloutGradArgs(),
+        grad_recon=array("grad_recon", cfg.steps, width=1, fill=upstream),
+        grad_kl=array("grad_kl", cfg.steps, width=1, fill=-upstream),
+        grad_log_rate=array("grad_log_rate", len(state), width=neurons, fill=state.cos()),
+        grad_log_rate_in=array("grad_log_rate_in", len(state), width=neurons),
+        grad_x=array("grad_x", *x.shape[:-2], width=pixels),
+        grad_errors=array("grad_errors", *draws, width=pixels),
+        grad_drives=array("grad_drives", updates, width=neurons),
+        partial=torch.from_numpy(partial),
+    )
+    grad.forward = args
+    emulated.rollout_grad_last_tile(grad, parameters, plan)
+    if rows > last:  # the row before the tile, of another tile
+        assert not any(tensor[..., -last - 1, :].any() for tensor in written.values())
+    return {name: tensor[..., -last:, :].clone() for name, tensor in written.items()} | {
+        "partial": torch.tensor(partial[-1])
+    }
+
+
+@pytest.mark.parametrize(
+    ("layout_of", "gaussian", "moving", "shared", "arguments"),
+    [
+        ((BLOCK, 1, 8), "", False, 232_448, {"estimator": "fini2"}),
+        ((CLUSTER, 2, 8), "", True, 232_448, {"estimator": "cubic", "temperature": 0.3}),
+        ((CLUSTER, 2, 16), "relu", False, 232_448, {}),
+        ((GRID, 2, 8), "relu", True, 1024, {"n_inner": 2, "beta_inner": 0.6}),
+        ((GRID, 2, 16), "", False, 1024, {"estimator": "fini3", "single_draw": True}),
+    ],
+    ids=str,
+)
+def test_rows_beyond_2_to_31_of_a_rollout(
+    layout_of: tuple[int, int, int],
+    gaussian: str,
+    moving: bool,
+    shared: int,
+    arguments: dict[str, Any],
+    emulated: ModuleType,
+    limits: Callable[..., Any],
+    layout: Layout,
+    problem: Problem,
+    tmp_path: Path,
+) -> None:
+    """2^31 rows lie before the tile, some 2^36 elements of K or M, as many of a step before the next."""
+    layout(*layout_of)
+    x, params = problem(3, 33, 37, moving=2 if moving else 0, dtype=torch.float32, gaussian=gaussian)
+    cfg = RolloutConfig(2, cell="gaussian_relu" if gaussian else "poisson", **arguments)
+    far, near = (
+        _last_tile(emulated, limits(shared=shared), tmp_path / f"{rows}", rows, x, params, c)
+        for rows, c in [(2**31 + 3, cfg), (3, cfg._replace(sample_offset=2**31))]
+    )
+    for name, reference in near.items():
+        assert reference.any(), name
+        assert torch.equal(far[name], reference), name
