@@ -43,15 +43,17 @@ struct Thread {
     int index() const { return index_; }
     int lane() const { return index_ & 31; }
     int warp() const { return index_ >> 5; }
+    void sync_warp() const { exchange({}, [](const Warp&, int) {}); }
     void sync_block() const;
     void sync_team();
     float* in_shared_of(int other, float* mine) const {
         return kind == kClusterTeam ? reinterpret_cast<float*>(blocks_[other] + (reinterpret_cast<char*>(mine) - shared)) : mine;
     }
-    bool any(bool mask) const {
-        bool result = false;
+    bool any(bool mask) const { return ballot(mask) != 0; }
+    uint32_t ballot(bool mask) const {
+        uint32_t result = 0;
         exchange({mask ? 1.f : 0.f}, [&](const Warp& w, int turn) {
-            for (int i = 0; i < 32; ++i) result |= w.in[turn][i][0] != 0.f;
+            for (int i = 0; i < 32; ++i) result |= static_cast<uint32_t>(w.in[turn][i][0] != 0.f) << i;
         });
         return result;
     }
