@@ -110,6 +110,7 @@ PYBIND11_MODULE(emulated, m) {
     ipvae::bind_cuda(m);
     m.attr("cuda") = "emulated";
     m.def("set_order", [](int order) { ipvae::order = static_cast<ipvae::emulated::Order>(order); });
+    m.def("swizzled", [](int pixel, int neuron) { return ipvae::emulated::ResidentPhi::swizzled(pixel, neuron); });
     // Quads [begin, end) of a draw: those far into a tensor too large to draw as a whole.
     m.def("poisson_quads", [](const ipvae::PoissonArgs& args, uint64_t seed, int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) ipvae::emulated::poisson_quad(args, seed, i);

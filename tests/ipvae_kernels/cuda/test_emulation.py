@@ -104,6 +104,20 @@ def test_update_equals_eager(shape: tuple[int, int], leak: float) -> None:
 
 # ---- rollouts --------------------------------------------------------------------------------------------
 
+MIXED = -1.8
+"""An initial log rate at which some rows fire rarely enough to be decoded event by event, and others not."""
+
+
+def _started(params: Any, start: float | None) -> Any:
+    """The same parameters with the same initial log rate, or mean, in every neuron."""
+    if start is None:
+        return params
+    if isinstance(params, ik.PoissonParams):
+        return dataclasses.replace(params, log_rate_init=torch.full_like(params.log_rate_init, start))
+    state = params.state_init.clone()
+    state[0], state[1] = start, 0.0
+    return dataclasses.replace(params, state_init=state)
+
 
 def _parameters(params: Any) -> list[Tensor]:
     return [value for value in vars(params).values() if isinstance(value, Tensor)]
@@ -200,12 +214,13 @@ def test_nothing_fits_in_shared_memory(
     _agrees(x, params, 2)
 
 
-@pytest.mark.parametrize("gaussian", ["", "relu"])
+@pytest.mark.parametrize(("gaussian", "start"), [("", None), ("", MIXED), ("relu", None), ("relu", -1.0)])
 def test_results_do_not_depend_on_the_order_of_threads(
-    gaussian: str, emulated: ModuleType, layout: Layout, problem: Problem
+    gaussian: str, start: float | None, emulated: ModuleType, layout: Layout, problem: Problem
 ) -> None:
     """A missing barrier would show: threads run until they wait, in three orders."""
     x, params = problem(9, 40, 70, dtype=torch.float32, gaussian=gaussian)
+    params = _started(params, start)
     for layout_of in LAYOUTS:
         layout(*layout_of)
         results = []
@@ -219,20 +234,29 @@ def test_results_do_not_depend_on_the_order_of_threads(
 
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("layout_of", [(BLOCK, 1, 8), (CLUSTER, 4, 8)], ids=str)
-def test_splits_are_bit_identical(layout_of: tuple[int, int, int], layout: Layout, problem: Problem) -> None:
-    """Of the batch, and of the sequence."""
+@pytest.mark.parametrize("start", [None, MIXED, -4.0])
+@pytest.mark.parametrize("single_draw", [False, True])
+def test_splits_are_bit_identical(
+    single_draw: bool,
+    start: float | None,
+    layout_of: tuple[int, int, int],
+    layout: Layout,
+    problem: Problem,
+) -> None:
+    """Of the batch, and of the sequence; and it does not matter what is recorded."""
     layout(*layout_of)
     x, params = problem(19, 33, 130, dtype=torch.float32)
+    params = _started(params, start)
     record = ("log_rate", "recon", "kl")
-    state, whole = ik.infer(x, params, 4, seed=1, record=record, backend="native")
+    shared = {"single_draw": single_draw, "backend": "native"}
+    state, whole = ik.infer(x, params, 4, seed=1, record=record, **shared)
+    assert torch.equal(ik.infer(x, params, 4, seed=1, **shared).state.log_rate, state.log_rate)
     for begin, end in [(0, 1), (1, 12), (12, 19)]:
-        part = ik.infer(
-            x[begin:end], params, 4, seed=1, record=record, sample_offset=begin, backend="native"
-        ).records
+        part = ik.infer(x[begin:end], params, 4, seed=1, record=record, sample_offset=begin, **shared).records
         for name in record:
             assert torch.equal(part[name], whole[name][:, begin:end])
-    first, _ = ik.infer(x, params, 1, seed=1, backend="native")
-    then, rest = ik.infer(x, params, 3, state=first, record=record, record_every=2, backend="native")
+    first, _ = ik.infer(x, params, 1, seed=1, **shared)
+    then, rest = ik.infer(x, params, 3, state=first, record=record, record_every=2, **shared)
     assert torch.equal(then.log_rate, state.log_rate)
     for name in record:
         assert torch.equal(rest[name], whole[name][[1, 3]])
@@ -249,6 +273,82 @@ def test_products_have_the_error_of_float32(log_rate: float, problem: Problem) -
     exact = counts.double() @ dictionary.double().T
     float32 = (counts @ dictionary.T - exact).abs().mean()
     assert (ours["reconstruction"][0] - exact).abs().mean() < 2 * float32 + 1e-7
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("layout_of", LAYOUTS, ids=str)
+@pytest.mark.parametrize(("gaussian", "start"), [("", MIXED), ("", -3.0), ("", -6.0), ("relu", -2.0)])
+def test_sparse_codes_are_as_accurate_as_eager(
+    gaussian: str, start: float, layout_of: tuple[int, int, int], layout: Layout, problem: Problem
+) -> None:
+    layout(*layout_of)
+    x, params = problem(11, 33, 150, dtype=torch.float32, gaussian=gaussian)
+    _agrees(x, _started(params, start), 3, **({} if gaussian else {"estimator": "fini2"}))
+
+
+def _event_by_event(counts: Tensor, dictionary: Tensor, size: int) -> Tensor:
+    """The sum of a row as the kernel forms it without tensor cores: in order, and slice by slice."""
+    total = torch.zeros(len(counts), len(dictionary))
+    for part, phi in zip(counts.split(size, 1), dictionary.split(size, 1), strict=True):
+        share = torch.zeros_like(total)
+        for n in range(phi.shape[1]):
+            share += part[:, n, None] * phi[:, n]
+        total += share
+    return total
+
+
+@pytest.mark.parametrize(("shared", "cost"), [(1_000_000, 8), (1024, 128)], ids=["resident", "streamed"])
+@pytest.mark.parametrize("layout_of", LAYOUTS, ids=str)
+def test_rows_of_few_spikes_are_summed_event_by_event(
+    layout_of: tuple[int, int, int],
+    shared: int,
+    cost: int,
+    emulated: ModuleType,
+    limits: Callable[..., Any],
+    layout: Layout,
+    problem: Problem,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows of one tile have no spike in a slice, a few, or one of each neuron: up to a share of the slice the
+    sum is that of the events, to the bit; beyond it, that of the tensor cores."""
+    monkeypatch.setattr(rollout_native, "cuda_limits", lambda device: limits(shared=shared))
+    layout(*layout_of)
+    x, params = problem(19, 150, 300, dtype=torch.float32)
+    params = dataclasses.replace(params, log_lr=torch.tensor(-40.0))  # states stay
+    slice_ = -(-300 // layout_of[1] // 32) * 32
+    limit = slice_ // cost
+    log_rate = torch.full((19, 300), -8.0)  # the floor: one neuron in 3,000 fires all the same
+    choices = [0, 1, limit, limit + 1, 33, 300]
+    for row in range(19):
+        for begin in range(0, 300, slice_):
+            width = min(slice_, 300 - begin)
+            log_rate[row, begin + torch.randperm(width)[: choices[row % len(choices)]]] = 3.0
+    start = ik.State(log_rate, seed=4)
+    records = ik.infer(
+        x, params, 1, state=start, record=("counts", "reconstruction"), backend="native"
+    ).records
+    counts, ours = records["counts"][0], records["reconstruction"][0]
+    exact = counts.double() @ params.dictionary.double().T
+    float32 = (counts @ params.dictionary.T - exact).abs().mean()
+    assert (ours - exact).abs().mean() < 2 * float32 + 1e-7
+    events = _event_by_event(counts, params.dictionary, slice_)
+    spikes = torch.stack([(part != 0).sum(1) for part in counts.split(slice_, 1)]).amax(0).tolist()
+    assert {0, limit, limit + 1} <= set(spikes)
+    for row, most in enumerate(spikes):
+        assert torch.equal(ours[row], events[row]) == (most <= limit), (row, most)
+
+
+def test_reads_of_the_resident_dictionary_meet_in_no_bank(emulated_module: ModuleType) -> None:
+    """32 lanes read 32 banks: eight pixels by four neurons, four by eight, and 32 by one."""
+    for pixels, neurons in [(8, 4), (4, 8), (32, 1)]:
+        for pixel in range(0, 64, pixels):
+            for neuron in range(0, 64, neurons):
+                banks = {
+                    emulated_module.swizzled(p, n) % 32
+                    for p in range(pixel, pixel + pixels)
+                    for n in range(neuron, neuron + neurons)
+                }
+                assert len(banks) == 32
 
 
 @pytest.mark.usefixtures("emulated")
