@@ -7,14 +7,18 @@
 //     12 us; 3.3 million draws with half as many updates, some 400 instructions each, 46 us: bound by issue.
 //   backward, bytes: 33 MB in, 13 MB out, 14 us. Operations: a decode and two encodes of three products each, 7.5 GFLOP,
 //     15 us. The dictionary's gradient is formed by torch: 2.5 GFLOP of float32, 38 us at 67 TFLOP/s.
-//   barriers: per state two of the team and two of the block, so 36 and 34 in either direction.
+//   barriers: per state two of the team and two of the block, so 36 and 34 in either direction; forward a third of the
+//     block where a draw that can be sparse has a row that is not.
+// The products are counted as dense. A row that fires less than an eighth of its neurons is decoded event by event
+// (dictionary.cuh); noting what fired takes some 10 instructions for 32 codes, where drawing them takes 400.
 // The plan for it is clusters of 4 blocks to 8 rows: 100 blocks, each with a slice of 128 neurons in 128 KB.
 //
 // Both draws that see one state, the fresh one of step t and that of the update of step t + 1, are decoded together: this
 // saves a meeting of the team per step, and a read of the dictionary. The backward does the same with the two encodes.
 //
-// Tried: nothing, for want of a GPU; results were compared on a host emulation only. Untried: wgmma; the Gram form; counts
-// kept in 8 bits; a team meeting split into arrive and wait, with the draws of the next state in between; 512 threads.
+// Tried: nothing, for want of a GPU; results were compared on a host emulation only. Untried: wgmma; the Gram form; a
+// transposed dictionary for the events of a slice that is not on chip; counts kept in 8 bits; a team meeting split into
+// arrive and wait, with the draws of the next state in between; 512 threads.
 #pragma once
 
 #include "cells.cuh"
@@ -415,7 +419,7 @@ template <class Cell, int kRows, class Thread> struct Forward : Block<Cell, kRow
         this->each(end - begin, [&](int64_t j) { offset[j] = k.log_sigma[begin + j] + 0.918938533f; });
         for (tile = thread.team_index; tile < plan.tiles; tile += plan.teams) {
             this->clear(kOperand, 2 * kRows * ls);
-            this->clear(kFired, 2 * kRows * (1 + plan.slice / 32));
+            this->clear(kFired, 2 * kRows * (1 + plan.slice / 32));  // rows beyond the batch fire nothing
             this->clear(kGathered, kRows * lm);
             thread.sync_team();  // nothing reaches an array before it is cleared
             for (int64_t index = 0; index <= a.n_steps * a.n_inner; ++index) {

@@ -125,7 +125,8 @@ PYBIND11_MODULE(emulated, m) {
         ipvae::cuda::LastTile tile(args, p, &seed, plan);
         tile.run<ipvae::emulated::Forward>(tile.kernel);
     });
-    m.def("rollout_grad_last_tile", [](const ipvae::RolloutGradArgs& g, const ipvae::cpu::Parameters& p, const ipvae::Plan& plan) {
+    m.def("rollout_grad_last_tile", [](const ipvae::RolloutGradArgs& g, const ipvae::cpu::Parameters& p,
+                                       const ipvae::Plan& plan) {
         ipvae::cuda::LastTile tile(g.forward, p, nullptr, plan);
         tile.run<ipvae::emulated::Backward>(ipvae::cuda::make_grad_kernel(tile.kernel, g));
     });
