@@ -35,6 +35,9 @@ struct PoissonLanes {
         : options{static_cast<Estimator>(a.estimator), a.temperature, a.n_arrivals},
           constants{exp(log_lr[0]), a.leak, a.clamp_u, a.clamp_du}, kl_kind(static_cast<Kl>(a.kl)) {}
 
+    // Whether codes can be exactly 0: those of relaxed estimators hardly ever are.
+    IPVAE_DEVICE bool silences() const { return !uses_arrivals(options.estimator); }
+
     // What the draws from one state share: rates.
     IPVAE_DEVICE Quad prepare(const State& s) const {
         Quad rate;
@@ -110,6 +113,8 @@ struct GaussianLanes {
         s.of[0].v[j] = v.mean;
         s.of[1].v[j] = v.xi;
     }
+
+    IPVAE_DEVICE bool silences() const { return relu; }
 
     // Sigma.
     IPVAE_DEVICE Quad prepare(const State& s) const {

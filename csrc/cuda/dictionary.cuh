@@ -9,7 +9,10 @@
 // The dictionary is the left operand in both products: its 16 rows are pixels or neurons, and the 8 columns are rows of
 // the batch, so that a tile of the batch can be as small as 8.
 //
-// Sparse counts: stretches of 32 neurons silent in all columns are skipped, dictionary reads included.
+// Sparse codes: a row of which few are not 0 is decoded event by event (add_events), in float32 without tensor cores, and
+// its sum then depends on nothing but its own codes. Columns of a product on tensor cores share the neurons they sum over,
+// in groups of 8 and 32: run over the neurons that fired in any row of a tile, it would round a row's sum as the other
+// rows of the tile have it, and results would depend on how a batch is split.
 #pragma once
 
 #include "thread.cuh"
@@ -17,12 +20,22 @@
 IPVAE_BEGIN
 
 // The slice of the dictionary in shared memory, zero in its padding. Neurons are swizzled so that neither four neurons of
-// eight pixels nor eight neurons of four pixels, which a warp reads for the two products, meet in a bank.
+// eight pixels nor eight neurons of four pixels, which a warp reads for the two products, nor one neuron of 32 pixels,
+// which it reads for an event, meet in a bank.
 struct ResidentPhi {
     const float* at;
     int slice;
 
-    static IPVAE_DEVICE int swizzled(int pixel, int neuron) { return neuron ^ ((pixel & 3) << 3 | (pixel & 4)); }
+    // An event takes as long as the dense product takes for so many neurons of a row. An estimate, for 256 pixels, from
+    // the 32 words of shared memory that an SM reads in a cycle: an event reads a word a lane for each 32 pixels, and its
+    // code for each 128, 10 cycles. The dense product reads, for 16 pixels and 32 neurons, 16 words a lane of the
+    // dictionary and 8 of the codes of each 8 rows: 1.5 cycles for a neuron of a row with 8 rows, 0.75 with 32. So 7 to
+    // 13; not measured.
+    static constexpr int kEventCost = 8;
+
+    static IPVAE_DEVICE int swizzled(int pixel, int neuron) {
+        return neuron ^ ((pixel & 3) << 3 | (pixel & 4) | (pixel >> 3 & 3));
+    }
     IPVAE_DEVICE float operator()(int64_t pixel, int64_t neuron) const {
         int p = static_cast<int>(pixel);
         return at[p * slice + swizzled(p, static_cast<int>(neuron))];
@@ -33,6 +46,10 @@ struct ResidentPhi {
 struct StreamedPhi {
     const float* at;  // first neuron of the slice
     int64_t stride, n_inputs, width;
+
+    // The same from the bytes of L2: an event reads 32 for each pixel, the least that is read at once, the dense product 4
+    // for a neuron of 8 to 32 rows. So 64 to 256; not measured.
+    static constexpr int kEventCost = 128;
 
     IPVAE_DEVICE float operator()(int64_t pixel, int64_t neuron) const {
         return pixel < n_inputs && neuron < width ? at[pixel * stride + neuron] : 0.f;
@@ -50,16 +67,14 @@ IPVAE_DEVICE void product(const Thread& thread, const Phi& phi, int64_t m_size, 
         float total[kColumns][4] = {};
         for (int64_t k = 0; k < depth; k += 32) {
             float b[kColumns][4][2];
-            bool some = false, fine = false;
+            bool fine = false;
             IPVAE_UNROLL for (int c = 0; c < kColumns; ++c)
                 IPVAE_UNROLL for (int s = 0; s < 4; ++s)
                     IPVAE_UNROLL for (int i = 0; i < 2; ++i) {
                         float v = operand[(8 * c + g) * operand_stride + k + 8 * s + t + 4 * i];
                         b[c][s][i] = v;
-                        some |= v != 0.f;
                         fine |= v != to_tf32(v);
                     }
-            if (!thread.any(some)) continue;
             fine = thread.any(fine);
             // Sums of their own, so that three products are in flight for each group of columns.
             float high[kColumns][4] = {}, left_low[kColumns][4] = {}, right_low[kColumns][4] = {};
@@ -92,6 +107,27 @@ IPVAE_DEVICE void product(const Thread& thread, const Phi& phi, int64_t m_size, 
             to[out_stride + 8] = total[c][3];
         }
     }
+}
+
+constexpr int64_t kEventInputs = 128;  // four to a lane, so that four reads are in flight
+
+// out[m] = sum over n of Phi(m, n) codes[n], over the neurons with a bit in `fired` [n_words] and in their order, for
+// kEventInputs inputs from `first` on, as far as there are; n_inputs is a multiple of 32. For one warp.
+template <class Phi, class Thread>
+IPVAE_DEVICE void add_events(const Thread& thread, const Phi& phi, int64_t first, int64_t n_inputs, const uint32_t* fired,
+                             int64_t n_words, const float* codes, float* out) {
+    int64_t m[4];
+    // Beyond the last inputs these are done again.
+    IPVAE_UNROLL for (int i = 0; i < 4; ++i)
+        m[i] = (first + 32 * i < n_inputs ? first + 32 * i : n_inputs - 32) + thread.lane();
+    float total[4] = {};
+    for (int64_t word = 0; word < n_words; ++word)
+        for (uint32_t left = fired[word]; left; left &= left - 1) {
+            int64_t n = 32 * word + lowest_bit(left);
+            float code = codes[n];
+            IPVAE_UNROLL for (int i = 0; i < 4; ++i) total[i] += phi(m[i], n) * code;
+        }
+    IPVAE_UNROLL for (int i = 0; i < 4; ++i) out[m[i]] = total[i];
 }
 
 IPVAE_END

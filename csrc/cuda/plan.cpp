@@ -77,6 +77,7 @@ int64_t array_size(const Plan& p, const RolloutArgs& a, bool backward, int name)
         case kOperand: return backward ? latents : 2 * latents;
         case kGathered: return backward ? 2 * inputs : inputs;
         case kPartial: return backward ? inputs : 2 * inputs;
+        case kFired: return backward ? 0 : 2 * rows * (1 + p.slice / 32);
         case kProduct: return backward ? 2 * latents : latents;
         case kState: return states * latents;
         case kPrior: return backward || a.n_inner > 1 ? states * latents : 0;

@@ -35,6 +35,7 @@ enum Array : int {
     kOperand,    // forward: codes [2 rows, slice]; backward: gradients of the drives [rows, slice]
     kGathered,   // forward: weighted errors [rows, inputs]; backward: gradients of the errors [2 rows, inputs]
     kPartial,    // this slice's share of the product with the dictionary: [2 rows or rows, inputs]
+    kFired,      // forward: [2 rows, 1 + slice / 32] how many codes of a row are not 0, then a bit for each
     kProduct,    // forward: drives [rows, slice]; backward: gradients of the codes [2 rows, slice]
     kState,      // forward: [states, rows, slice]; backward: its gradient
     kPrior,      // the same of the step's start; forward: only with several inner iterations

@@ -7,14 +7,18 @@
 //     12 us; 3.3 million draws with half as many updates, some 400 instructions each, 46 us: bound by issue.
 //   backward, bytes: 33 MB in, 13 MB out, 14 us. Operations: a decode and two encodes of three products each, 7.5 GFLOP,
 //     15 us. The dictionary's gradient is formed by torch: 2.5 GFLOP of float32, 38 us at 67 TFLOP/s.
-//   barriers: per state two of the team and two of the block, so 36 and 34 in either direction.
+//   barriers: per state two of the team and two of the block, so 36 and 34 in either direction; forward a third of the
+//     block where a draw that can be sparse has a row that is not.
+// The products are counted as dense. A row that fires less than an eighth of its neurons is decoded event by event
+// (dictionary.cuh); noting what fired takes some 10 instructions for 32 codes, where drawing them takes 400.
 // The plan for it is clusters of 4 blocks to 8 rows: 100 blocks, each with a slice of 128 neurons in 128 KB.
 //
 // Both draws that see one state, the fresh one of step t and that of the update of step t + 1, are decoded together: this
 // saves a meeting of the team per step, and a read of the dictionary. The backward does the same with the two encodes.
 //
-// Tried: nothing, for want of a GPU; results were compared on a host emulation only. Untried: wgmma; the Gram form; counts
-// kept in 8 bits; a team meeting split into arrive and wait, with the draws of the next state in between; 512 threads.
+// Tried: nothing, for want of a GPU; results were compared on a host emulation only. Untried: wgmma; the Gram form; a
+// transposed dictionary for the events of a slice that is not on chip; counts kept in 8 bits; a team meeting split into
+// arrive and wait, with the draws of the next state in between; 512 threads.
 #pragma once
 
 #include "cells.cuh"
@@ -110,8 +114,7 @@ template <class Cell, int kRows, class Thread> struct Block {
                 int p = static_cast<int>(i / (plan.slice / 4)), n = 4 * static_cast<int>(i % (plan.slice / 4));
                 Quad q = quad(0.f);
                 if (p < a.n_inputs && n < width) q = load_quad(k.dictionary + p * a.n_latents + first + n, width - n);
-                // The swizzle keeps quads together.
-                *reinterpret_cast<Quad*>(phi + p * plan.slice + ResidentPhi::swizzled(p, n)) = q;
+                IPVAE_UNROLL for (int j = 0; j < 4; ++j) phi[p * plan.slice + ResidentPhi::swizzled(p, n + j)] = q.v[j];
             });
         }
         float* inhibition = own(kInhibition);
@@ -120,18 +123,22 @@ template <class Cell, int kRows, class Thread> struct Block {
         each(end - begin, [&](int64_t i) { precision[i] = exp(-2.f * k.log_sigma[begin + i]); });
     }
 
+    // function(the slice of the dictionary)
+    template <class Function> IPVAE_DEVICE void with_phi(Function function) const {
+        if (plan.resident) {
+            // Not by own(): the compiler must see that this lies in shared memory.
+            const float* at = reinterpret_cast<const float*>(thread.shared) + plan.place[kPhi].offset;
+            function(ResidentPhi{at, static_cast<int>(plan.slice)});
+        } else {
+            function(StreamedPhi{k.dictionary + first, a.n_latents, a.n_inputs, width});
+        }
+    }
+
     template <bool kDecode, int kColumns>
     IPVAE_DEVICE void multiply(const float* operand, float* out) const {
         int64_t m = kDecode ? plan.inputs : plan.slice, depth = kDecode ? plan.slice : plan.inputs;
         int64_t in = kDecode ? ls : lm, to = kDecode ? lm : ls;
-        if (plan.resident) {
-            // Not by own(): the compiler must see that this lies in shared memory.
-            const float* at = reinterpret_cast<const float*>(thread.shared) + plan.place[kPhi].offset;
-            product<kDecode, kColumns>(thread, ResidentPhi{at, static_cast<int>(plan.slice)}, m, depth, operand, in, out, to);
-        } else {
-            StreamedPhi phi{k.dictionary + first, a.n_latents, a.n_inputs, width};
-            product<kDecode, kColumns>(thread, phi, m, depth, operand, in, out, to);
-        }
+        with_phi([&](const auto& phi) { product<kDecode, kColumns>(thread, phi, m, depth, operand, in, out, to); });
     }
 
     // The product with the whole dictionary, from the team's shares.
@@ -228,6 +235,22 @@ template <class Cell, int kRows, class Thread> struct Forward : Block<Cell, kRow
         store_quad(a.slopes + at, valid, memo);
     }
 
+    IPVAE_DEVICE uint32_t* fired(int64_t column) const {
+        return reinterpret_cast<uint32_t*>(own(kFired)) + column * (1 + plan.slice / 32);
+    }
+    // Notes which codes of a row are not 0, for decode(); the row's warp has drawn them.
+    IPVAE_DEVICE void note_fired(int column) const {
+        const float* codes = own(kOperand) + column * ls;
+        uint32_t* to = fired(column);
+        int count = 0;
+        for (int64_t n = thread.lane(); n < plan.slice; n += 32) {
+            uint32_t who = thread.ballot(codes[n] != 0.f);
+            count += bit_count(who);
+            if (thread.lane() == 0) to[1 + n / 32] = who;
+        }
+        if (thread.lane() == 0) to[0] = static_cast<uint32_t>(count);
+    }
+
     // The state with index i: from the one before by an update, or from the batch; then its draws.
     IPVAE_DEVICE void advance_state() const {
         float *operand = own(kOperand), *drives = own(kProduct), *memos = own(kMemo), *inhibition = own(kInhibition);
@@ -282,6 +305,11 @@ template <class Cell, int kRows, class Thread> struct Forward : Block<Cell, kRow
                     save_draw(update_draw(), row, n, valid, code, memo);
                 }
             });
+            if (cell.silences()) {
+                thread.sync_warp();
+                if (loss) note_fired(kLossColumn + r);
+                if (update) note_fired(kUpdateColumn + r);
+            }
             if (!recorded) return;
             kl = thread.sum(kl);
             spikes = thread.sum(spikes);
@@ -295,15 +323,38 @@ template <class Cell, int kRows, class Thread> struct Forward : Block<Cell, kRow
         });
     }
 
+    // Whether a row of codes is decoded on tensor cores; else event by event.
+    IPVAE_DEVICE bool dense(int64_t column) const {
+        int cost = plan.resident ? ResidentPhi::kEventCost : StreamedPhi::kEventCost;
+        return !cell.silences() || static_cast<int64_t>(fired(column)[0]) * cost > plan.slice;
+    }
+    // Whether any row of a draw is.
+    IPVAE_DEVICE bool some_dense(int column) const {
+        return thread.any(thread.lane() < kRows && dense(column + thread.lane()));
+    }
+
     IPVAE_DEVICE void decode() const {
         const float* operand = own(kOperand);
         float* partial = own(kPartial);
-        if (loss && update)
+        bool dense_loss = loss && some_dense(kLossColumn), dense_update = update && some_dense(kUpdateColumn);
+        if (dense_loss && dense_update)
             this->template multiply<true, kRows / 4>(operand, partial);
-        else if (update)
+        else if (dense_update)
             this->template multiply<true, kRows / 8>(operand + kUpdateColumn * ls, partial + kUpdateColumn * lm);
-        else if (loss)
+        else if (dense_loss)
             this->template multiply<true, kRows / 8>(operand, partial);
+        if (!cell.silences()) return;
+        if (dense_loss || dense_update) thread.sync_block();  // sparse rows of such a draw are written over
+        int64_t from = loss ? kLossColumn : kUpdateColumn, columns = (update ? 2 * kRows : kRows) - from;
+        int64_t parts = (plan.inputs + kEventInputs - 1) / kEventInputs;
+        for (int64_t unit = thread.warp(); unit < columns * parts; unit += Base::kWarps) {
+            int64_t column = from + unit / parts, input = unit % parts * kEventInputs;
+            if (dense(column)) continue;
+            this->with_phi([&](const auto& phi) {
+                add_events(thread, phi, input, plan.inputs, fired(column) + 1, plan.slice / 32, operand + column * ls,
+                           partial + column * lm);
+            });
+        }
     }
 
     // Residuals of this block's inputs, and the losses' sums over them.
@@ -368,6 +419,7 @@ template <class Cell, int kRows, class Thread> struct Forward : Block<Cell, kRow
         this->each(end - begin, [&](int64_t j) { offset[j] = k.log_sigma[begin + j] + 0.918938533f; });
         for (tile = thread.team_index; tile < plan.tiles; tile += plan.teams) {
             this->clear(kOperand, 2 * kRows * ls);
+            this->clear(kFired, 2 * kRows * (1 + plan.slice / 32));  // rows beyond the batch fire nothing
             this->clear(kGathered, kRows * lm);
             thread.sync_team();  // nothing reaches an array before it is cleared
             for (int64_t index = 0; index <= a.n_steps * a.n_inner; ++index) {

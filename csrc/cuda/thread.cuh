@@ -28,6 +28,22 @@ IPVAE_DEVICE float to_tf32(float v) {
 #endif
 }
 
+IPVAE_DEVICE int bit_count(uint32_t v) {
+#if defined(__CUDA_ARCH__)
+    return __popc(v);
+#else
+    return __builtin_popcount(v);
+#endif
+}
+// Index of the lowest bit; there is one.
+IPVAE_DEVICE int lowest_bit(uint32_t v) {
+#if defined(__CUDA_ARCH__)
+    return __ffs(static_cast<int>(v)) - 1;
+#else
+    return __builtin_ctz(v);
+#endif
+}
+
 #if defined(__CUDACC__)
 
 struct Thread {
@@ -42,6 +58,7 @@ struct Thread {
     __device__ __forceinline__ int lane() const { return index() & 31; }
     __device__ __forceinline__ int warp() const { return index() >> 5; }
 
+    __device__ __forceinline__ void sync_warp() const { __syncwarp(); }
     __device__ __forceinline__ void sync_block() const { __syncthreads(); }
 
     // All threads of the team; what they wrote to shared and global memory before is seen after.
@@ -80,6 +97,8 @@ struct Thread {
     }
 
     __device__ __forceinline__ bool any(bool mask) const { return __any_sync(0xFFFFFFFFu, mask); }
+    // Bit i is lane i's.
+    __device__ __forceinline__ uint32_t ballot(bool mask) const { return __ballot_sync(0xFFFFFFFFu, mask); }
 
     // Sum over the warp, in an order of its own, the same in every lane.
     __device__ __forceinline__ float sum(float v) const {

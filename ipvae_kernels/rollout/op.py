@@ -91,8 +91,10 @@ def infer(
 ) -> InferResult:
     """Infers the state of each sample with hard counts; no gradient.
 
-    A sequence may be cut anywhere: continuing from the state returned gives bit-identical results, and so
-    does splitting the batch with ``sample_offset``. Memory does not grow with ``steps`` but through
+    A sequence may be cut anywhere: continuing from the state returned gives bit-identical results. A batch
+    may be split with ``sample_offset``: the noise is the same, and so is every bit with the compiled CPU
+    kernels; elsewhere products are laid out by the size of a batch, and sums agree to rounding, after which a
+    draw near a threshold may fall otherwise. Memory does not grow with ``steps`` but through
     ``record``, and the fresh draw of a step is skipped where no record needs it.
 
     Args:

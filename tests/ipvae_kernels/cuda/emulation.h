@@ -43,15 +43,17 @@ struct Thread {
     int index() const { return index_; }
     int lane() const { return index_ & 31; }
     int warp() const { return index_ >> 5; }
+    void sync_warp() const { exchange({}, [](const Warp&, int) {}); }
     void sync_block() const;
     void sync_team();
     float* in_shared_of(int other, float* mine) const {
         return kind == kClusterTeam ? reinterpret_cast<float*>(blocks_[other] + (reinterpret_cast<char*>(mine) - shared)) : mine;
     }
-    bool any(bool mask) const {
-        bool result = false;
+    bool any(bool mask) const { return ballot(mask) != 0; }
+    uint32_t ballot(bool mask) const {
+        uint32_t result = 0;
         exchange({mask ? 1.f : 0.f}, [&](const Warp& w, int turn) {
-            for (int i = 0; i < 32; ++i) result |= w.in[turn][i][0] != 0.f;
+            for (int i = 0; i < 32; ++i) result |= static_cast<uint32_t>(w.in[turn][i][0] != 0.f) << i;
         });
         return result;
     }
@@ -183,13 +185,13 @@ template <class Look> void Thread::exchange(std::initializer_list<float> values,
     look(*warp_, turn);
 }
 
-// Runs body(thread) in every thread of `team` blocks at a time, for each of n_teams teams.
+// Runs body(thread) in every thread of `team` blocks at a time, for teams [first, end).
 template <class Body>
-void launch_blocks(int kind, int team, int64_t n_teams, int64_t shared_bytes, Order order, Body body) {
+void launch_blocks(int kind, int team, int64_t first, int64_t end, int64_t shared_bytes, Order order, Body body) {
     constexpr int kGuard = 1024;
     constexpr uint32_t kGuardWord = 0x7FBADBAD;
     int64_t words = (shared_bytes + 3) / 4;
-    for (int64_t t = 0; t < n_teams; ++t) {
+    for (int64_t t = first; t < end; ++t) {
         Scheduler scheduler(order);
         // Aligned to 16 bytes, as shared memory is; the sanitizers of a compiler see the bounds too.
         std::vector<std::vector<uint32_t>> memory(team, std::vector<uint32_t>(words + kGuard + 4, kGuardWord));

@@ -17,6 +17,7 @@ from torch import Tensor
 import ipvae_kernels as ik
 from ipvae_kernels import _native
 from ipvae_kernels.rollout import native as rollout_native
+from ipvae_kernels.rollout.config import RolloutConfig
 from ipvae_kernels.rollout.op import RECORDS
 
 Problem = Callable[..., tuple[Tensor, Any]]
@@ -102,6 +103,20 @@ def test_update_equals_eager(shape: tuple[int, int], leak: float) -> None:
 
 
 # ---- rollouts --------------------------------------------------------------------------------------------
+
+MIXED = -1.8
+"""An initial log rate at which some rows fire rarely enough to be decoded event by event, and others not."""
+
+
+def _started(params: Any, start: float | None) -> Any:
+    """The same parameters with the same initial log rate, or mean, in every neuron."""
+    if start is None:
+        return params
+    if isinstance(params, ik.PoissonParams):
+        return dataclasses.replace(params, log_rate_init=torch.full_like(params.log_rate_init, start))
+    state = params.state_init.clone()
+    state[0], state[1] = start, 0.0
+    return dataclasses.replace(params, state_init=state)
 
 
 def _parameters(params: Any) -> list[Tensor]:
@@ -199,12 +214,13 @@ def test_nothing_fits_in_shared_memory(
     _agrees(x, params, 2)
 
 
-@pytest.mark.parametrize("gaussian", ["", "relu"])
+@pytest.mark.parametrize(("gaussian", "start"), [("", None), ("", MIXED), ("relu", None), ("relu", -1.0)])
 def test_results_do_not_depend_on_the_order_of_threads(
-    gaussian: str, emulated: ModuleType, layout: Layout, problem: Problem
+    gaussian: str, start: float | None, emulated: ModuleType, layout: Layout, problem: Problem
 ) -> None:
     """A missing barrier would show: threads run until they wait, in three orders."""
     x, params = problem(9, 40, 70, dtype=torch.float32, gaussian=gaussian)
+    params = _started(params, start)
     for layout_of in LAYOUTS:
         layout(*layout_of)
         results = []
@@ -218,20 +234,29 @@ def test_results_do_not_depend_on_the_order_of_threads(
 
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("layout_of", [(BLOCK, 1, 8), (CLUSTER, 4, 8)], ids=str)
-def test_splits_are_bit_identical(layout_of: tuple[int, int, int], layout: Layout, problem: Problem) -> None:
-    """Of the batch, and of the sequence."""
+@pytest.mark.parametrize("start", [None, MIXED, -4.0])
+@pytest.mark.parametrize("single_draw", [False, True])
+def test_splits_are_bit_identical(
+    single_draw: bool,
+    start: float | None,
+    layout_of: tuple[int, int, int],
+    layout: Layout,
+    problem: Problem,
+) -> None:
+    """Of the batch, and of the sequence; and it does not matter what is recorded."""
     layout(*layout_of)
     x, params = problem(19, 33, 130, dtype=torch.float32)
+    params = _started(params, start)
     record = ("log_rate", "recon", "kl")
-    state, whole = ik.infer(x, params, 4, seed=1, record=record, backend="native")
+    shared = {"single_draw": single_draw, "backend": "native"}
+    state, whole = ik.infer(x, params, 4, seed=1, record=record, **shared)
+    assert torch.equal(ik.infer(x, params, 4, seed=1, **shared).state.log_rate, state.log_rate)
     for begin, end in [(0, 1), (1, 12), (12, 19)]:
-        part = ik.infer(
-            x[begin:end], params, 4, seed=1, record=record, sample_offset=begin, backend="native"
-        ).records
+        part = ik.infer(x[begin:end], params, 4, seed=1, record=record, sample_offset=begin, **shared).records
         for name in record:
             assert torch.equal(part[name], whole[name][:, begin:end])
-    first, _ = ik.infer(x, params, 1, seed=1, backend="native")
-    then, rest = ik.infer(x, params, 3, state=first, record=record, record_every=2, backend="native")
+    first, _ = ik.infer(x, params, 1, seed=1, **shared)
+    then, rest = ik.infer(x, params, 3, state=first, record=record, record_every=2, **shared)
     assert torch.equal(then.log_rate, state.log_rate)
     for name in record:
         assert torch.equal(rest[name], whole[name][[1, 3]])
@@ -248,6 +273,82 @@ def test_products_have_the_error_of_float32(log_rate: float, problem: Problem) -
     exact = counts.double() @ dictionary.double().T
     float32 = (counts @ dictionary.T - exact).abs().mean()
     assert (ours["reconstruction"][0] - exact).abs().mean() < 2 * float32 + 1e-7
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("layout_of", LAYOUTS, ids=str)
+@pytest.mark.parametrize(("gaussian", "start"), [("", MIXED), ("", -3.0), ("", -6.0), ("relu", -2.0)])
+def test_sparse_codes_are_as_accurate_as_eager(
+    gaussian: str, start: float, layout_of: tuple[int, int, int], layout: Layout, problem: Problem
+) -> None:
+    layout(*layout_of)
+    x, params = problem(11, 33, 150, dtype=torch.float32, gaussian=gaussian)
+    _agrees(x, _started(params, start), 3, **({} if gaussian else {"estimator": "fini2"}))
+
+
+def _event_by_event(counts: Tensor, dictionary: Tensor, size: int) -> Tensor:
+    """The sum of a row as the kernel forms it without tensor cores: in order, and slice by slice."""
+    total = torch.zeros(len(counts), len(dictionary))
+    for part, phi in zip(counts.split(size, 1), dictionary.split(size, 1), strict=True):
+        share = torch.zeros_like(total)
+        for n in range(phi.shape[1]):
+            share += part[:, n, None] * phi[:, n]
+        total += share
+    return total
+
+
+@pytest.mark.parametrize(("shared", "cost"), [(1_000_000, 8), (1024, 128)], ids=["resident", "streamed"])
+@pytest.mark.parametrize("layout_of", LAYOUTS, ids=str)
+def test_rows_of_few_spikes_are_summed_event_by_event(
+    layout_of: tuple[int, int, int],
+    shared: int,
+    cost: int,
+    emulated: ModuleType,
+    limits: Callable[..., Any],
+    layout: Layout,
+    problem: Problem,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows of one tile have no spike in a slice, a few, or one of each neuron: up to a share of the slice the
+    sum is that of the events, to the bit; beyond it, that of the tensor cores."""
+    monkeypatch.setattr(rollout_native, "cuda_limits", lambda device: limits(shared=shared))
+    layout(*layout_of)
+    x, params = problem(19, 150, 300, dtype=torch.float32)
+    params = dataclasses.replace(params, log_lr=torch.tensor(-40.0))  # states stay
+    slice_ = -(-300 // layout_of[1] // 32) * 32
+    limit = slice_ // cost
+    log_rate = torch.full((19, 300), -8.0)  # the floor: one neuron in 3,000 fires all the same
+    choices = [0, 1, limit, limit + 1, 33, 300]
+    for row in range(19):
+        for begin in range(0, 300, slice_):
+            width = min(slice_, 300 - begin)
+            log_rate[row, begin + torch.randperm(width)[: choices[row % len(choices)]]] = 3.0
+    start = ik.State(log_rate, seed=4)
+    records = ik.infer(
+        x, params, 1, state=start, record=("counts", "reconstruction"), backend="native"
+    ).records
+    counts, ours = records["counts"][0], records["reconstruction"][0]
+    exact = counts.double() @ params.dictionary.double().T
+    float32 = (counts @ params.dictionary.T - exact).abs().mean()
+    assert (ours - exact).abs().mean() < 2 * float32 + 1e-7
+    events = _event_by_event(counts, params.dictionary, slice_)
+    spikes = torch.stack([(part != 0).sum(1) for part in counts.split(slice_, 1)]).amax(0).tolist()
+    assert {0, limit, limit + 1} <= set(spikes)
+    for row, most in enumerate(spikes):
+        assert torch.equal(ours[row], events[row]) == (most <= limit), (row, most)
+
+
+def test_reads_of_the_resident_dictionary_meet_in_no_bank(emulated_module: ModuleType) -> None:
+    """32 lanes read 32 banks: eight pixels by four neurons, four by eight, and 32 by one."""
+    for pixels, neurons in [(8, 4), (4, 8), (32, 1)]:
+        for pixel in range(0, 64, pixels):
+            for neuron in range(0, 64, neurons):
+                banks = {
+                    emulated_module.swizzled(p, n) % 32
+                    for p in range(pixel, pixel + pixels)
+                    for n in range(neuron, neuron + neurons)
+                }
+                assert len(banks) == 32
 
 
 @pytest.mark.usefixtures("emulated")
@@ -279,7 +380,7 @@ def test_an_empty_batch(problem: Problem) -> None:
 # ---- sizes beyond 2^31 -----------------------------------------------------------------------------------
 
 
-def _sparse(path: Path, shape: tuple[int, int]) -> np.memmap[Any, Any]:
+def _sparse(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
     """Float32 in a file whose untouched pages take no room."""
     return np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
 
@@ -307,3 +408,125 @@ def test_elements_beyond_2_to_31(emulated: ModuleType, tmp_path: Path) -> None:
     params = ik.PoissonParams(lr, lr, torch.full((neurons,), -math.inf), lr, lr)
     new = ik.log_rate_update(last[None], last[None], last[None], params, backend="eager", check=False)[0]
     torch.testing.assert_close(torch.from_numpy(np.array(counts[-1])), new, rtol=1e-5, atol=1e-5)
+
+
+def _last_tile(
+    emulated: ModuleType,
+    limits: Any,
+    folder: Path,
+    rows: int,
+    x: Tensor,
+    params: Any,
+    cfg: RolloutConfig,
+) -> dict[str, Tensor]:
+    """Forward, with all that it can write, and backward of the last tile of a batch whose last rows are x.
+
+    Returns those rows of every array that was written. Nothing else of the batch takes any room.
+    """
+    folder.mkdir()
+    last, (pixels, neurons) = x.shape[-2], params.dictionary.shape
+    start = params.state_init if cfg.cell != "poisson" else params.log_rate_init
+    state = start.view(-1, 1, neurons).expand(-1, last, -1)
+    written: dict[str, Tensor] = {}
+    read: dict[str, Tensor] = {}
+
+    def array(name: str, *lead: int, width: int, fill: Tensor | None = None) -> Tensor:
+        tensor = torch.from_numpy(_sparse(folder / name, (*lead, rows, width)))
+        if fill is None:
+            written[name] = tensor
+        else:
+            tensor[..., -last:, :] = fill
+            read[name] = tensor
+        return tensor
+
+    updates, draws = cfg.steps * cfg.n_inner, (cfg.steps, cfg.n_inner + 1)
+    tensors = params.dictionary, params.log_sigma, params.log_bias, params.log_lr
+    sizes = {"pixels": pixels, "neurons": neurons, "sums": 1}
+    records = {
+        "recon": "sums",
+        "kl_out": "sums",
+        "squared_error": "sums",
+        "spikes": "sums",
+        "zeros": "sums",
+        "counts": "neurons",
+        "reconstruction": "pixels",
+    }
+    trajectory = [
+        array("path", updates + 1, len(state), width=neurons),
+        array("drawn", *draws, width=neurons),
+        array("slopes", *draws, width=neurons),
+        array("errors", *draws, width=pixels),
+        array("drives", updates, width=neurons),
+    ]
+    inputs = array("x", *x.shape[:-2], width=pixels, fill=x)
+    log_rate = array("log_rate", len(state), width=neurons, fill=state)
+    args = rollout_native._args(emulated, inputs, params.dictionary, log_rate, cfg)
+    rollout_native._trajectory(args, *trajectory)
+    _native.fill(
+        args,
+        record_every=1,
+        log_rate_out=array("log_rate_out", len(state), width=neurons),
+        log_rates=array("log_rates", cfg.steps, len(state), width=neurons),
+        **{name: array(name, cfg.steps, width=sizes[size]) for name, size in records.items()},
+    )
+    parameters = rollout_native._parameters(emulated, tensors)
+    plan = emulated.cuda_plan(args, False, limits, *rollout_native.LAYOUT)
+    emulated.rollout_last_tile(args, parameters, 3, plan)
+
+    upstream = torch.linspace(-1, 1, cfg.steps * last).view(cfg.steps, last, 1)
+    plan = emulated.cuda_plan(args, True, limits, *rollout_native.LAYOUT)
+    partial = _sparse(folder / "partial", (plan.tiles, pixels + neurons + len(state) * plan.team))
+    grad = _native.fill(
+        emulated.RolloutGradArgs(),
+        grad_recon=array("grad_recon", cfg.steps, width=1, fill=upstream),
+        grad_kl=array("grad_kl", cfg.steps, width=1, fill=-upstream),
+        grad_log_rate=array("grad_log_rate", len(state), width=neurons, fill=state.cos()),
+        grad_log_rate_in=array("grad_log_rate_in", len(state), width=neurons),
+        grad_x=array("grad_x", *x.shape[:-2], width=pixels),
+        grad_errors=array("grad_errors", *draws, width=pixels),
+        grad_drives=array("grad_drives", updates, width=neurons),
+        partial=torch.from_numpy(partial),
+    )
+    grad.forward = args
+    emulated.rollout_grad_last_tile(grad, parameters, plan)
+    if rows > last:  # the row before the tile, of another tile
+        assert not any(tensor[..., -last - 1, :].any() for tensor in written.values())
+    return {name: tensor[..., -last:, :].clone() for name, tensor in written.items()} | {
+        "partial": torch.tensor(partial[-1])
+    }
+
+
+@pytest.mark.parametrize(
+    ("layout_of", "gaussian", "moving", "shared", "arguments"),
+    [
+        ((BLOCK, 1, 8), "", False, 232_448, {"estimator": "fini2"}),
+        ((CLUSTER, 2, 8), "", True, 232_448, {"estimator": "cubic", "temperature": 0.3}),
+        ((CLUSTER, 2, 16), "relu", False, 232_448, {}),
+        ((GRID, 2, 8), "relu", True, 1024, {"n_inner": 2, "beta_inner": 0.6}),
+        ((GRID, 2, 16), "", False, 1024, {"estimator": "fini3", "single_draw": True}),
+    ],
+    ids=str,
+)
+def test_rows_beyond_2_to_31_of_a_rollout(
+    layout_of: tuple[int, int, int],
+    gaussian: str,
+    moving: bool,
+    shared: int,
+    arguments: dict[str, Any],
+    emulated: ModuleType,
+    limits: Callable[..., Any],
+    layout: Layout,
+    problem: Problem,
+    tmp_path: Path,
+) -> None:
+    """2^31 rows lie before the tile, some 2^36 elements of K or M, as many of a step before the next."""
+    layout(*layout_of)
+    x, params = problem(3, 33, 37, moving=2 if moving else 0, dtype=torch.float32, gaussian=gaussian)
+    cfg = RolloutConfig(2, cell="gaussian_relu" if gaussian else "poisson", **arguments)
+    far, near = (
+        _last_tile(emulated, limits(shared=shared), tmp_path / f"{rows}", rows, x, params, c)
+        for rows, c in [(2**31 + 3, cfg), (3, cfg._replace(sample_offset=2**31))]
+    )
+    for name, reference in near.items():
+        assert reference.any(), name
+        assert torch.equal(far[name], reference), name

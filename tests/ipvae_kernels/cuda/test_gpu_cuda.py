@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -124,12 +125,24 @@ def test_update(shape: tuple[int, int], leak: float) -> None:
 
 # ---- rollouts --------------------------------------------------------------------------------------------
 
+STARTS = [None, -1.8, -5.0]
+"""Initial log rates of all neurons, None: those of the problem. Codes are then dense, sparse in some rows,
+which are decoded event by event, and sparse in all."""
 
+
+def _started(params: Any, start: float | None) -> Any:
+    if start is None:
+        return params
+    return dataclasses.replace(params, log_rate_init=torch.full_like(params.log_rate_init, start))
+
+
+@pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_a_rollout_spikes_like_the_cpu(
-    sizes: tuple[int, int, int], layout: tuple[int, int, int], problem: Problem
+    sizes: tuple[int, int, int], start: float | None, layout: tuple[int, int, int], problem: Problem
 ) -> None:
     x, params = problem(*sizes, dtype=torch.float32)
+    params = _started(params, start)
     reference = ik.infer(x, params, 4, record=RECORDS, seed=3, backend="eager").records
     ours = ik.infer(*_moved(x, params, "cuda"), 4, record=RECORDS, seed=3, backend="native").records
     assert _flips(ours["counts"], reference["counts"]) <= 1e-3
@@ -193,13 +206,21 @@ def test_two_runs_are_bit_identical(layout: tuple[int, int, int], problem: Probl
         assert torch.equal(one, other)
 
 
-def test_a_cut_sequence_is_bit_identical(layout: tuple[int, int, int], problem: Problem) -> None:
-    x, params = _moved(*problem(50, 70, 130, dtype=torch.float32), "cuda")
+@pytest.mark.parametrize("start", STARTS)
+def test_a_cut_sequence_is_bit_identical(
+    start: float | None, layout: tuple[int, int, int], problem: Problem
+) -> None:
+    """And so is a part of the batch in the same layout."""
+    x, params = problem(50, 70, 130, dtype=torch.float32)
+    x, params = _moved(x, _started(params, start), "cuda")
     whole, records = ik.infer(x, params, 7, seed=1, record=("counts",), backend="native")
     first, _ = ik.infer(x, params, 3, seed=1, backend="native")
     then, rest = ik.infer(x, params, 4, state=first, record=("counts",), backend="native")
     assert torch.equal(then.log_rate, whole.log_rate)
     assert torch.equal(rest["counts"], records["counts"][3:])
+    if layout[0]:
+        part = ik.infer(x[5:18], params, 7, seed=1, sample_offset=5, backend="native").state
+        assert torch.equal(part.log_rate, whole.log_rate[5:18])
 
 
 # ---- torch: ops, compiler, graphs, streams, devices ------------------------------------------------------
