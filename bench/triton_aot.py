@@ -40,6 +40,7 @@ REGISTERS_MAX = 65536  # of a program, on each of these
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _FLOATS = ("leak", "clamp_u", "clamp_du", "clamp_xi", "clamp_dxi", "temperature", "n_arrivals")
+_PRODUCT_OF_PIXELS = {"PIXELS": stepped.PIXELS, "DEPTH": stepped.DEPTH, "n_inner": 1}
 _WIDE = ("sample_offset", "first_step", "step", "high", "x_step", "n_updates", "update", "first_draw")
 
 
@@ -84,7 +85,7 @@ class Row(NamedTuple):
 def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Name, kernel and constants of every kernel, in the variants whose code differs most."""
     codes = range(len(ESTIMATORS)) if complete else [ESTIMATORS.index(name) for name in ("hard", "sigmoid")]
-    precisions = list(PRODUCTS) if complete else ["float32"]
+    precisions = PRODUCTS if complete else {"float32": PRODUCTS["float32"]}
     for code in codes:
         cell = {"ESTIMATOR": code, "n_arrivals": None, "BLOCK_K": 128}
         yield f"poisson draw, {ESTIMATORS[code]}", poisson.draw_kernel, cell
@@ -92,33 +93,42 @@ def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     yield "gaussian_relu draw", stepped.latents_kernel, latents
     yield "update forward", update.forward_kernel, {"BLOCK_K": 256}
     yield "update backward", update.backward_kernel, {"BLOCK_K": 256, "BLOCK_B": 4}
-    tile = {"DEPTH": stepped.DEPTH, "n_inner": 1}
-    of_pixels, of_neurons = {"PIXELS": stepped.PIXELS}, {"NEURONS": stepped.NEURONS, "SLICE": stepped.SLICE}
-    of_counts = {**tile, **of_pixels, "PRODUCT": COUNTS.value}
-    yield "stepped residual, counts", stepped.residual_kernel, of_counts
-    for precision in precisions:
-        product = PRODUCTS[precision]
-        given = {**tile, "PRODUCT": product}
-        of_residual = {**given, **of_pixels, "largest_ptr": None}
-        yield f"stepped residual, {product}", stepped.residual_kernel, of_residual
-        yield f"stepped push, {product}", stepped.push_kernel, {**given, **of_pixels}
-        drawn = list(_drawn(codes if product == "tf32x3" else codes[:2]))
-        backwards = [_of_backward(cell) for cell in ((0, 2) if product == "tf32x3" else (0,))]
+    yield "stepped residual, counts", stepped.residual_kernel, {**_PRODUCT_OF_PIXELS, "PRODUCT": COUNTS.value}
+    for precision, product in precisions.items():
+        of_pixels = {**_PRODUCT_OF_PIXELS, "PRODUCT": product}
+        yield f"stepped residual, {product}", stepped.residual_kernel, {**of_pixels, "largest_ptr": None}
+        yield f"stepped push, {product}", stepped.push_kernel, of_pixels
+        widths = (resident.PIXELS_MAX_OLD, resident.PIXELS_MAX)
+        full = product == "tf32x3"
+        yield from _rollouts(precision, widths, codes if full else codes[:2], (0, 2) if full else (0,), True)
+    yield from _rollouts("float32", (resident.PIXELS_MAX_OLD,), codes[:1], (0, 2), False)
+
+
+def _rollouts(
+    precision: str, widths: Sequence[int], codes: Sequence[int], cells: Sequence[int], single: bool
+) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """The kernels of both drivers that draw, and their backward; ``single``: one update a step."""
+    product = PRODUCTS[precision]
+    given = {"PRODUCT": product, **({"n_inner": 1} if single else {})}
+    of_neurons = {**given, "DEPTH": stepped.DEPTH, "NEURONS": stepped.NEURONS, "SLICE": stepped.SLICE}
+    inner = "" if single else ", n_inner > 1"
+    drawn = list(_drawn(codes))
+    backwards = [_of_backward(cell) for cell in cells]
+    for name, cell in backwards:
+        yield f"stepped pull, {product}{name}{inner}", stepped.pull_kernel, {**of_neurons, **cell}
+    for name, draw in drawn:
+        update_of = {**of_neurons, **draw, "SINGLE": False, "RELEASED": False}
+        if _decode_of(draw, precision) != COUNTS.value:
+            update_of["largest_ptr"] = None
+        yield f"stepped update, {product}, {name}{inner}", stepped.update_kernel, update_of
+    for pixels in widths:
+        of_rows = {**given, **resident.blocks(pixels)}
+        at = f"{product}, M {pixels}"
         for name, cell in backwards:
-            yield f"stepped pull, {product}{name}", stepped.pull_kernel, {**given, **of_neurons, **cell}
+            yield f"resident backward, {at}{name}{inner}", resident.backward_kernel, {**of_rows, **cell}
         for name, draw in drawn:
-            update_of = {**given, **of_neurons, **draw, "SINGLE": False, "RELEASED": False}
-            if _decode_of(draw, precision) != COUNTS.value:
-                update_of["largest_ptr"] = None
-            yield f"stepped update, {product}, {name}", stepped.update_kernel, update_of
-        for pixels in (resident.PIXELS_MAX_OLD, resident.PIXELS_MAX):
-            given = {"n_inner": 1, "PRODUCT": product, **resident.blocks(pixels)}
-            for name, cell in backwards:
-                backward_of = {**given, **cell}
-                yield f"resident backward, {product}, M {pixels}{name}", resident.backward_kernel, backward_of
-            for name, draw in drawn:
-                forward_of = {**given, "SINGLE": False, "RELEASED": False, **_of_forward(draw, precision)}
-                yield f"resident forward, {product}, M {pixels}, {name}", resident.forward_kernel, forward_of
+            forward_of = {**of_rows, "SINGLE": False, "RELEASED": False, **_of_forward(draw, precision)}
+            yield f"resident forward, {at}, {name}{inner}", resident.forward_kernel, forward_of
 
 
 def _drawn(codes: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -175,7 +185,13 @@ def _configurations(kernel: Any, complete: bool) -> list[Any]:
     return list(kernel.configs if complete else kernel.configs[:1])
 
 
-def _type(name: str) -> str:
+def function_of(kernel: Any) -> Any:
+    """The kernel without its tuner."""
+    return kernel.fn if hasattr(kernel, "configs") else kernel
+
+
+def type_of(name: str) -> str:
+    """The type of a kernel's argument, which its name tells."""
     if name == "seed_ptr":
         return "*i64"
     if name.endswith("_ptr"):
@@ -185,9 +201,9 @@ def _type(name: str) -> str:
 
 def compile_case(case: Case, arch: int) -> Figures:
     """Compiles for one architecture and reads the figures from the machine code."""
-    function = case.kernel.fn if hasattr(case.kernel, "configs") else case.kernel
+    function = function_of(case.kernel)
     constants = {**case.constants, **case.config.kwargs}
-    signature = {name: "constexpr" if name in constants else _type(name) for name in function.arg_names}
+    signature = {name: "constexpr" if name in constants else type_of(name) for name in function.arg_names}
     aligned = [
         i
         for i, name in enumerate(function.arg_names)

@@ -130,7 +130,7 @@ def forward_kernel(
     pixel = tl.arange(0, PIXELS)[None, :]
     seen = (row < n_rows) & (pixel < n_pixels)
     states: tl.constexpr = 1 if CELL == POISSON else 2
-    wide, narrow = n_rows.to(tl.int64) * n_neurons, n_rows.to(tl.int64) * n_pixels
+    wide, narrow = tl.cast(n_rows, tl.int64) * n_neurons, tl.cast(n_rows, tl.int64) * n_pixels
     log_sigma = tl.load(log_sigma_ptr + pixel, mask=pixel < n_pixels, other=0.0)
     precision = exp(-2.0 * log_sigma)
     rate, rate_xi = load_rates(log_lr_ptr, CELL)
@@ -304,7 +304,7 @@ def backward_kernel(
     pixel = tl.arange(0, PIXELS)[None, :]
     seen = (row < n_rows) & (pixel < n_pixels)
     states: tl.constexpr = 1 if CELL == POISSON else 2
-    wide, narrow = n_rows.to(tl.int64) * n_neurons, n_rows.to(tl.int64) * n_pixels
+    wide, narrow = tl.cast(n_rows, tl.int64) * n_neurons, tl.cast(n_rows, tl.int64) * n_pixels
     precision = exp(-2.0 * tl.load(log_sigma_ptr + pixel, mask=pixel < n_pixels, other=0.0))
     rate, rate_xi = load_rates(log_lr_ptr, CELL)
     lr_sum = tl.zeros((ROWS, NEURONS), tl.float32)
@@ -343,7 +343,8 @@ def backward_kernel(
                     grad_xi += grad_prior_xi
             else:
                 grad, grad_xi = load_state(grad_log_rate_ptr, wide, at, inside, CELL)
-            if opens:
+            # Not `if opens`: with a product in a branch here Triton 3.5 to 3.9 fail to compile n_inner > 1.
+            for _ in range(0, opens.to(tl.int32)):
                 product = encode(
                     grad_errors_ptr + fresh_draw * narrow, None, dictionary_ptr, row, neuron,
                     n_rows, n_pixels, n_neurons, ROWS, NEURONS, DEPTH, PRODUCT,

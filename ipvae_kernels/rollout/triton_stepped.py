@@ -214,7 +214,7 @@ def update_kernel(
     block_inside = (block_row < n_rows) & (neuron < n_neurons)
     update = update.to(tl.int64)
     t, j = update // n_inner, update % n_inner
-    wide = n_rows.to(tl.int64) * n_neurons
+    wide = tl.cast(n_rows, tl.int64) * n_neurons
     drive_ptr = drives_ptr + update % drive_slots * wide
     error_ptr = errors_ptr + (t * (n_inner + 1) + j) % draw_slots * n_rows * n_pixels
     acc = encode(
@@ -281,7 +281,7 @@ def latents_kernel(
     neuron = first + tl.arange(0, NEURONS)[None, :]
     inside = (row < n_rows) & (neuron < n_neurons)
     at = row * n_neurons + neuron
-    mean, xi = load_state(state_ptr, n_rows.to(tl.int64) * n_neurons, at, inside, CELL)
+    mean, xi = load_state(state_ptr, tl.cast(n_rows, tl.int64) * n_neurons, at, inside, CELL)
     k0, k1 = load_key(seed_ptr)
     sample = (row + sample_offset).to(tl.uint32)
     latents, normals = draw_from(
@@ -383,7 +383,7 @@ def pull_kernel(
     fresh_draw = t * (n_inner + 1) + n_inner
     finishes, opens = later < n_updates, (update >= 0) & (later % n_inner == 0)
     states: tl.constexpr = 1 if CELL == POISSON else 2
-    wide, narrow = n_rows.to(tl.int64) * n_neurons, n_rows.to(tl.int64) * n_pixels
+    wide, narrow = tl.cast(n_rows, tl.int64) * n_neurons, tl.cast(n_rows, tl.int64) * n_pixels
     if finishes:
         acc = encode(
             grad_errors_ptr + later_draw * narrow, None, dictionary_ptr, block_row, neuron,
@@ -437,7 +437,7 @@ def pull_kernel(
             sums_at = (update * neuron_tiles + tile) * n_rows + row
             tl.store(lr_sums_ptr + sums_at, tl.sum(to_lr, axis=1)[:, None], mask=row < n_rows)
             if CELL != POISSON:
-                sums_at += n_updates.to(tl.int64) * neuron_tiles * n_rows
+                sums_at += tl.cast(n_updates, tl.int64) * neuron_tiles * n_rows
                 tl.store(lr_sums_ptr + sums_at, tl.sum(to_lr_xi, axis=1)[:, None], mask=row < n_rows)
         store_state(grad_u_ptr + later % 2 * states * wide, grad, grad_xi, wide, at, inside, CELL)
 

@@ -11,6 +11,8 @@ if _triton.interpreted() or _triton._missing():
 
 from ipvae_bench import triton_aot as aot
 
+from ipvae_kernels.rollout import triton_resident as resident
+
 if not aot.CUOBJDUMP.exists():
     pytest.skip(f"{aot.CUOBJDUMP} is missing from this Triton", allow_module_level=True)
 
@@ -25,3 +27,18 @@ def test_default_configurations(arch: int) -> None:
     }  # fmt: skip
     faults = [(case.name, aot.fault(case, aot.compile_case(case, arch), arch)) for case in cases]
     assert not [(name, text) for name, text in faults if text]
+
+
+def test_sizes_of_one() -> None:
+    """A launch makes integers that are 1 constants of the kernel, where the interpreter passes tensors."""
+    wide = f"M {resident.PIXELS_MAX}"
+    for case in aot.cases(False, 90):
+        if wide in case.name or "n_inner" in case.name:
+            continue
+        ones = {
+            parameter.name: 1
+            for parameter in aot.function_of(case.kernel).params
+            if parameter.name.islower() and not parameter.do_not_specialize
+            if aot.type_of(parameter.name) in ("i32", "i64")
+        }
+        aot.compile_case(case._replace(constants={**ones, **case.constants}), 90)
