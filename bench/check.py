@@ -120,7 +120,7 @@ def _measures(outputs: list[Output], problem: Problem) -> dict[str, Tensor]:
         (output,) = outputs
         measures = {"counts": output["counts"].flatten(), "zeros": (output["counts"] < 0.5).float().flatten()}
         if "gradient" in output:
-            measures["slope"] = (output["gradient"] / upstream(problem)).flatten()
+            measures["slope"] = (output["gradient"].cpu() / upstream(problem).cpu()).flatten()
         return {name: value.cpu() for name, value in measures.items()}
     parts = [
         {

@@ -61,6 +61,10 @@ def bench(
         list[str] | None,
         typer.Option(help="Backend of ipvae_kernels to measure; repeatable; native where left out."),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out: baseline, compiled, graphed, jax_scan or authors; repeatable."),
+    ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(min=0.0, help="Time for each case; 5 for quick, 30 for the others where left out."),
@@ -93,7 +97,7 @@ def bench(
 
     import ipvae_kernels
 
-    from . import cases, measure, report
+    from . import cases, contestants, measure, report
     from .problem import Settings
     from .states import UPDATES, cache_dir
 
@@ -103,6 +107,9 @@ def bench(
         if name not in ipvae_kernels.backends():
             known = ", ".join(ipvae_kernels.backends())
             raise ValueError(f"--backend: expected one of {known}; found {name!r}")
+    for name in without or ():
+        if name not in contestants.GPU_PORTS:
+            raise ValueError(f"--without: expected one of {', '.join(contestants.GPU_PORTS)}; found {name!r}")
     if device is Device.CUDA and not torch.cuda.is_available():
         raise ValueError("--device: torch finds no CUDA device")
     for file in (json_file, csv_file):
@@ -114,7 +121,7 @@ def bench(
         updates=updates or UPDATES["quick" if quick else "full"],
         state_dir=(state_dir or cache_dir()).absolute(),
         reference=None if reference is None else reference.absolute(),
-        memory=not quick if memory is None else memory,
+        memory=not quick if memory is None else memory, without=tuple(without or ()),
     )  # fmt: skip
     results = report.Results(measure.machine(settings), [])
     for rows in measure.run(cases.select(suite.value, case or ()), settings, report.tell):

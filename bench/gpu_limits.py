@@ -3,6 +3,7 @@
 Three tables: relaxed counts with gradient against the bandwidth of a copy; a step of inference with a large
 dictionary against its two matrix products alone; and the error of each ``precision`` against float64, on this
 device. ``--device cpu`` runs small sizes on whatever backend serves there, to try the program out.
+Each table is written as soon as it is there.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def backend(device: str) -> str:
+    """Triton's, the only one that takes ``precision``; on the CPU any."""
+    return "triton" if device == "cuda" else "auto"
+
+
 def bandwidth(n: int, device: str) -> list[str]:
     """``poisson_rsample`` and its backward on n log rates; 24 bytes an element have to move."""
     source = torch.zeros(n, device=device)
@@ -51,7 +57,8 @@ def bandwidth(n: int, device: str) -> list[str]:
     for estimator, temperature in (("fini2", 0.0), ("cubic", 0.1), ("sigmoid", 0.1)):
 
         def run(estimator: str = estimator, temperature: float = temperature) -> None:
-            z = ik.poisson_rsample(u, estimator=estimator, temperature=temperature, seed=1, check=False)
+            given: dict[str, Any] = {"estimator": estimator, "temperature": temperature}
+            z = ik.poisson_rsample(u, seed=1, backend=backend(device), check=False, **given)
             torch.autograd.grad(z, u, upstream)
 
         seconds = median(run, device)
@@ -78,9 +85,8 @@ def products(batch: int, pixels: int, neurons: int, device: str) -> list[str]:
     """A step of inference over the time of Phi z and Phi^T e alone, by torch, in bfloat16."""
     x, params = problem(batch, pixels, neurons, device)
     steps = 4
-    seconds = median(
-        lambda: ik.infer(x, params, steps, seed=1, precision="bf16", check=False), device
-    ) / steps  # fmt: skip
+    arguments: dict[str, Any] = {"precision": "bf16", "backend": backend(device), "check": False}
+    seconds = median(lambda: ik.infer(x, params, steps, seed=1, **arguments), device) / steps
     phi = params.dictionary.bfloat16()
     z = torch.ones(batch, neurons, device=device, dtype=torch.bfloat16)
     error = x.bfloat16()
@@ -103,7 +109,8 @@ def precisions(batch: int, pixels: int, neurons: int, device: str) -> list[str]:
     change = (exact - params.log_rate_init.double()).abs().max()
     rows = ["| precision | error |", "| --- | --- |"]
     for precision in PRECISIONS:
-        ours: Any = ik.infer(x, params, 1, seed=1, precision=precision).state.log_rate
+        arguments: dict[str, Any] = {"precision": precision, "backend": backend(device)}
+        ours: Any = ik.infer(x, params, 1, seed=1, **arguments).state.log_rate
         rows.append(f"| {precision} | {float((ours - exact).abs().max() / change):.1e} |")
     return [f"## Precision, B {batch}, M {pixels}, K {neurons}", "", *rows, ""]
 
@@ -118,13 +125,17 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     device, large = arguments.device, arguments.device == "cuda"
-    lines = bandwidth(10**8 if large else 10**5, device)
-    lines += precisions(200, 256, 512, device)
-    lines += products(*((4096, 2304, 131072) if large else (32, 64, 128)), device)
-    text = "\n".join(lines)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text)
+    tables: list[Callable[[], list[str]]] = [
+        lambda: bandwidth(10**8 if large else 10**5, device),
+        lambda: precisions(200, 256, 512, device),
+        lambda: products(*((4096, 2304, 131072) if large else (32, 64, 128)), device),
+    ]
+    lines: list[str] = []
+    for table in tables:
+        lines += table()
+        if arguments.out:
+            arguments.out.write_text("\n".join(lines))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

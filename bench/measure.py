@@ -82,11 +82,14 @@ def measure(case: Case, settings: Settings, peaks: roofline.Peaks, tell: Tell) -
             if settings.memory:
                 row["peak_mib"] = memory.peak(case.name, name, settings)
             prepared = prepare(name, problem, settings)
+            row |= {"note": prepared.note, "compile_seconds": prepared.compile_seconds}
+            found = check.run(prepared, name, reference)
         except Unavailable as reason:
             row |= {"status": NOT_MEASURED, "reason": str(reason)}
             continue
-        row |= {"note": prepared.note, "compile_seconds": prepared.compile_seconds}
-        found = check.run(prepared, name, reference)
+        except Exception as error:  # a compiler's, a device's: the others keep their times
+            row |= {"status": FAILED, "reason": f"{type(error).__name__}: {error}"}
+            continue
         row["check"] = found
         if not found["ok"]:
             row |= {"status": FAILED, "reason": f"differs from {found['against']}: {found['found']}"}

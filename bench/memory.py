@@ -47,7 +47,8 @@ def settings_of(values: dict[str, Any]) -> Settings:
     """`Settings` from their JSON."""
     reference = None if values["reference"] is None else Path(values["reference"])
     paths = {"state_dir": Path(values["state_dir"]), "reference": reference}
-    return Settings(**{**values, **paths, "backends": tuple(values["backends"])})
+    lists = {name: tuple(values[name]) for name in ("backends", "without")}
+    return Settings(**{**values, **paths, **lists})
 
 
 def main(case: str, contestant: str, values: str) -> None:

@@ -37,6 +37,7 @@ class Settings:
         backends: of `ipvae_kernels`, to run as contestants.
         reference: a checkout of the authors' code; None: they do not take part.
         memory: whether peak memory is measured, which takes a process and a run per row.
+        without: contestants to leave out.
     """
 
     device: str = "cpu"
@@ -47,6 +48,7 @@ class Settings:
     backends: tuple[str, ...] = ("native",)
     reference: Path | None = None
     memory: bool = True
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ LABELS = {
 def names(case: Case, settings: Settings) -> list[str]:
     """Contestants of a case, in the order in which they take turns."""
     ports = case.only or (GPU_PORTS if settings.device == "cuda" else PORTS)
-    return [*settings.backends, *ports]
+    return [name for name in (*settings.backends, *ports) if name not in settings.without]
 
 
 def label(name: str) -> str:

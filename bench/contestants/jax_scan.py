@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import time
 from typing import Any
 
-import numpy as np
-import torch
 from ipvae.baseline import FLOOR, RATE_FLOOR
 from ipvae.model import SIGMA_CLAMP
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from ..problem import (
     BETA,
@@ -35,6 +35,9 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
     Raises:
         Unavailable: JAX is not installed, or has no device of the kind asked for.
     """
+    os.environ.setdefault(
+        "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+    )  # or it takes most of a GPU's memory at once
     try:
         import jax
     except ImportError:
@@ -43,7 +46,8 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
         device = jax.devices("gpu" if problem.device == "cuda" else "cpu")[0]
     except RuntimeError as error:
         raise Unavailable(f"JAX: {error}") from error
-    with jax.default_device(device):
+    # In float32, as the others compute: on a GPU JAX would multiply in TF32.
+    with jax.default_device(device), jax.default_matmul_precision("highest"):
         function, arguments = _sampling(problem) if problem.x.numel() == 0 else _rollout(problem)
         keys = (jax.random.key(seed) for seed in itertools.count(1))
         begin = time.perf_counter()
@@ -56,7 +60,7 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
         jax.block_until_ready((outputs, new))
         if new is not None:
             carried[0] = new
-        return {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
+        return {name: from_dlpack(value) for name, value in outputs.items()}
 
     return Prepared(run, problem, "lax.scan; JAX chooses its threads", seconds)
 

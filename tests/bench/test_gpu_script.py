@@ -20,9 +20,9 @@ def test_every_part_is_planned_within_its_limit(tmp_path: Path) -> None:
     result = run("--dry-run", "--reference", str(tmp_path))
     assert result.returncode == 0, result.stderr
     parts = dict(line.split(" (", 1) for line in result.stdout.splitlines() if " s): " in line)
-    benches = {name.removeprefix("bench-") for name in parts if name.startswith("bench-")}
-    assert benches <= set(CASES)
-    assert len(benches) == 5
+    benches = {name for name in parts if name.startswith(("bench-", "first-"))}
+    assert {name.split("-", 1)[1] for name in benches} <= set(CASES)
+    assert len(benches) == 7
     checks = {
         "tests",
         "poisson-correlation",
@@ -32,9 +32,11 @@ def test_every_part_is_planned_within_its_limit(tmp_path: Path) -> None:
         "cuda-synccheck",
     }
     others = {"tools", "build", "limits", "ncu", "report"}
-    assert set(parts) == checks | others | {f"bench-{name}" for name in benches}
-    assert all(f"--reference {tmp_path}" in parts[f"bench-{name}"] for name in benches)
+    assert set(parts) == checks | others | benches
+    assert all(f"--reference {tmp_path}" in parts[name] for name in benches)
     assert "authors' code: skipped" in run("--dry-run").stdout
+    chosen = [line.split(" (")[0] for line in run("--dry-run", "--only", "^cuda|ncu").stdout.splitlines()]
+    assert chosen[:-2] == ["tools", "build", "cuda-memcheck", "cuda-racecheck", "cuda-synccheck", "ncu"]
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine may have a GPU")

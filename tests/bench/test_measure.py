@@ -78,6 +78,18 @@ def test_rows(settings: Settings) -> None:
     assert authors["median"] is None
 
 
+def test_who_fails_takes_nobody_along(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(baseline, "prepare", broken)
+    case = dataclasses.replace(CASES["quick-infer"], only=("baseline",))
+    native, plain = measure.measure(case, settings, PEAKS, lambda _: None)
+    assert native["median"] > 0
+    assert (plain["status"], plain["reason"]) == ("failed", "RuntimeError: out of luck")
+    assert plain["median"] is None
+
+
 def test_a_wrong_checkout_is_named(settings: Settings, tmp_path: Path) -> None:
     there = dataclasses.replace(settings, reference=tmp_path)
     with pytest.raises(Unavailable, match=r"is not a checkout of hadivafaii/IterativeVAE"):
@@ -100,6 +112,8 @@ def test_turns() -> None:
 def test_names(settings: Settings) -> None:
     assert names(CASES["infer-paper"], settings) == ["native", "baseline", "compiled", "jax_scan", "authors"]
     assert names(CASES["growth-K-512"], settings) == ["native", "baseline"]
+    fewer = dataclasses.replace(settings, without=("compiled", "authors"))
+    assert names(CASES["infer-paper"], fewer) == ["native", "baseline", "jax_scan"]
     on_gpu = dataclasses.replace(settings, device="cuda", backends=("triton",))
     assert names(CASES["infer-paper"], on_gpu)[:4] == ["triton", "baseline", "compiled", "graphed"]
     with pytest.raises(Unavailable, match="a CUDA graph needs a GPU"):

@@ -115,6 +115,7 @@ def test_run(settings: Settings, tmp_path: Path) -> None:
     ("options", "words"),
     [
         (("--backend", "abacus"), "--backend: expected one of"),
+        (("--without", "abacus"), "--without: expected one of"),
         (("--case", "zebra"), "'zebra' is in the name of no case"),
         (("--json", "nowhere/rows.json"), "no folder nowhere"),
     ],
