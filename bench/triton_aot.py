@@ -98,7 +98,7 @@ def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         of_pixels = {**_PRODUCT_OF_PIXELS, "PRODUCT": product}
         yield f"stepped residual, {product}", stepped.residual_kernel, {**of_pixels, "largest_ptr": None}
         yield f"stepped push, {product}", stepped.push_kernel, of_pixels
-        widths = (resident.PIXELS_MAX_OLD, resident.PIXELS_MAX)
+        widths = sorted({resident.PIXELS_MAX_OLD, resident.pixels_max(9, precision)})
         full = product == "tf32x3"
         yield from _rollouts(precision, widths, codes if full else codes[:2], (0, 2) if full else (0,), True)
     yield from _rollouts("float32", (resident.PIXELS_MAX_OLD,), codes[:1], (0, 2), False)
@@ -165,7 +165,7 @@ def _decode_of(draw: dict[str, Any], precision: str) -> str:
 def _serves(case: Case, arch: int) -> bool:
     """Whether a device of this architecture may be given the case."""
     pixels = case.constants.get("PIXELS", 0)
-    return not case.name.startswith("resident") or pixels <= resident.pixels_max(arch // 10)
+    return not case.name.startswith("resident") or pixels <= resident.pixels_max(arch // 10, "float32")
 
 
 def cases(complete: bool, arch: int) -> list[Case]:

@@ -22,7 +22,7 @@ IPVAE_DEVICE float to_tf32(float v) {
 #if defined(__CUDA_ARCH__)
     uint32_t u;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(u) : "f"(v));
-    return from_bits(u);
+    return from_bits(u & 0xFFFFE000u);  // tensor cores ignore the other bits, a difference to v would not
 #else
     return v == v ? from_bits((bits(v) + 0x1000u) & 0xFFFFE000u) : v;
 #endif

@@ -56,6 +56,7 @@ from .triton_parts import (
 
 ROWS = 16  # of a program: the least of a matrix product
 PIXELS_MAX = 256  # of a device from compute capability 9.0 on: more would spill
+PIXELS_MAX_BF16 = 128  # in "bf16", where relaxed counts of 256 spill 24 bytes on sm_90
 PIXELS_MAX_OLD = 64  # with Triton before 3.6, whose code needs more registers
 CONFIGS = tuple(config(warps, stages, REGISTERS) for warps, stages in ((8, 1), (8, 2), (4, 1)))
 NEURONS = 32  # of a chunk of the dictionary
@@ -382,11 +383,13 @@ def backward_kernel(
         tl.store(lr_sums_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(lr_sum_xi))
 
 
-def pixels_max(major: int) -> int:
+def pixels_max(major: int, precision: str) -> int:
     """The largest M that a device of this major compute capability holds in registers; 0 before 9."""
     if major < 9:
         return 0
-    return PIXELS_MAX if _triton.version() >= (3, 6) else PIXELS_MAX_OLD
+    if _triton.version() < (3, 6):
+        return PIXELS_MAX_OLD
+    return PIXELS_MAX_BF16 if precision == "bf16" else PIXELS_MAX
 
 
 def blocks(pixels: int) -> dict[str, int]:

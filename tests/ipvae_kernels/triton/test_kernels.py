@@ -178,6 +178,7 @@ def test_triton_driver_follows_the_sizes(monkeypatch: pytest.MonkeyPatch) -> Non
     assert choose(200, 64, 512) == "resident"
     monkeypatch.setattr(_triton, "version", lambda: (3, 10))
     assert choose(200, 256, 512) == "resident"
+    assert choose(200, 256, 512, "bf16") == "stepped"
     assert choose(4096, 2304, 131072) == "stepped"
     assert choose(200, 256, 131072) == "stepped"
     assert choose(200, 256, 512, major=8) == "stepped"
