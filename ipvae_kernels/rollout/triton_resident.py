@@ -58,7 +58,9 @@ ROWS = 16  # of a program: the least of a matrix product
 PIXELS_MAX = 256  # of a device from compute capability 9.0 on: more would spill
 PIXELS_MAX_BF16 = 128  # in "bf16", where relaxed counts of 256 spill 24 bytes on sm_90
 PIXELS_MAX_OLD = 64  # with Triton before 3.6, whose code needs more registers
-CONFIGS = tuple(config(warps, stages, REGISTERS) for warps, stages in ((8, 1), (8, 2), (4, 1)))
+SCHEDULES = ((8, 1), (8, 2), (4, 1))  # warps, stages
+FORWARD_CONFIGS = tuple(config(warps, stages) for warps, stages in SCHEDULES)
+BACKWARD_CONFIGS = tuple(config(warps, stages, REGISTERS) for warps, stages in SCHEDULES)
 NEURONS = 32  # of a chunk of the dictionary
 DEPTH = 32  # of a product over pixels at a time
 
@@ -73,7 +75,7 @@ def add_decoded(acc, latents, phi, DECODE: tl.constexpr):
     return acc
 
 
-@autotune(CONFIGS, key=("n_pixels", "n_neurons", "PRODUCT", "ESTIMATOR", "CELL"))
+@autotune(FORWARD_CONFIGS, key=("n_pixels", "n_neurons", "PRODUCT", "ESTIMATOR", "CELL"))
 @triton.jit(do_not_specialize=("n_updates", "first_step", "sample_offset", "record_every"))
 def forward_kernel(
     x_ptr,  # [B, M], or [T, B, M]
@@ -263,7 +265,7 @@ def forward_kernel(
         tl.debug_barrier()  # what this pass wrote of path and errors, the next one reads
 
 
-@autotune(CONFIGS, key=("n_pixels", "n_neurons", "PRODUCT", "CELL"))
+@autotune(BACKWARD_CONFIGS, key=("n_pixels", "n_neurons", "PRODUCT", "CELL"))
 @triton.jit(do_not_specialize=("n_updates",))
 def backward_kernel(
     dictionary_ptr,  # [M, K]
