@@ -18,9 +18,6 @@ PRODUCTS = {"float32": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
 COUNTS = tl.constexpr("counts")
 """How integer counts are decoded in float32: three bfloat16 products, of exact factors, at half the cost."""
 
-REGISTERS = 255
-"""Of a thread, at most; left to itself the assembler may stop earlier, for more programs, and spill."""
-
 POISSON = tl.constexpr(CELLS.index("poisson"))
 RELU = tl.constexpr(CELLS.index("gaussian_relu"))
 _INTERPRETED = tl.constexpr(interpreted())

@@ -36,7 +36,6 @@ from .triton_parts import (
     FEW,
     POISSON,
     PRODUCTS,
-    REGISTERS,
     add_product,
     add_rest,
     advance,
@@ -60,7 +59,7 @@ PIXELS_MAX_BF16 = 128  # in "bf16", where relaxed counts of 256 spill 24 bytes o
 PIXELS_MAX_OLD = 64  # with Triton before 3.6, whose code needs more registers
 SCHEDULES = ((8, 1), (8, 2), (4, 1))  # warps, stages
 FORWARD_CONFIGS = tuple(config(warps, stages) for warps, stages in SCHEDULES)
-BACKWARD_CONFIGS = tuple(config(warps, stages, REGISTERS) for warps, stages in SCHEDULES)
+BACKWARD_CONFIGS = tuple(config(warps, stages, registers=248) for warps, stages in SCHEDULES)
 NEURONS = 32  # of a chunk of the dictionary
 DEPTH = 32  # of a product over pixels at a time
 

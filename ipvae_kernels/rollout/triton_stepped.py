@@ -39,7 +39,6 @@ from .triton_parts import (
     FEW,
     POISSON,
     PRODUCTS,
-    REGISTERS,
     add_product,
     add_rest,
     advance,
@@ -63,9 +62,9 @@ DEPTH = 32  # of a product at a time
 SLICE = 16  # rows that an epilogue takes at a time
 
 CONFIGS = (
-    config(8, 2, REGISTERS, BLOCK_B=64),
-    config(8, 3, REGISTERS, BLOCK_B=32),
-    config(8, 3, REGISTERS, BLOCK_B=128),
+    config(8, 2, registers=255, BLOCK_B=64),
+    config(8, 3, registers=255, BLOCK_B=32),
+    config(8, 3, registers=255, BLOCK_B=128),
 )
 NARROW_FIRST = (CONFIGS[1], CONFIGS[0], CONFIGS[2])  # with 64 rows, decoding counts spills 8 bytes on sm_80
 
