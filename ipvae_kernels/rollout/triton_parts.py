@@ -25,7 +25,7 @@ FEW = tl.constexpr(256.0)  # up to here every count is exact in bfloat16
 
 
 def decode_product(cfg: RolloutConfig) -> str:
-    """The product of latents with the dictionary."""
+    """How latents are decoded: COUNTS for integers in "float32", else one of ``PRODUCTS``."""
     drawn = ESTIMATORS[estimator_code(cfg.estimator, cfg.temperature)]
     integers = cfg.cell == "poisson" and drawn in ("hard", "fini2", "fini3")
     return COUNTS.value if integers and cfg.precision == "float32" else PRODUCTS[cfg.precision]
