@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from . import _native
 
 _DTYPES = (torch.float32, torch.float64)
 _HALF = (torch.float16, torch.bfloat16)
+_BOOLS = (bool, np.bool_)
 
 
 def tensor(name: str, value: object) -> None:
@@ -56,34 +59,57 @@ def full_precision(**tensors: Tensor) -> list[Tensor]:
     return list(tensors.values())
 
 
-def number(name: str, value: object, low: float = -math.inf, *, above: bool = False) -> None:
-    """A finite real number, at least ``low``, or ``above`` it."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, found {type(value).__name__}")
+def number(name: str, value: object, low: float = -math.inf, *, above: bool = False) -> float:
+    """A finite real number, at least ``low``, or ``above`` it; of Python, NumPy, or a tensor of shape []."""
+    value = _scalar(value)
+    if isinstance(value, _BOOLS) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, found {_kind(value)}")
+    value = float(value)
     if not low <= value < math.inf or (above and value == low):
         bound = "" if low == -math.inf else f" {'above' if above else 'of at least'} {low:g}"
         raise ValueError(f"{name}: expected a finite number{bound}, found {value}")
+    return value
 
 
-def integer(name: str, value: object, low: int, high: int) -> None:
-    """An int in low..high."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, found {type(value).__name__}")
+def integer(name: str, value: object, low: int, high: int) -> int:
+    """An integer in low..high; of Python, NumPy, or a tensor of shape []."""
+    value = _scalar(value)
+    if isinstance(value, _BOOLS) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: expected an int, found {_kind(value)}")
+    value = int(value)
     if not low <= value <= high:
         raise ValueError(f"{name}: expected an int from {low} to {high}, found {value}")
+    return value
 
 
-def choice(name: str, value: object, options: Iterable[str]) -> None:
+def choice(name: str, value: object, options: Iterable[str]) -> str:
     """One of the options."""
     options = tuple(options)
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name}: expected one of {', '.join(options)}; found {value!r}")
+    return value
 
 
-def flag(name: str, value: object) -> None:
-    """True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected a bool, found {type(value).__name__}")
+def flag(name: str, value: object) -> bool:
+    """True or False; of Python, NumPy, or a tensor of shape []."""
+    value = _scalar(value)
+    if not isinstance(value, _BOOLS):
+        raise TypeError(f"{name}: expected a bool, found {_kind(value)}")
+    return bool(value)
+
+
+def _scalar(value: object) -> object:
+    """The number in a tensor or array of shape []; on a GPU this waits for it. Others as they are."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        return value.item()
+    return value
+
+
+def _kind(value: object) -> str:
+    """The type of a value, with the shape of one that has several numbers."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{type(value).__name__} of shape {list(value.shape)}"
+    return type(value).__name__
 
 
 def finite(**tensors: Tensor) -> None:
@@ -114,7 +140,10 @@ def _looks(value: Tensor) -> bool:
 
 
 def seed(value: object, device: torch.device) -> Tensor:
-    """A seed as an int64 tensor of shape [] on the device; None draws one from torch's default generator."""
+    """A seed as an int64 tensor of shape [] on the device; None draws one from torch's default generator.
+
+    A tensor of the device is taken as it is: a CUDA graph is replayed with new noise through it.
+    """
     if value is None:
         return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
     if isinstance(value, Tensor):
@@ -125,12 +154,12 @@ def seed(value: object, device: torch.device) -> Tensor:
         if value.device != device:
             raise ValueError(f"seed: expected device {device}, found {value.device}")
         return value
-    integer("seed", value, -(2**63), 2**63 - 1)
-    assert isinstance(value, int)
-    return torch.full((), value, dtype=torch.int64, device=device)
+    return torch.full((), integer("seed", value, -(2**63), 2**63 - 1), dtype=torch.int64, device=device)
 
 
-def stream(step: object, steps: int, sample_offset: object, batch: int) -> None:
-    """Steps and samples that the Philox counter can address."""
-    integer("step", step, 0, 2**32 - steps)
-    integer("sample_offset", sample_offset, 0, 2**32 - max(batch, 1))
+def stream(step: object, steps: int, sample_offset: object, batch: int) -> tuple[int, int]:
+    """Step and first sample, which the Philox counter can address."""
+    return (
+        integer("step", step, 0, 2**32 - steps),
+        integer("sample_offset", sample_offset, 0, 2**32 - max(batch, 1)),
+    )

@@ -43,11 +43,11 @@ def poisson_sample(
         BackendError: a backend named cannot serve.
     """
     (log_rate,) = _checks.full_precision(log_rate=log_rate)
-    _checks.flag("check", check)
+    check = _checks.flag("check", check)
     backend = _backends.select(backend)
     seed = _checks.seed(seed, log_rate.device)
     rows = _rows(log_rate)
-    _checks.stream(step, 1, sample_offset, rows.shape[0])
+    step, sample_offset = _checks.stream(step, 1, sample_offset, rows.shape[0])
     counts: Tensor = _sample(rows.detach(), seed, step, sample_offset, backend, check)
     return counts.view(log_rate.shape)
 
@@ -94,14 +94,14 @@ def poisson_rsample(
         BackendError: a backend named cannot serve.
     """
     (log_rate,) = _checks.full_precision(log_rate=log_rate)
-    check_estimator(estimator, temperature, n_arrivals)
+    temperature, n_arrivals = check_estimator(estimator, temperature, n_arrivals)
     if upper_bound is not None:
-        _checks.integer("upper_bound", upper_bound, 1, 2**22 - 4)
-    _checks.flag("check", check)
+        upper_bound = _checks.integer("upper_bound", upper_bound, 1, 2**22 - 4)
+    check = _checks.flag("check", check)
     backend = _backends.select(backend)
     seed = _checks.seed(seed, log_rate.device)
     rows = _rows(log_rate)
-    _checks.stream(step, 1, sample_offset, rows.shape[0])
+    step, sample_offset = _checks.stream(step, 1, sample_offset, rows.shape[0])
     if backend == "autograd" or estimator == "gumbel":
         _backends.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
         if check:
@@ -114,17 +114,18 @@ def poisson_rsample(
             _checks.finite_result(_TOO_MANY, counts=counts)
     else:
         counts, _ = _rsample(
-            rows, seed, step, sample_offset, estimator, float(temperature), n_arrivals, backend, check
+            rows, seed, step, sample_offset, estimator, temperature, n_arrivals, backend, check
         )
     return counts.view(log_rate.shape)
 
 
-def check_estimator(estimator: str, temperature: float, n_arrivals: int | None) -> None:
-    """Checks the three arguments that say how counts are drawn."""
+def check_estimator(
+    estimator: object, temperature: object, n_arrivals: object | None
+) -> tuple[float, int | None]:
+    """Checks the arguments that say how counts are drawn; returns temperature and n_arrivals."""
     _checks.choice("estimator", estimator, eager.ESTIMATORS)
-    _checks.number("temperature", temperature, 0.0)
-    if n_arrivals is not None:
-        _checks.integer("n_arrivals", n_arrivals, 1, 2**22 - 4)
+    limit = None if n_arrivals is None else _checks.integer("n_arrivals", n_arrivals, 1, 2**22 - 4)
+    return _checks.number("temperature", temperature, 0.0), limit
 
 
 def _rows(log_rate: Tensor) -> Tensor:

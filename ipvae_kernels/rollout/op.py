@@ -133,12 +133,12 @@ def infer(
         TypeError, ValueError: an argument is not as described.
         BackendError: a backend named cannot serve.
     """
-    _checks.flag("check", check)
+    check = _checks.flag("check", check)
     if isinstance(record, str):
         raise TypeError(f"record: expected a collection of names, found the string {record!r}")
     for name in record:
         _checks.choice("record", name, RECORDS)
-    _checks.integer("record_every", record_every, 1, 2**32)
+    record_every = _checks.integer("record_every", record_every, 1, 2**32)
     task = _prepare(
         x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset,
         precision,
@@ -224,22 +224,22 @@ def elbo(
         TypeError, ValueError: an argument is not as described.
         BackendError: a backend named cannot serve.
     """
-    _checks.flag("check", check)
-    _checks.number("beta", beta, 0.0)
-    check_estimator(estimator, temperature, n_arrivals)
+    check = _checks.flag("check", check)
+    beta = _checks.number("beta", beta, 0.0)
+    temperature, n_arrivals = check_estimator(estimator, temperature, n_arrivals)
     if truncate is not None:
-        _checks.integer("truncate", truncate, 1, 2**32)
+        truncate = _checks.integer("truncate", truncate, 1, 2**32)
     if checkpoint is not None:
-        _checks.integer("checkpoint", checkpoint, 1, 2**32)
+        checkpoint = _checks.integer("checkpoint", checkpoint, 1, 2**32)
     task = _prepare(
         x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset,
         precision,
     )  # fmt: skip
     if isinstance(params, PoissonParams):
         task = task._replace(
-            cfg=task.cfg._replace(estimator=estimator, temperature=float(temperature), n_arrivals=n_arrivals)
+            cfg=task.cfg._replace(estimator=estimator, temperature=temperature, n_arrivals=n_arrivals)
         )
-    backend = _backends.select(backend)
+    steps, backend = task.cfg.steps, _backends.select(backend)
     frames, log_rate = task.tensors[0], task.tensors[5]
     length = steps if truncate is None else truncate
     recons, kls = [], []
@@ -292,11 +292,11 @@ def _prepare(
     precision: str,
 ) -> _Task:
     """Checks the arguments that ``infer`` and ``elbo`` share."""
-    _checks.integer("steps", steps, 1, 2**32)
-    _checks.integer("n_inner", n_inner, 1, 256)
-    _checks.number("beta_inner", beta_inner, 0.0)
+    steps = _checks.integer("steps", steps, 1, 2**32)
+    n_inner = _checks.integer("n_inner", n_inner, 1, 256)
+    beta_inner = _checks.number("beta_inner", beta_inner, 0.0)
     _checks.choice("kl", kl, ("exact", "released"))
-    _checks.flag("single_draw", single_draw)
+    single_draw = _checks.flag("single_draw", single_draw)
     _checks.choice("precision", precision, PRECISIONS)
     if single_draw and n_inner > 1:
         raise ValueError(f"single_draw: expected n_inner = 1 with it, found {n_inner}")
@@ -308,9 +308,9 @@ def _prepare(
         seed = state.seed if seed is None else seed
         sample_offset = state.sample_offset if sample_offset is None else sample_offset
     step, offset = 0 if state is None else state.step, 0 if sample_offset is None else sample_offset
-    _checks.stream(step, steps, offset, batch)
+    step, offset = _checks.stream(step, steps, offset, batch)
     cfg = RolloutConfig(
-        steps=steps, n_inner=n_inner, beta_inner=float(beta_inner), kl=kl, single_draw=single_draw,
+        steps=steps, n_inner=n_inner, beta_inner=beta_inner, kl=kl, single_draw=single_draw,
         step=step, sample_offset=offset, precision=precision,
     )  # fmt: skip
     if isinstance(params, GaussianParams):
@@ -377,8 +377,7 @@ def _clamp(name: str, value: Clamp) -> float:
         return _POISSON_CLAMP
     if isinstance(value, tuple):
         raise TypeError(f"{name}: expected a number for a Poisson model, found a tuple")
-    check_clamp(name, value)
-    return float(value)
+    return check_clamp(name, value)
 
 
 def _clamp_pair(name: str, value: Clamp, default: tuple[float, float]) -> tuple[float, float]:
@@ -386,9 +385,8 @@ def _clamp_pair(name: str, value: Clamp, default: tuple[float, float]) -> tuple[
         return default
     if not isinstance(value, tuple) or len(value) != 2:
         raise TypeError(f"{name}: expected a pair of numbers for a Gaussian model, found {value!r}")
-    for part in value:
-        _checks.number(name, part, 0.0, above=True)
-    return float(value[0]), float(value[1])
+    first, second = (_checks.number(name, part, 0.0, above=True) for part in value)
+    return first, second
 
 
 def _by_autograd(backend: str, cfg: RolloutConfig) -> bool:

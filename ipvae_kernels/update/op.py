@@ -66,12 +66,13 @@ def log_rate_update(
     _checks.shape("drive", drive, log_rate.shape, "that of log_rate")
     _checks.shape("log_bias", log_bias, log_rate.shape[-1:], "[K]")
     _checks.shape("log_lr", log_lr, (), "[]")
-    _checks.number("leak", leak, 0.0)
-    check_clamp("clamp_u", clamp_u)
-    check_clamp("clamp_du", clamp_du)
-    _checks.flag("check", check)
+    constants = (
+        _checks.number("leak", leak, 0.0),
+        check_clamp("clamp_u", clamp_u),
+        check_clamp("clamp_du", clamp_du),
+    )
+    check = _checks.flag("check", check)
     backend = _backends.select(backend)
-    constants = (float(leak), float(clamp_u), float(clamp_du))
     if backend == "autograd":
         if check:
             _check_finite(log_rate, log_rate_prior, drive, log_bias, log_lr)
@@ -82,9 +83,9 @@ def log_rate_update(
     return new.view(log_rate.shape)
 
 
-def check_clamp(name: str, value: float) -> None:
-    """Checks a ceiling: it lies above the floor."""
-    _checks.number(name, value, eager.FLOOR, above=True)
+def check_clamp(name: str, value: object) -> float:
+    """A ceiling: it lies above the floor."""
+    return _checks.number(name, value, eager.FLOOR, above=True)
 
 
 def _check_finite(
