@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import threading
 from collections.abc import Iterable
 from types import ModuleType, TracebackType
 
@@ -18,7 +19,15 @@ _FILES = {"triton": "triton_kernels"}  # where a backend's file in an op's folde
 
 _log = logging.getLogger("ipvae_kernels")
 _logged: set[str] = set()
-_default = "auto"
+
+
+class _Default(threading.local):
+    """What "auto" stands for in each thread. torch.compile reads it, which it cannot of a context variable."""
+
+    name = "auto"
+
+
+_default = _Default()
 
 
 class BackendError(RuntimeError):
@@ -39,6 +48,8 @@ def backends() -> dict[str, str]:
 class use_backend:
     """Sets the backend of calls that leave ``backend="auto"``; as a context manager, until its end.
 
+    It holds for the thread that sets it, like ``torch.no_grad``; every thread starts with "auto".
+
     Args:
         name: "auto", "native", "triton", "eager" or "autograd".
 
@@ -48,11 +59,10 @@ class use_backend:
     """
 
     def __init__(self, name: str) -> None:
-        global _default
         _known(name)
         if name in _COMPILED and (reason := _COMPILED[name].reason()):
             raise _unable(name, reason)
-        self._previous, _default = _default, name
+        self._previous, _default.name = _default.name, name
 
     def __enter__(self) -> None:
         return None
@@ -60,14 +70,13 @@ class use_backend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        global _default
-        _default = self._previous
+        _default.name = self._previous
 
 
 def select(backend: str) -> str:
     """The backend a call asks for: its argument, or where that is "auto" what :class:`use_backend` set."""
     _known(backend)
-    return _default if backend == "auto" else backend
+    return _default.name if backend == "auto" else backend
 
 
 def resolve(backend: str, tensors: Iterable[Tensor]) -> str:

@@ -115,7 +115,7 @@ def _kind(value: object) -> str:
 def finite(**tensors: Tensor) -> None:
     """No NaN and no infinity; looks at the numbers, so it runs inside the ops, on real tensors."""
     for name, value in tensors.items():
-        if _looks(value) and not _native.all_finite(value):
+        if not is_finite(value):
             bad = int((~torch.isfinite(value)).sum())
             raise ValueError(
                 f"{name}: expected finite values, found {bad} of {value.numel()} NaN or infinite"
@@ -125,8 +125,13 @@ def finite(**tensors: Tensor) -> None:
 def finite_result(cause: str, **tensors: Tensor) -> None:
     """Finite results of finite arguments; ``cause`` says what else can be the reason."""
     for name, value in tensors.items():
-        if _looks(value) and not _native.all_finite(value):
+        if not is_finite(value):
             raise ValueError(f"the result {name!r} is not finite: {cause}")
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether no element is NaN or infinite, as far as the numbers can be looked at."""
+    return not _looks(value) or _native.all_finite(value)
 
 
 def below(limit: float, value: Tensor) -> bool:
@@ -135,8 +140,13 @@ def below(limit: float, value: Tensor) -> bool:
 
 
 def _looks(value: Tensor) -> bool:
-    """Whether its numbers can be looked at: the host may not wait for a stream that a CUDA graph captures."""
-    return not (value.is_cuda and torch.cuda.is_current_stream_capturing())
+    """Whether its numbers can be looked at.
+
+    The host may not wait for a stream that a CUDA graph captures, and inside a transform of ``torch.func`` a
+    tensor may stand for many; there, ops look at them once the transforms are done with.
+    """
+    capturing = value.is_cuda and torch.cuda.is_current_stream_capturing()
+    return not capturing and not torch._C._are_functorch_transforms_active()
 
 
 def seed(value: object, device: torch.device) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -72,7 +73,8 @@ class State:
     Attributes:
         log_rate: [B, K]; for Gaussian models mean and log sigma, [2, B, K].
         step: global index of the next step.
-        seed: int64 of shape [], an int, or None: drawn from torch's generator.
+        seed: int64 of shape [], an int, or None: drawn from torch's generator. One that an op returns is its
+            own: filling the tensor that was passed as ``seed`` anew does not change it.
         sample_offset: global index of the first row of the batch.
     """
 
@@ -80,3 +82,12 @@ class State:
     step: int = 0
     seed: Tensor | int | None = None
     sample_offset: int = 0
+
+    def detach(self) -> State:
+        """The state without the graph that made it: truncates the gradient between windows of training."""
+        seed = self.seed.detach() if isinstance(self.seed, Tensor) else self.seed
+        return replace(self, log_rate=self.log_rate.detach(), seed=seed)
+
+
+# Holders of tensors and numbers, which torch.load may make without weights_only=False.
+torch.serialization.add_safe_globals([PoissonParams, GaussianParams, State])

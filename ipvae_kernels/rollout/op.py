@@ -11,34 +11,30 @@ From "Brain-like variational inference" (arXiv 2410.19315) and its released code
     kl    = sum_k KL(Poisson(exp(u)) || Poisson(exp(u_prior)))
 """
 
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import _backends, _checks
+from .. import _backends, _checks, _transforms
 from ..params import GaussianParams, PoissonParams, State
 from ..poisson.eager import PhiloxNoise
 from ..poisson.op import check_estimator
 from ..update.op import check_clamp
-from . import eager, windows
+from . import eager, library
 from .cells import Cell, make_cell
 from .config import PRECISIONS, RolloutConfig
+from .library import Tensors
 
 RECORDS = tuple(eager.RECORDS)
 """What ``infer`` can record of a step."""
 
-_DIVERGED = (
-    "the rollout left the range of floating point numbers; are x, the parameters and the clamps reasonable?"
-)
 _POISSON_CLAMP = 10.0
 _GAUSSIAN_CLAMP_U, _GAUSSIAN_CLAMP_DU = (7.0, 2.0), (7.0, 3.0)
 
 Params = PoissonParams | GaussianParams
 Clamp = float | tuple[float, float] | None
-Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""x, dictionary, log_sigma, log_bias, log_lr, and the state before the first step."""
 
 
 class InferResult(NamedTuple):
@@ -69,13 +65,17 @@ class ElboResult(NamedTuple):
     state: State
 
 
+# As the states and parameters in params.py.
+torch.serialization.add_safe_globals([InferResult, ElboResult])
+
+
 def infer(
     x: Tensor,
     params: Params,
     steps: int,
     *,
     state: State | None = None,
-    record: Collection[str] = (),
+    record: Iterable[str] = (),
     record_every: int = 1,
     seed: int | Tensor | None = None,
     n_inner: int = 1,
@@ -96,6 +96,12 @@ def infer(
     kernels; elsewhere products are laid out by the size of a batch, and sums agree to rounding, after which a
     draw near a threshold may fall otherwise. Memory does not grow with ``steps`` but through
     ``record``, and the fresh draw of a step is skipped where no record needs it.
+
+    Noise is indexed by the seed, the global step and the global sample, ``sample_offset`` plus the row, and by
+    nothing else: two calls with one seed whose samples overlap draw the same spikes. Ranks or batches that
+    share a seed need the index of their first sample as ``sample_offset``. Under ``torch.vmap`` with
+    randomness="different", row v of batches of B starts at ``sample_offset`` + v B; "same" gives all rows the
+    same draw, and torch's default, "error", is refused unless every row has a seed of its own.
 
     Args:
         x: input, [B, M], or one frame per step, [steps, B, M]; float32 or float64.
@@ -124,7 +130,8 @@ def infer(
         precision: of matrix products on tensor cores: "float32" (float32-grade), or "tf32" or "bf16", whose
             error ``docs/decisions.md`` states. Only "triton" has them; other backends compute in full.
         backend: "auto", "native", "triton", "eager" or "autograd".
-        check: raise where a tensor or the result is not finite; costs a pass over each.
+        check: raise where a tensor, the state or a record is not finite; costs a pass over each. Inside
+            ``torch.func`` transforms, "autograd" does not look.
 
     Returns:
         The state, and the records by name in the order asked for.
@@ -134,10 +141,7 @@ def infer(
         BackendError: a backend named cannot serve.
     """
     check = _checks.flag("check", check)
-    if isinstance(record, str):
-        raise TypeError(f"record: expected a collection of names, found the string {record!r}")
-    for name in record:
-        _checks.choice("record", name, RECORDS)
+    record = _records(record)
     record_every = _checks.integer("record_every", record_every, 1, 2**32)
     task = _prepare(
         x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset,
@@ -148,15 +152,18 @@ def infer(
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         if _by_autograd(backend, task.cfg):
             if check:
-                _check_finite(task.tensors)
+                library.check_finite(task.tensors)
             log_rate, *rows = eager.record_run(
-                *task.tensors[:3], _cell(task), task.tensors[5], task.cfg, tuple(names), record_every
+                *task.tensors[:3], _cell("infer", task), task.tensors[5], task.cfg, tuple(names), record_every
             )
             if check:
-                _checks.finite_result(_DIVERGED, state=log_rate)
+                found = dict(zip(("state", *names), (log_rate, *rows), strict=True))
+                _checks.finite_result(library.DIVERGED, **found)
         else:
-            constants = (*task.cfg, ",".join(names), record_every, backend, check)
-            log_rate, *rows = _infer(*task.tensors, task.seed, *constants)
+            constants = library.constants(task.seed, task.cfg)
+            log_rate, *rows = library.infer(
+                *task.tensors, *constants, ",".join(names), record_every, backend, check
+            )
     records = dict(zip(names, rows, strict=True))
     return InferResult(_advanced(task, log_rate), {name: records[name] for name in record})
 
@@ -188,7 +195,12 @@ def elbo(
     """The training loss, differentiable through all steps.
 
     loss = mean over steps and samples of (recon + beta kl), times 256 / M. Gradients reach x, every tensor of
-    ``params`` (the initial state through the first step) and ``state.log_rate``.
+    ``params`` (the initial state through the first step) and ``state.log_rate``. Noise is indexed as in
+    :func:`infer`: ranks that train with one seed pass their ``sample_offset``.
+
+    The backward by hand gives first derivatives, ``torch.func.grad`` and ``jacrev`` included. Second ones and
+    forward mode are refused, but for ``backend="autograd"``, which has them. A state that goes into the next
+    window of a truncated training is cut from its graph by ``State.detach()``.
 
     Args:
         x: input, [B, M], or one frame per step, [steps, B, M]; float32 or float64.
@@ -215,14 +227,14 @@ def elbo(
         sample_offset: global index of the first sample.
         precision: of matrix products on tensor cores.
         backend: "auto", "native", "triton", "eager" or "autograd".
-        check: raise where a tensor or the result is not finite.
+        check: raise where a tensor, the result or, in the backward by hand, a gradient is not finite.
 
     Returns:
         loss [], recon [T, B], kl [T, B] and the state.
 
     Raises:
-        TypeError, ValueError: an argument is not as described.
-        BackendError: a backend named cannot serve.
+        TypeError, ValueError: an argument is not as described; a tensor is not finite.
+        BackendError: a backend named cannot serve, or a derivative that the backward by hand does not have.
     """
     check = _checks.flag("check", check)
     beta = _checks.number("beta", beta, 0.0)
@@ -241,13 +253,13 @@ def elbo(
         )
     steps, backend = task.cfg.steps, _backends.select(backend)
     frames, log_rate = task.tensors[0], task.tensors[5]
-    length = steps if truncate is None else truncate
     recons, kls = [], []
-    for begin in range(0, steps, length):
+    # A range over a number that a compiled graph takes as an input would make it a constant.
+    for begin in (0,) if truncate is None else range(0, steps, truncate):
         if begin:
             # u0 + stop_gradient(u - u0), written so that the value of u stays bit-identical.
             log_rate = log_rate.detach() + (task.initial - task.initial.detach())
-        end = min(begin + length, steps)
+        end = steps if truncate is None else min(begin + truncate, steps)
         part = frames[begin:end] if frames.dim() == 3 else frames
         cfg = task.cfg._replace(steps=end - begin, step=task.cfg.step + begin)
         recon, kl_part, log_rate = _elbo_part(
@@ -258,6 +270,15 @@ def elbo(
     recon, divergence = torch.cat(recons), torch.cat(kls)
     loss = (recon + beta * divergence).sum() * (256.0 / (frames.shape[-1] * max(recon.numel(), 1)))
     return ElboResult(loss, recon, divergence, _advanced(task, log_rate))
+
+
+def _records(record: object) -> tuple[str, ...]:
+    """The names of records, checked; of any iterable, a generator too, in the order given."""
+    if isinstance(record, str):
+        raise TypeError(f"record: expected a collection of names, found the string {record!r}")
+    if not isinstance(record, Iterable):
+        raise TypeError(f"record: expected a collection of names, found {type(record).__name__}")
+    return tuple(_checks.choice("record", name, RECORDS) for name in record)
 
 
 class _Task(NamedTuple):
@@ -322,7 +343,8 @@ def _prepare(
         cfg = cfg._replace(cell=cell, clamp_u=u, clamp_du=du, clamp_xi=xi, clamp_dxi=dxi)
     else:
         cfg = cfg._replace(clamp_u=_clamp("clamp_u", clamp_u), clamp_du=_clamp("clamp_du", clamp_du))
-    return _Task(tensors, initial, _checks.seed(seed, x.device), cfg)
+    # A seed of the caller's, who may fill it anew for the next call, is copied: the state keeps this one.
+    return _Task(tensors, initial, _checks.seed(seed, x.device).clone(), cfg)
 
 
 def _tensors(x: Tensor, params: Params, steps: int, state: State | None) -> tuple[Tensors, Tensor]:
@@ -397,8 +419,9 @@ def _by_autograd(backend: str, cfg: RolloutConfig) -> bool:
     return backend == "autograd"
 
 
-def _cell(task: _Task) -> Cell:
-    return make_cell(*task.tensors[3:5], PhiloxNoise(task.seed), task.cfg, differentiable=True)
+def _cell(op: str, task: _Task) -> Cell:
+    seed = _transforms.one_draw(op, task.seed, *task.tensors)
+    return make_cell(*task.tensors[3:5], PhiloxNoise(seed), task.cfg, differentiable=True)
 
 
 def _elbo_part(
@@ -406,162 +429,18 @@ def _elbo_part(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The halves of the loss, recon and kl [T, B], and the final state of steps that share a gradient."""
     if not _by_autograd(backend, task.cfg):
-        x, dictionary = task.tensors[:2]
-        window = checkpoint or windows.window(task.cfg, x.shape[-2], dictionary.shape, x.element_size())
-        recon, kl, log_rate, *_ = _elbo(*task.tensors, task.seed, *task.cfg, window, backend, check)
-        return recon, kl, log_rate
+        return library.elbo(
+            *task.tensors, *library.constants(task.seed, task.cfg), checkpoint, backend, check
+        )
     if check:
-        _check_finite(task.tensors)
+        library.check_finite(task.tensors)
+    cell = _cell("elbo", task)
     with torch.autocast(task.tensors[0].device.type, enabled=False):
-        recon, kl, log_rate = eager.elbo_autograd(*task.tensors[:3], _cell(task), task.tensors[5], task.cfg)
+        recon, kl, log_rate = eager.elbo_autograd(*task.tensors[:3], cell, task.tensors[5], task.cfg)
     if check:
-        _checks.finite_result(_DIVERGED, recon=recon, state=log_rate)
+        library.check_loss(recon, kl, log_rate)
     return recon, kl, log_rate
 
 
 def _advanced(task: _Task, log_rate: Tensor) -> State:
     return State(log_rate, task.cfg.step + task.cfg.steps, task.seed, task.cfg.sample_offset)
-
-
-def _check_finite(tensors: Tensors) -> None:
-    parameters = ("dictionary", "log_sigma", "log_bias", "log_lr")
-    names = ("x", *(f"params.{name}" for name in parameters), "initial state (params or state)")
-    _checks.finite(**dict(zip(names, tensors, strict=True)))
-
-
-# The ops. Their constants are the fields of RolloutConfig, in order.
-_TENSORS = "Tensor x, Tensor dictionary, Tensor log_sigma, Tensor log_bias, Tensor log_lr"
-_CONFIG = (
-    "int steps, int n_inner, float beta_inner, float clamp_u, float clamp_du, str kl, bool single_draw, "
-    "str estimator, float temperature, int? n_arrivals, int step, int sample_offset, "
-    "str cell, float clamp_xi, float clamp_dxi, str precision"
-)
-_FIELDS = len(RolloutConfig._fields)
-
-
-def _split(arguments: tuple[Any, ...]) -> tuple[Tensors, Tensor, RolloutConfig]:
-    """The tensors, the seed and the constants that lead the arguments of ``infer`` and ``elbo``."""
-    x, dictionary, log_sigma, log_bias, log_lr, log_rate, seed, *constants = arguments
-    tensors = (x, dictionary, log_sigma, log_bias, log_lr, log_rate)
-    return tensors, seed, RolloutConfig(*constants[:_FIELDS])
-
-
-def _contiguous(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.contiguous() for tensor in tensors]
-
-
-@torch.library.custom_op(
-    "ipvae_kernels::infer",
-    mutates_args=(),
-    schema=f"({_TENSORS}, Tensor log_rate, Tensor seed, {_CONFIG}, str record, int record_every, "
-    "str backend, bool check) -> Tensor[]",
-)
-def _infer(*arguments: Any) -> list[Tensor]:
-    """The final log rate, then the records named in ``record`` (comma separated, in canonical order)."""
-    tensors, seed, cfg = _split(arguments)
-    record, record_every, backend, check = arguments[7 + _FIELDS :]
-    if check:
-        _check_finite(tensors)
-    module = _backends.implementation(__package__, backend, *tensors)
-    names = tuple(record.split(",")) if record else ()
-    results: list[Tensor] = module.infer(*_contiguous(*tensors), seed, cfg, names, record_every)
-    if check:
-        _checks.finite_result(_DIVERGED, state=results[0])
-    return results
-
-
-@_infer.register_fake
-def _(*arguments: Any) -> list[Tensor]:
-    (x, dictionary, *_, log_rate), _, cfg = _split(arguments)
-    record, every = arguments[7 + _FIELDS : 9 + _FIELDS]
-    rows = (cfg.step + cfg.steps) // every - cfg.step // every
-    shapes = eager.record_shapes(x.shape[-2], dictionary.shape, log_rate.shape)
-    names = record.split(",") if record else []
-    return [x.new_empty(log_rate.shape), *(x.new_empty((rows, *shapes[name])) for name in names)]
-
-
-@torch.library.custom_op(
-    "ipvae_kernels::elbo",
-    mutates_args=(),
-    schema=f"({_TENSORS}, Tensor log_rate, Tensor seed, {_CONFIG}, int window, str backend, bool check) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _elbo(*arguments: Any) -> eager.Trace:
-    """recon, kl, log_rate, and what the backward needs; shapes at ``eager.Trace`` and ``windows.elbo``."""
-    tensors, seed, cfg = _split(arguments)
-    window, backend, check = arguments[7 + _FIELDS :]
-    if check:
-        _check_finite(tensors)
-    module = _backends.implementation(__package__, backend, *tensors)
-    x, *parameters, log_rate = _contiguous(*tensors)
-    trace = windows.elbo(module, x, parameters, log_rate, seed, cfg, window)
-    if check:
-        _checks.finite_result(_DIVERGED, recon=trace[0], state=trace[2])
-    return trace
-
-
-@_elbo.register_fake
-def _(*arguments: Any) -> eager.Trace:
-    (x, dictionary, *_, log_rate), _, cfg = _split(arguments)
-    batch, (pixels, neurons), window = x.shape[-2], dictionary.shape, arguments[7 + _FIELDS]
-    kept = cfg.steps if window >= cfg.steps else 0
-    updates, draws = kept * cfg.n_inner, (kept, cfg.n_inner + 1, batch)
-    states = updates + 1 if kept else -(-cfg.steps // window)
-    return (
-        x.new_empty((cfg.steps, batch)),
-        x.new_empty((cfg.steps, batch)),
-        x.new_empty(log_rate.shape),
-        x.new_empty((states, *log_rate.shape)),
-        x.new_empty((*draws, neurons)),
-        x.new_empty((*draws, neurons)),
-        x.new_empty((*draws, pixels)),
-        x.new_empty((updates, batch, neurons)),
-    )
-
-
-@torch.library.custom_op(
-    "ipvae_kernels::elbo_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_recon, Tensor grad_kl, Tensor grad_log_rate, {_TENSORS}, Tensor path, "
-    f"Tensor counts, Tensor slopes, Tensor errors, Tensor drives, Tensor seed, {_CONFIG}, int window, "
-    "str backend) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _elbo_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    """Gradients of x, dictionary, log_sigma, log_bias, log_lr and of the first log rate."""
-    tensors, seed, cfg = arguments[:13], arguments[13], RolloutConfig(*arguments[14:-2])
-    window, backend = arguments[-2:]
-    module = _backends.implementation(__package__, backend, *tensors)
-    grad_recon, grad_kl, grad_log_rate, x, *others = _contiguous(*tensors)
-    grads = (grad_recon, grad_kl, grad_log_rate)
-    return windows.elbo_backward(module, grads, x, others[:4], seed, others[4:], cfg, window)
-
-
-@_elbo_backward.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
-    like = (*arguments[3:8], arguments[2])
-    return tuple(tensor.new_empty(tensor.shape) for tensor in like)
-
-
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs[:5], *output[3:], inputs[6])
-    ctx.constants = inputs[7:-1]  # the configuration, the window and the backend
-    # Else autograd hands the backward zeros as large as the whole trajectory.
-    ctx.set_materialize_grads(False)
-    ctx.shapes = [part.shape for part in output[:3]]
-
-
-def _backward(ctx, grad_recon, grad_kl, grad_log_rate, *_unused):  # type: ignore[no-untyped-def]
-    upstream = [
-        ctx.saved_tensors[0].new_zeros(shape) if grad is None else grad
-        for grad, shape in zip((grad_recon, grad_kl, grad_log_rate), ctx.shapes, strict=True)
-    ]
-    gradients = _elbo_backward(*upstream, *ctx.saved_tensors, *ctx.constants)
-    return *gradients, *(None,) * (4 + _FIELDS)
-
-
-_elbo.register_autograd(_backward, setup_context=_save)
-
-for _op in ("infer", "elbo", "elbo_backward"):
-    for _device in ("cpu", "cuda"):
-        torch.library.register_autocast(f"ipvae_kernels::{_op}", _device, torch.float32)

@@ -21,19 +21,12 @@ TRAJECTORY_BYTES = 64 * 2**20
 runs nothing twice; T = 128 at B 100, K 512, M 784 needs 4 windows (docs/decisions.md)."""
 
 
-def window(cfg: RolloutConfig, batch: int, dictionary: torch.Size, element_size: int) -> int:
-    """Steps whose trajectory is kept at once, at least 1.
-
-    Args:
-        cfg: constants; ``n_inner`` and ``cell`` are used.
-        batch: B.
-        dictionary: (M, K).
-        element_size: bytes of a number.
-    """
-    pixels, neurons = dictionary
+def window(cfg: RolloutConfig, x: Tensor, dictionary: Tensor) -> int:
+    """Steps whose trajectory is kept at once, at least 1; of ``cfg``, ``n_inner`` and ``cell`` count."""
+    batch, (pixels, neurons) = x.shape[-2], dictionary.shape
     draws, updates, states = cfg.n_inner + 1, cfg.n_inner, 1 if cfg.cell == "poisson" else 2
     numbers = batch * (draws * (2 * neurons + pixels) + updates * (1 + states) * neurons)
-    return max(1, TRAJECTORY_BYTES // max(1, numbers * element_size))
+    return max(1, TRAJECTORY_BYTES // max(1, numbers * x.element_size()))
 
 
 def elbo(

@@ -7,14 +7,20 @@ With softclamp(v, c) = c - softplus(c - v):
     new = softclamp(max(log_rate + du, -8), clamp_u)
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
-from .. import _backends, _checks
+from .. import _backends, _checks, _transforms
 from ..params import StepParams
 from . import eager
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+_NAMES = ("log_rate", "log_rate_prior", "drive", "log_bias", "log_lr")
+_OUT_OF_RANGE = "the step left the range of floating point numbers; are drive, log_bias, log_lr reasonable?"
 
 
 def log_rate_update(
@@ -43,10 +49,11 @@ def log_rate_update(
         clamp_u: ceiling of the log rate, above -8.
         clamp_du: ceiling of its update, above -8.
         backend: "auto", "native", "triton", "eager" or "autograd".
-        check: raise where a tensor is not finite; costs a pass over each.
+        check: raise where a tensor, the result or a gradient is not finite; costs a pass over each.
 
     Returns:
-        The new log rate, [..., K]; differentiable in all five tensors.
+        The new log rate, [..., K]; differentiable in all five tensors, to any order and in forward mode:
+        beyond the first derivative in plain PyTorch.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -75,12 +82,18 @@ def log_rate_update(
     backend = _backends.select(backend)
     if backend == "autograd":
         if check:
-            _check_finite(log_rate, log_rate_prior, drive, log_bias, log_lr)
-        return eager.forward(log_rate, log_rate_prior, drive, log_bias, log_lr, *constants)
+            _check_finite(*tensors)
+        new = eager.forward(log_rate, log_rate_prior, drive, log_bias, log_lr, *constants)
+        if check:
+            _checks.finite_result(_OUT_OF_RANGE, log_rate=new)
+        return new
     rows = (-1, log_rate.shape[-1]) if log_rate.numel() else (0, log_rate.shape[-1])
     wide = (tensor.reshape(rows) for tensor in (log_rate, log_rate_prior, drive))
-    new: Tensor = _update(*wide, log_bias, log_lr, *constants, backend, check)
-    return new.view(log_rate.shape)
+    function = _Update if torch.compiler.is_compiling() else _UpdateForward
+    new = _transforms.apply(
+        function, *wide, log_bias, log_lr, _transforms.packed(*constants), backend, check
+    )
+    return cast(Tensor, new.view(log_rate.shape))
 
 
 def check_clamp(name: str, value: object) -> float:
@@ -91,9 +104,8 @@ def check_clamp(name: str, value: object) -> float:
 def _check_finite(
     log_rate: Tensor, log_rate_prior: Tensor, drive: Tensor, log_bias: Tensor, log_lr: Tensor
 ) -> None:
-    _checks.finite(
-        log_rate=log_rate, log_rate_prior=log_rate_prior, drive=drive, log_bias=log_bias, log_lr=log_lr
-    )
+    tensors = (log_rate, log_rate_prior, drive, log_bias, log_lr)
+    _checks.finite(**dict(zip(_NAMES, tensors, strict=True)))
 
 
 @torch.library.custom_op("ipvae_kernels::log_rate_update", mutates_args=())
@@ -103,19 +115,19 @@ def _update(
     drive: Tensor,
     log_bias: Tensor,
     log_lr: Tensor,
-    leak: float,
-    clamp_u: float,
-    clamp_du: float,
+    constants: Tensor,
     backend: str,
     check: bool,
 ) -> Tensor:
-    """The new log rate, [N, K]."""
+    """The new log rate, [N, K]; the constants are leak, clamp_u and clamp_du."""
+    tensors = (log_rate, log_rate_prior, drive, log_bias, log_lr)
     if check:
-        _check_finite(log_rate, log_rate_prior, drive, log_bias, log_lr)
-    tensors = (tensor.contiguous() for tensor in (log_rate, log_rate_prior, drive, log_bias, log_lr))
-    new: Tensor = _backends.implementation(__package__, backend, log_rate).forward(
-        *tensors, leak, clamp_u, clamp_du
-    )
+        _check_finite(*tensors)
+    module = _backends.implementation(__package__, backend, log_rate)
+    with torch.autocast(log_rate.device.type, enabled=False):
+        new: Tensor = module.forward(*(tensor.contiguous() for tensor in tensors), *constants.tolist())
+    if check:
+        _checks.finite_result(_OUT_OF_RANGE, log_rate=new)
     return new
 
 
@@ -126,9 +138,7 @@ def _(
     drive: Tensor,
     log_bias: Tensor,
     log_lr: Tensor,
-    leak: float,
-    clamp_u: float,
-    clamp_du: float,
+    constants: Tensor,
     backend: str,
     check: bool,
 ) -> Tensor:
@@ -143,16 +153,20 @@ def _update_backward(
     drive: Tensor,
     log_bias: Tensor,
     log_lr: Tensor,
-    leak: float,
-    clamp_u: float,
-    clamp_du: float,
+    constants: Tensor,
     backend: str,
+    check: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of log_rate, log_rate_prior, drive, log_bias and log_lr."""
-    tensors = (tensor.contiguous() for tensor in (grad, log_rate, log_rate_prior, drive, log_bias, log_lr))
-    gradients: Gradients = _backends.implementation(__package__, backend, log_rate).backward(
-        *tensors, leak, clamp_u, clamp_du
-    )
+    tensors = (grad, log_rate, log_rate_prior, drive, log_bias, log_lr)
+    module = _backends.implementation(__package__, backend, log_rate)
+    with torch.autocast(log_rate.device.type, enabled=False):
+        gradients: Gradients = module.backward(
+            *(tensor.contiguous() for tensor in tensors), *constants.tolist()
+        )
+    if check and _checks.is_finite(grad):
+        names = (f"gradient of {name}" for name in _NAMES)
+        _checks.finite_result(_OUT_OF_RANGE, **dict(zip(names, gradients, strict=True)))
     return gradients
 
 
@@ -164,27 +178,97 @@ def _(
     drive: Tensor,
     log_bias: Tensor,
     log_lr: Tensor,
-    leak: float,
-    clamp_u: float,
-    clamp_du: float,
+    constants: Tensor,
     backend: str,
+    check: bool,
 ) -> Gradients:
     like = (log_rate, log_rate_prior, drive, log_bias, log_lr)
     a, b, c, d, e = (tensor.new_empty(tensor.shape) for tensor in like)
     return a, b, c, d, e
 
 
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs[:5])
-    ctx.constants = inputs[5:9]
+for _op in (_update, _update_backward):
+    _op.register_vmap(
+        lambda info, in_dims, *arguments, op=_op: _transforms.each_row(op, info, in_dims, arguments)
+    )
 
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return *_update_backward(grad, *ctx.saved_tensors, *ctx.constants), *(None,) * 5
+def _tangent(function: Callable[..., Any], ctx: Any, tangents: Sequence[Tensor | None]) -> Any:
+    """Forward mode, and by it all higher derivatives, of the same function in plain PyTorch."""
+    *tensors, constants = ctx.saved_tensors
+    numbers = constants.tolist()
+    given = [
+        torch.zeros_like(tensor) if tangent is None else tangent
+        for tensor, tangent in zip(tensors, tangents, strict=False)
+    ]
+    return torch.func.jvp(lambda *primals: function(*primals, *numbers), tuple(tensors), tuple(given))[1]
 
 
-_update.register_autograd(_backward, setup_context=_save)
+class _Update(torch.autograd.Function):
+    """The step and its gradient by hand, as ``torch.compile`` traces it: without a rule for forward mode."""
 
-for _op in ("log_rate_update", "log_rate_update_backward"):
-    for _device in ("cpu", "cuda"):
-        torch.library.register_autocast(f"ipvae_kernels::{_op}", _device, torch.float32)
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        log_rate: Tensor,
+        log_rate_prior: Tensor,
+        drive: Tensor,
+        log_bias: Tensor,
+        log_lr: Tensor,
+        constants: Tensor,
+        backend: str,
+        check: bool,
+    ) -> Any:
+        return _update(log_rate, log_rate_prior, drive, log_bias, log_lr, constants, backend, check)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.backend, ctx.check = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        arguments = (grad, *ctx.saved_tensors, ctx.backend, ctx.check)
+        if torch.compiler.is_compiling():
+            return *_update_backward(*arguments), None, None, None
+        return *_transforms.apply(_UpdateBackward, *arguments), None, None, None
+
+
+class _UpdateForward(_Update):
+    """The same with forward mode."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _Update.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:6])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _tangent(eager.forward, ctx, tangents[:5])
+
+
+class _UpdateBackward(torch.autograd.Function):
+    """The gradient; its own derivatives are those of the eager backward, which is plain PyTorch."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        return _update_backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:7])
+        ctx.save_for_forward(*inputs[:7])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        *tensors, constants = ctx.saved_tensors
+        numbers = constants.tolist()
+        pull = torch.func.vjp(lambda *primals: eager.backward(*primals, *numbers), *tensors)[1]
+        return *pull(grads), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _tangent(eager.backward, ctx, tangents[:6])

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import ipvae_kernels as ik
 from ipvae_kernels.update import eager
@@ -255,12 +256,11 @@ def test_bad_arguments(
 
 
 def test_opcheck(backend: str, dtype: torch.dtype) -> None:
-    tensors = inputs(dtype=dtype, grad=True)
-    operator = torch.ops.ipvae_kernels
-    torch.library.opcheck(operator.log_rate_update.default, (*tensors, 0.5, 10.0, 10.0, backend, True))
-    plain = inputs(dtype=dtype)
-    arguments = (torch.ones_like(plain[0]), *plain, 0.5, 10.0, 10.0, backend)
-    torch.library.opcheck(operator.log_rate_update_backward.default, arguments)
+    operator, tensors = torch.ops.ipvae_kernels, inputs(dtype=dtype)
+    arguments = (*tensors, torch.tensor([0.5, 10.0, 10.0], dtype=torch.float64), backend, True)
+    torch.library.opcheck(operator.log_rate_update.default, arguments)
+    backward = operator.log_rate_update_backward.default
+    torch.library.opcheck(backward, (torch.ones(6, 11, dtype=dtype), *arguments))
 
 
 def test_compile_without_graph_breaks(backend: str) -> None:
@@ -285,3 +285,89 @@ def test_autocast_raises_half_precision(backend: str) -> None:
             new = update(half, backend=name)
         assert new.dtype == torch.float32
         assert torch.equal(new, update([tensor.float() for tensor in half], backend=name))
+
+
+def by_rows(*tensors: Tensor, backend: str) -> Tensor:
+    return update(list(tensors), leak=0.5, clamp_u=3.0, clamp_du=2.5, backend=backend)
+
+
+def test_second_derivatives() -> None:
+    """By finite differences in float64; drives away from the floors, where there are none."""
+    tensors = inputs(2, 3, grad=True)
+    with torch.no_grad():
+        tensors[2].mul_(0.1)
+    assert torch.autograd.gradgradcheck(lambda *given: by_rows(*given, backend="eager"), tensors)
+
+
+def test_learning_through_a_gradient(backend: str, dtype: torch.dtype) -> None:
+    """A penalty on a gradient, in every tensor, against autograd through the forward."""
+    results = []
+    for name in (backend, "autograd"):
+        tensors = inputs(dtype=dtype, grad=True)
+        new = by_rows(*tensors, backend=name)
+        first = torch.autograd.grad(new.square().sum(), tensors, create_graph=True)
+        results.append(torch.autograd.grad(sum(part.square().sum() for part in first), tensors))
+    for name, a, b in zip(NAMES, *results, strict=True):
+        scale = float(b.abs().max())
+        assert scale > 0
+        torch.testing.assert_close(
+            a, b, rtol=0, atol=scale * 1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("transform", ["grad", "jacrev", "jvp", "jacfwd", "hessian", "vmap", "per sample"])
+def test_torch_func(transform: str, backend: str, dtype: torch.dtype) -> None:
+    """Every transform of the op by hand equals that of plain PyTorch."""
+    tensors = inputs(3, 4, dtype=dtype)
+
+    def total(u: Tensor, backend: str) -> Tensor:
+        return by_rows(u, *tensors[1:], backend=backend).square().sum(-1)
+
+    def run(name: str) -> Any:
+        u, prior, drive, log_bias, log_lr = tensors
+
+        def row(bias: Tensor, *wide: Tensor) -> Tensor:
+            return by_rows(*wide, bias, log_lr, backend=name)
+
+        if transform == "jvp":
+            return torch.func.jvp(lambda given: total(given, name), (u,), (u.sin(),))[1]
+        if transform == "vmap":
+            return torch.func.vmap(row, in_dims=(None, 0, 0, 0))(log_bias, u, prior, drive)
+        if transform == "per sample":
+            slope = torch.func.grad(lambda bias, given: row(bias, given, prior[0], drive[0]).sum())
+            return torch.func.vmap(slope, in_dims=(None, 0))(log_bias, u)
+        function = getattr(torch.func, transform)
+        summed = transform in ("grad", "hessian")
+        return function(lambda given: total(given, name).sum() if summed else total(given, name))(u)
+
+    torch.testing.assert_close(run(backend), run("autograd"), rtol=1e-4, atol=1e-4)
+
+
+def test_two_compilations_for_any_constants(backend: str) -> None:
+    tensors = inputs(dtype=torch.float32)
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def run(*tensors: Tensor, leak: float, clamp: float) -> Tensor:
+        return update(list(tensors), leak=leak, clamp_u=clamp, clamp_du=clamp, backend=backend)
+
+    compiled = torch.compile(run, fullgraph=True, backend=counter)
+    for i in range(5):
+        constants = {"leak": 0.1 * i, "clamp": 2.0 + i}
+        assert torch.equal(compiled(*tensors, **constants), run(*tensors, **constants))
+    assert counter.frame_count <= 2
+
+
+def test_results_and_gradients_out_of_range_are_refused(backend: str, dtype: torch.dtype) -> None:
+    tensors = inputs(dtype=dtype)
+    tensors[2].zero_()
+    tensors[3].fill_(-1000.0)  # no inhibition
+    tensors[4].fill_(1000.0)  # an infinite step, times a drive of 0
+    with pytest.raises(ValueError, match="the result 'log_rate' is not finite: the step left the range"):
+        update(tensors, backend=backend)
+    tensors = inputs(dtype=dtype)
+    tensors[3].fill_(1000.0)
+    tensors[3].requires_grad_()
+    new = update(tensors, backend=backend)
+    with pytest.raises(ValueError, match="the result 'gradient of log_bias' is not finite"):
+        new.sum().backward()
