@@ -109,8 +109,8 @@ class _OneDraw(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], op: str, seed: Tensor, *tensors: Tensor) -> Any:
         if shift_of_rows(op, info.randomness, in_dims[1] is not None):
             raise BackendError(
-                f"backend 'autograd' cannot give rows of torch.vmap noise of their own in {op}; call it on the "
-                "whole batch, or choose backend='eager'"
+                f"backend 'autograd' cannot give rows of torch.vmap noise of their own in {op}; call it on "
+                "the whole batch, or choose backend='eager'"
             )
         return apply(_OneDraw, op, seed, *tensors), in_dims[1]
 

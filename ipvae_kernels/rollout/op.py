@@ -97,8 +97,8 @@ def infer(
     draw near a threshold may fall otherwise. Memory does not grow with ``steps`` but through
     ``record``, and the fresh draw of a step is skipped where no record needs it.
 
-    Noise is indexed by the seed, the global step and the global sample, ``sample_offset`` plus the row, and by
-    nothing else: two calls with one seed whose samples overlap draw the same spikes. Ranks or batches that
+    Noise is indexed by the seed, the global step and the global sample (``sample_offset`` plus the row), and
+    by nothing else: two calls with one seed whose samples overlap draw the same spikes. Ranks or batches that
     share a seed need the index of their first sample as ``sample_offset``. Under ``torch.vmap`` with
     randomness="different", row v of batches of B starts at ``sample_offset`` + v B; "same" gives all rows the
     same draw, and torch's default, "error", is refused unless every row has a seed of its own.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -144,6 +145,30 @@ def test_use_backend_as_setter_and_context() -> None:
         ValueError, match="backend: expected one of auto, native, triton, eager, autograd; found 'gpu'"
     ):
         ik.use_backend("gpu")
+
+
+def test_use_backend_of_two_threads() -> None:
+    """Which enter and leave in turns: none sees the other's, and none leaves its own behind."""
+    entered, left = threading.Event(), threading.Event()
+    seen: dict[str, str] = {}
+
+    def other() -> None:
+        seen["start"] = _backends.select("auto")
+        with ik.use_backend("eager"):
+            entered.set()
+            left.wait(10)
+            seen["inside"] = _backends.select("auto")
+        seen["after"] = _backends.select("auto")
+
+    thread = threading.Thread(target=other)
+    with ik.use_backend("autograd"):
+        thread.start()
+        assert entered.wait(10)
+        assert _backends.select("auto") == "autograd"
+    left.set()
+    thread.join()
+    assert seen == {"start": "auto", "inside": "eager", "after": "auto"}
+    assert _backends.select("auto") == "auto"
 
 
 def test_use_backend_ends_with_an_error() -> None:
