@@ -148,7 +148,7 @@ def evaluate(
     steps = _checks.integer("steps", steps, 1, 2**32)
     batch_size = _checks.integer("batch_size", batch_size, 1, 2**32)
     seed = _checks.integer("seed", seed, -(2**63), 2**63 - 2)
-    marks = sorted({_checks.integer("marks", mark, 1, steps) for mark in ([steps] if marks is None else marks)})
+    marks = [steps] if marks is None else _sorted(marks, steps)
     x, own = gather("x", x, model.layer.phi.weight)
     x = model.flatten(x)
     n = x.shape[-2]
@@ -224,9 +224,7 @@ def latents_at(
     x = model.flatten(gather("x", x, model.layer.phi.weight)[0])
     if x.ndim != 2 or len(x) == 0:
         raise ValueError(f"x: expected shape [N, {model.config.n_inputs}], N >= 1, found {list(x.shape)}")
-    rows: dict[int, list[Tensor]] = {
-        mark: [] for mark in sorted({_checks.integer("marks", mark, 1, 2**32) for mark in marks})
-    }
+    rows: dict[int, list[Tensor]] = {mark: [] for mark in _sorted(marks, 2**32)}
     for start in range(0, x.shape[0], batch_size):
         batch = x[start : start + batch_size].to(model.dictionary.device)
         state, done = None, 0
@@ -264,6 +262,11 @@ def linear_readout(
         train_accuracy=float(fit.score(train_x.cpu().numpy(), train_y.cpu().numpy())),
         converged=bool((fit.n_iter_ < max_iter).all()),
     )
+
+
+def _sorted(marks: Collection[int], steps: int) -> list[int]:
+    """Every mark once, in order, checked to be a step counted from 1."""
+    return sorted({_checks.integer("marks", mark, 1, steps) for mark in marks})
 
 
 def _rollout(

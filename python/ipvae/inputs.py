@@ -23,7 +23,7 @@ Source = Inputs | Dataset[Any] | DataLoader[Any]
 
 KINDS = "a torch.Tensor, a NumPy array, a torch Dataset or a DataLoader"
 CHUNK = 1024  # items of a Dataset that are stacked at once
-# Non-negative inputs that reach this are taken for pixels of 0 to 255: see docs/decisions.md, "Units of inputs".
+# Inputs that are never negative and reach this are taken for pixels: docs/decisions.md, "Units of inputs".
 PIXEL_LEVELS = 16.0
 
 _SCALE = "; divide images of 0 to 255 by 255"
@@ -105,7 +105,7 @@ def as_labels(name: str, value: object, n: int) -> Tensor:
     if isinstance(value, np.ndarray) and value.dtype.kind in "iub":
         value = torch.from_numpy(value.astype(np.int64))
     if not isinstance(value, Tensor) or value.is_meta or value.is_floating_point() or value.is_complex():
-        found = f"{type(value).__name__} of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
+        found = f"{type(value).__name__} {getattr(value, 'dtype', '')}".strip()
         raise TypeError(f"{name}: expected labels as a tensor or array of integers, found {found}")
     if value.shape != (n,):
         raise ValueError(f"{name}: expected {n} labels, one for each input, found {list(value.shape)}")

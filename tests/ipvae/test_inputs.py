@@ -84,12 +84,28 @@ def test_methods_take_arrays_and_numbers_of_numpy(model: IPVAE, x: Tensor) -> No
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        (np.zeros((2, M), np.uint8), TypeError, "x: expected floating point numbers, found uint8; divide images"),
-        (torch.zeros(2, M, dtype=torch.int64), TypeError, "x: expected floating point numbers, found torch.int64"),
-        (torch.zeros(2, M).double(), TypeError, "x: expected dtype torch.float32 as that of the model, found"),
+        (
+            np.zeros((2, M), np.uint8),
+            TypeError,
+            "x: expected floating point numbers, found uint8; divide images",
+        ),
+        (
+            torch.zeros(2, M, dtype=torch.int64),
+            TypeError,
+            "x: expected floating point numbers, found torch.int64",
+        ),
+        (
+            torch.zeros(2, M).double(),
+            TypeError,
+            "x: expected dtype torch.float32 as that of the model, found",
+        ),
         (torch.zeros(2, M, device="meta"), TypeError, "x: expected a dense tensor with data"),
         ([[0.0] * M], TypeError, r"x: expected a torch.Tensor.*, found list"),
-        (np.ma.masked_array(np.zeros((2, M))), TypeError, "x: expected floating point numbers, found a masked"),
+        (
+            np.ma.masked_array(np.zeros((2, M))),
+            TypeError,
+            "x: expected floating point numbers, found a masked",
+        ),
         (np.full((2, M), 1e300), ValueError, "x: expected finite values"),
     ],
     ids=["bytes", "integers", "double", "meta", "list", "masked", "overflow"],
@@ -122,9 +138,15 @@ def test_gathering_a_dataset_draws_nothing(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ([{"image": torch.zeros(M)}], "expected a torch.Tensor, a NumPy array, a torch Dataset or a DataLoader"),
+        (
+            [{"image": torch.zeros(M)}],
+            "expected a torch.Tensor, a NumPy array, a torch Dataset or a DataLoader",
+        ),
         (DataLoader([{"image": torch.zeros(M)}]), "expected items x or .* found dict"),
-        (TensorDataset(torch.zeros(2, M, dtype=torch.uint8)), "expected floating point numbers, found torch.uint8"),
+        (
+            TensorDataset(torch.zeros(2, M, dtype=torch.uint8)),
+            "expected floating point numbers, found torch.uint8",
+        ),
         (Stream([torch.zeros(2), torch.zeros(3)]), "expected items x or .* of one shape"),  # type: ignore[arg-type]
     ],
     ids=["list", "dicts", "bytes", "shapes"],
@@ -138,7 +160,7 @@ def test_evaluate_takes_arrays_datasets_and_their_labels(model: IPVAE, x: Tensor
     labels = torch.arange(7) % 2
     expected = evaluate(model, x, 3, labels=labels, train=(x, labels), marks=[2, 3]).readout
     numpy = evaluate(
-        model, x.numpy(), np.int64(3), labels=labels.numpy().astype(np.uint8), train=(x.numpy(), labels.numpy()),
+        model, x.numpy(), np.int64(3), labels=labels.byte().numpy(), train=(x.numpy(), labels.numpy()),
         marks=np.array([2, 3]), seed=np.int64(0), batch_size=np.int32(9),
     )  # fmt: skip
     assert numpy.readout == expected

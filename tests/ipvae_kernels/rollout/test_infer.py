@@ -368,7 +368,7 @@ def rename(params: Any, **changes: Any) -> Any:
 
 
 BAD = [
-    (lambda x, p: (x.numpy(), p, 2), {}, TypeError, r"x: expected a torch\.Tensor, found ndarray; .*from_numpy"),
+    (lambda x, p: (x.numpy(), p, 2), {}, TypeError, "x: .* found ndarray; torch.from_numpy makes one"),
     (lambda x, p: (x.to(torch.uint8), p, 2), {}, TypeError, "x: expected dtype .* found torch.uint8"),
     (lambda x, p: ([[0.0]], p, 2), {}, TypeError, r"x: expected a torch\.Tensor, found list"),
     (
