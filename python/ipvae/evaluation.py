@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ipvae_kernels import _checks
 
-from .inputs import Source, as_labels, gather, labelled
+from .inputs import Source, as_labels, gather, labelled, whole
 from .metrics import SparsitySums, StepSums, r2_from_error, steps_to, total_variation
 from .model import IterativeVAE, frames
 
@@ -145,15 +145,17 @@ def evaluate(
         TypeError: for arguments of other types.
         ValueError: for an empty `x`, steps or marks out of range, or labels without `train` and the reverse.
     """
-    steps = _checks.integer("steps", steps, 1, 2**32)
-    batch_size = _checks.integer("batch_size", batch_size, 1, 2**32)
-    seed = _checks.integer("seed", seed, -(2**63), 2**63 - 2)
-    marks = [steps] if marks is None else _sorted(marks, steps)
+    steps, batch_size, seed = whole("steps", steps), whole("batch_size", batch_size), whole("seed", seed)
+    marks = [steps] if marks is None else sorted({whole("marks", mark) for mark in marks})
     x, own = gather("x", x, model.layer.phi.weight)
     x = model.flatten(x)
     n = x.shape[-2]
-    if n == 0:
-        raise ValueError("x: expected at least 1 sample, found none")
+    if n == 0 or steps < 1 or batch_size < 1:
+        raise ValueError(
+            f"x: expected samples, steps and batch_size of at least 1, found {n}, {steps}, {batch_size}"
+        )
+    if marks and not 1 <= marks[0] <= marks[-1] <= steps:
+        raise ValueError(f"marks: expected steps from 1 to {steps}, found {marks}")
     if train is not None and labels is None:
         labels = own
     if (labels is None) != (train is None):
@@ -221,10 +223,12 @@ def latents_at(
         step -> latents [N, K] on the CPU.
     """
     batch_size = _checks.integer("batch_size", batch_size, 1, 2**32)
+    seed = whole("seed", seed)
     x = model.flatten(gather("x", x, model.layer.phi.weight)[0])
     if x.ndim != 2 or len(x) == 0:
         raise ValueError(f"x: expected shape [N, {model.config.n_inputs}], N >= 1, found {list(x.shape)}")
-    rows: dict[int, list[Tensor]] = {mark: [] for mark in _sorted(marks, 2**32)}
+    wanted = {_checks.integer("marks", mark, 1, 2**32) for mark in marks}
+    rows: dict[int, list[Tensor]] = {mark: [] for mark in sorted(wanted)}
     for start in range(0, x.shape[0], batch_size):
         batch = x[start : start + batch_size].to(model.dictionary.device)
         state, done = None, 0
@@ -262,11 +266,6 @@ def linear_readout(
         train_accuracy=float(fit.score(train_x.cpu().numpy(), train_y.cpu().numpy())),
         converged=bool((fit.n_iter_ < max_iter).all()),
     )
-
-
-def _sorted(marks: Collection[int], steps: int) -> list[int]:
-    """Every mark once, in order, checked to be a step counted from 1."""
-    return sorted({_checks.integer("marks", mark, 1, steps) for mark in marks})
 
 
 def _rollout(

@@ -29,6 +29,11 @@ PIXEL_LEVELS = 16.0
 _SCALE = "; divide images of 0 to 255 by 255"
 
 
+def whole(name: str, value: object) -> int:
+    """An integer of Python, NumPy or in a tensor of shape []; its bounds are the caller's to check."""
+    return _checks.integer(name, value, -(2**63), 2**63 - 1)
+
+
 def as_tensor(name: str, value: object, like: Tensor) -> Tensor:
     """A tensor or an array as a tensor of the dtype of `like`; an array comes to the CPU.
 
@@ -96,19 +101,22 @@ def labelled(name: str, source: object, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def as_labels(name: str, value: object, n: int) -> Tensor:
-    """Class labels [N], integers, as an int64 tensor on the CPU.
+    """Class labels [N], whole numbers of any dtype, as an int64 tensor on the CPU.
 
     Raises:
-        TypeError: for anything but integers in a tensor or array.
+        TypeError: for anything but whole numbers in a tensor or array.
         ValueError: for another shape.
     """
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iub":
-        value = torch.from_numpy(value.astype(np.int64))
-    if not isinstance(value, Tensor) or value.is_meta or value.is_floating_point() or value.is_complex():
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        value = torch.from_numpy(value.astype(np.float64 if value.dtype.kind == "f" else np.int64))
+    if not isinstance(value, Tensor) or value.is_meta or value.is_complex():
         found = f"{type(value).__name__} {getattr(value, 'dtype', '')}".strip()
         raise TypeError(f"{name}: expected labels as a tensor or array of integers, found {found}")
     if value.shape != (n,):
-        raise ValueError(f"{name}: expected {n} labels, one for each input, found {list(value.shape)}")
+        found = str(len(value)) if value.ndim == 1 else f"shape {list(value.shape)}"
+        raise ValueError(f"{name}: expected {n}, found {found}")
+    if value.is_floating_point() and not torch.equal(value, value.round()):
+        raise TypeError(f"{name}: expected labels as a tensor or array of integers, found fractions")
     return value.to("cpu", torch.int64)
 
 

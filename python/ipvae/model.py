@@ -21,7 +21,7 @@ from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams
 
 from . import checkpoint, schedules
 from .config import ConfigError, Kind, ModelConfig
-from .inputs import Inputs, as_tensor
+from .inputs import Inputs, as_tensor, whole
 
 SIGMA_CLAMP = 3.45
 # What the released code starts from: the 0.999 quantile of Poisson(3).
@@ -310,8 +310,9 @@ class IterativeVAE(nn.Module):
         Raises:
             ValueError: for `steps` or a `last` out of range.
         """
-        steps = _checks.integer("steps", steps, 1, 2**32)
-        last = _checks.integer("last", last, -(2**63), 2**63 - 1)
+        steps, last = whole("steps", steps), whole("last", last)
+        if steps < 1:
+            raise ValueError(f"steps: expected at least 1, found {steps}")
         if not 1 <= last <= steps:
             raise ValueError(f"last: expected 1 to steps={steps}, found {last}")
         counts = _checks.flag("counts", counts)
@@ -364,12 +365,14 @@ class IterativeVAE(nn.Module):
         Returns:
             [n, *input_shape].
         """
-        n = _checks.integer("n", n, 0, 2**31 - 1)
+        n = whole("n", n)
+        if n < 0:
+            raise ValueError(f"n: expected at least 0, found {n}")
         pixel_noise = _checks.flag("pixel_noise", pixel_noise)
         generator = torch.Generator(device=self.dictionary.device)
         if seed is None:
             seed = torch.randint(2**62, (), device="cpu")
-        number = _checks.integer("seed", seed, -(2**63), 2**63 - 1)
+        number = whole("seed", seed)
         pixels = self.decode(self._sample_prior(n, number, generator.manual_seed(number & (2**63 - 1))))
         if pixel_noise:
             noise = torch.randn(pixels.shape, generator=generator, dtype=pixels.dtype, device=pixels.device)

@@ -166,8 +166,8 @@ def test_evaluate_takes_arrays_datasets_and_their_labels(model: IPVAE, x: Tensor
     assert numpy.readout == expected
     assert evaluate(model, Pairs(x), 3, train=DataLoader(Pairs(x)), marks=[2, 3]).readout == expected
     for bad, message in [
-        (labels.double(), "labels: expected labels as a tensor or array of integers"),
-        (labels[:3], r"labels: expected 7 labels, one for each input, found \[3\]"),
+        (labels + 0.5, "labels: expected labels as a tensor or array of integers"),
+        (labels[:3], "labels: expected 7, found 3"),
     ]:
         with pytest.raises((TypeError, ValueError), match=message):
             evaluate(model, x, 3, labels=bad, train=(x, labels))
