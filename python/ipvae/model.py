@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 import ipvae_kernels
-from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, State
+from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, State, _checks
 
 from . import checkpoint, schedules
 from .config import ConfigError, Kind, ModelConfig
+from .inputs import Inputs, as_tensor, whole
 
 SIGMA_CLAMP = 3.45
 # What the released code starts from: the 0.999 quantile of Poisson(3).
@@ -29,12 +30,17 @@ INITIAL_N_EXP = 10
 RECORD_ENTRIES = 2**24
 
 
+def _constant(value: float, *shape: int) -> Tensor:
+    """Filled with a value, in float32 whatever torch's default: a model is the same wherever it is made."""
+    return torch.full(shape, value, dtype=torch.float32)
+
+
 class _Dictionary(nn.Module):
     weight: nn.Parameter
 
     def __init__(self, n_inputs: int, n_latents: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(n_inputs, n_latents))
+        self.weight = nn.Parameter(_constant(0.0, n_inputs, n_latents))
 
 
 class _Gain(nn.Module):
@@ -42,7 +48,7 @@ class _Gain(nn.Module):
 
     def __init__(self, n_latents: int) -> None:
         super().__init__()
-        self.log_gain = nn.Parameter(torch.zeros(1, n_latents))
+        self.log_gain = nn.Parameter(_constant(0.0, 1, n_latents))
 
 
 class _Layer(nn.Module):
@@ -56,17 +62,17 @@ class _Layer(nn.Module):
         super().__init__()
         m, k = config.n_inputs, config.n_latents
         self.phi = _Dictionary(m, k)
-        self.dec_log_sigma = nn.Parameter(torch.zeros(1, m))
+        self.dec_log_sigma = nn.Parameter(_constant(0.0, 1, m))
         if config.activation == "relu":
             self.activation = _Gain(k)
-        self.log_bias = nn.Parameter(torch.full((1, k), config.init_log_bias))
-        self.log_lr = nn.ParameterList([nn.Parameter(torch.zeros(1)) for _ in range(n_states)])
+        self.log_bias = nn.Parameter(_constant(config.init_log_bias, 1, k))
+        self.log_lr = nn.ParameterList([nn.Parameter(_constant(0.0, 1)) for _ in range(n_states)])
         self.u_init = nn.ParameterList(
-            [nn.Parameter(torch.zeros(1, k), requires_grad=config.fit_prior) for _ in range(n_states)]
+            [nn.Parameter(_constant(0.0, 1, k), requires_grad=config.fit_prior) for _ in range(n_states)]
         )
-        self.register_buffer("temp", torch.tensor(1.0))
-        self.register_buffer("beta_inner", torch.tensor(config.beta_inner))
-        self.register_buffer("eps", torch.tensor(1.0))
+        self.register_buffer("temp", _constant(1.0))
+        self.register_buffer("beta_inner", _constant(config.beta_inner))
+        self.register_buffer("eps", _constant(1.0))
 
 
 class IterativeVAE(nn.Module):
@@ -101,7 +107,8 @@ class IterativeVAE(nn.Module):
         """Draws the initial dictionary and log rates from the configuration's seed alone."""
         generator = torch.Generator().manual_seed(self.config.seed)
         shape = (self.config.n_inputs, self.config.n_latents)
-        self.layer.phi.weight.copy_(torch.randn(shape, generator=generator) * self.config.init_scale)
+        draw = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+        self.layer.phi.weight.copy_(draw * self.config.init_scale)
         self._reset_prior(generator)
 
     def _reset_prior(self, generator: torch.Generator) -> None:
@@ -150,13 +157,18 @@ class IterativeVAE(nn.Module):
         value = self.config.n_arrivals
         return None if value == "released" else value
 
-    def flatten(self, x: Tensor) -> Tensor:
+    def flatten(self, x: Inputs) -> Tensor:
         """Inputs as the kernels take them: [..., *input_shape] to [..., M], or [..., M] as it is.
 
+        A NumPy array of floating point numbers takes dtype and device of the model; every `x` of this class
+        may be one.
+
         Raises:
+            TypeError: for what is neither tensor nor array, for integers, and for a tensor of another dtype.
             ValueError: if the last dimensions are neither, or if there is no batch dimension.
         """
         shape, m = self.config.shape, self.config.n_inputs
+        x = self._taken("x", x)
         if x.ndim > len(shape) and tuple(x.shape[x.ndim - len(shape) :]) == shape:
             return x.flatten(x.ndim - len(shape))
         if x.ndim > 1 and x.shape[-1] == m:
@@ -165,9 +177,15 @@ class IterativeVAE(nn.Module):
             f"x: expected shape [..., {m}] or [..., {', '.join(map(str, shape))}], found {list(x.shape)}"
         )
 
+    def _taken(self, name: str, value: Inputs) -> Tensor:
+        """A tensor as it is; an array with dtype and device of the model."""
+        own = self.layer.phi.weight
+        tensor = as_tensor(name, value, own)
+        return tensor.to(own.device) if isinstance(value, np.ndarray) else tensor
+
     def forward(
         self,
-        x: Tensor,
+        x: Inputs,
         steps: int | None = None,
         *,
         beta: float = 1.0,
@@ -209,7 +227,7 @@ class IterativeVAE(nn.Module):
 
     def infer(
         self,
-        x: Tensor,
+        x: Inputs,
         steps: int | None = None,
         *,
         record: tuple[str, ...] = (),
@@ -252,18 +270,21 @@ class IterativeVAE(nn.Module):
         config = self.config
         return {"n_inner": config.n_inner, "beta_inner": config.beta_inner, "kl": config.kl, **self.clamps}
 
-    def rates(self, log_rate: Tensor) -> Tensor:
+    def rates(self, log_rate: Inputs) -> Tensor:
         """Latents without noise: exp(u) of log rates [..., B, K], the activated mean of [..., 2, B, K]."""
         raise NotImplementedError
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Inputs) -> Tensor:
         """Mean of the pixels for counts, rates or activated latents: [..., K] to [..., M]."""
+        latents, k = self._taken("latents", latents), self.config.n_latents
+        if latents.ndim == 0 or latents.shape[-1] != k:
+            raise ValueError(f"latents: expected shape [..., {k}], found {list(latents.shape)}")
         return latents @ self.dictionary.T
 
     @torch.no_grad()
     def encode(
         self,
-        x: Tensor,
+        x: Inputs,
         steps: int = 128,
         *,
         last: int = 1,
@@ -289,13 +310,14 @@ class IterativeVAE(nn.Module):
         Raises:
             ValueError: for `steps` or a `last` out of range.
         """
+        steps, last = whole("steps", steps), whole("last", last)
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, found {steps}")
         if not 1 <= last <= steps:
             raise ValueError(f"last: expected 1 to steps={steps}, found {last}")
+        counts = _checks.flag("counts", counts)
         x = self.flatten(x)
-        if seed is None:
-            seed = torch.randint(2**62, ())
+        seed = _checks.seed(seed, x.device)
         state: State | None = None
         if steps > last:
             state = self.infer(
@@ -317,7 +339,7 @@ class IterativeVAE(nn.Module):
     @torch.no_grad()
     def reconstruct(
         self,
-        x: Tensor,
+        x: Inputs,
         steps: int = 128,
         *,
         last: int = 1,
@@ -343,10 +365,14 @@ class IterativeVAE(nn.Module):
         Returns:
             [n, *input_shape].
         """
+        n = whole("n", n)
         if n < 0:
             raise ValueError(f"n: expected at least 0, found {n}")
+        pixel_noise = _checks.flag("pixel_noise", pixel_noise)
         generator = torch.Generator(device=self.dictionary.device)
-        number = int(torch.randint(2**62, ())) if seed is None else int(seed)
+        if seed is None:
+            seed = torch.randint(2**62, (), device="cpu")
+        number = whole("seed", seed)
         pixels = self.decode(self._sample_prior(n, number, generator.manual_seed(number & (2**63 - 1))))
         if pixel_noise:
             noise = torch.randn(pixels.shape, generator=generator, dtype=pixels.dtype, device=pixels.device)
@@ -416,7 +442,8 @@ class IPVAE(IterativeVAE):
 
     def _reset_prior(self, generator: torch.Generator) -> None:
         low, high = self.config.init_log_rate
-        draw = torch.rand(1, self.config.n_latents, generator=generator)
+        shape = (1, self.config.n_latents)
+        draw = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
         self.layer.u_init[0].copy_(low + (high - low) * draw)
 
     @property
@@ -438,9 +465,9 @@ class IPVAE(IterativeVAE):
         self._n_exp = int(n)
         cast(Tensor, self.layer.n_exp).fill_(n)
 
-    def rates(self, log_rate: Tensor) -> Tensor:
+    def rates(self, log_rate: Inputs) -> Tensor:
         """exp(u), of the shape of the log rates."""
-        return log_rate.exp()
+        return self._taken("log_rate", log_rate).exp()
 
     def _sample_prior(self, n: int, seed: int, generator: torch.Generator) -> Tensor:
         log_rate = self.params.log_rate_init.expand(n, -1)
@@ -480,9 +507,12 @@ class IGVAE(IterativeVAE):
             activation=self.config.activation,
         )  # fmt: skip
 
-    def rates(self, log_rate: Tensor) -> Tensor:
+    def rates(self, log_rate: Inputs) -> Tensor:
         """The activated mean, [..., 2, B, K] to [..., B, K]."""
-        mean: Tensor = log_rate.select(-3, 0)
+        states = self._taken("log_rate", log_rate)
+        if states.ndim < 3 or states.shape[-3] != self.n_states:
+            raise ValueError(f"log_rate: expected shape [..., 2, B, K], found {list(states.shape)}")
+        mean: Tensor = states.select(-3, 0)
         return mean.relu() if self.config.activation == "relu" else mean
 
     def _sample_prior(self, n: int, seed: int, generator: torch.Generator) -> Tensor:

@@ -6,8 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ipvae_kernels import _checks
 
 SPLITS = ("train", "validation", "test")
 
@@ -38,7 +41,8 @@ class DataSplits:
 
     def __post_init__(self) -> None:
         for split in SPLITS:
-            tensor: Tensor = getattr(self, split)
+            tensor: Tensor = _tensor(split, getattr(self, split))
+            object.__setattr__(self, split, tensor)
             if tensor.dtype != torch.float32:
                 raise TypeError(f"{split}: expected float32, found {tensor.dtype}")
             if tensor.ndim != 2 or tensor.shape[1] != math.prod(self.shape):
@@ -48,6 +52,7 @@ class DataSplits:
             if split not in SPLITS:
                 raise ValueError(f"labels: expected splits {', '.join(SPLITS)}, found {split!r}")
             n = len(getattr(self, split))
+            _checks.tensor(f"labels[{split!r}]", labels)
             if labels.dtype != torch.int64 or labels.shape != (n,):
                 raise ValueError(
                     f"labels[{split!r}]: expected int64 [{n}], found {labels.dtype} {list(labels.shape)}"
@@ -59,6 +64,14 @@ class DataSplits:
             raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
         tensor: Tensor = getattr(self, split)
         return tensor.reshape(-1, *self.shape)
+
+
+def _tensor(name: str, value: object) -> Tensor:
+    """A tensor as it is; of an array its numbers."""
+    tensor = torch.from_numpy(np.require(value, None, ["C", "W"])) if isinstance(value, np.ndarray) else value
+    _checks.tensor(name, tensor)
+    assert isinstance(tensor, Tensor)
+    return tensor
 
 
 def random_split(n: int, fractions: Mapping[str, float], seed: int) -> list[Tensor]:
@@ -84,8 +97,13 @@ def random_split(n: int, fractions: Mapping[str, float], seed: int) -> list[Tens
     if sum(sizes) >= n:
         shares = ", ".join(f"{name}={fraction}" for name, fraction in fractions.items())
         raise ValueError(f"{shares}: nothing is left of {n} samples for training")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=seeded(seed), device="cpu")
     return [part.sort().values for part in torch.split(order, [n - sum(sizes), *sizes])]
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator of the CPU with this seed, -2^63 to 2^63 - 1."""
+    return torch.Generator().manual_seed(_checks.integer("seed", seed, -(2**63), 2**63 - 1))
 
 
 def as_inputs(pixels: Tensor, scale: float) -> Tensor:
