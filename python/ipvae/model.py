@@ -8,12 +8,16 @@ from the authors' checkpoints by `load_state_dict`, and there is no table of nam
 
 from __future__ import annotations
 
+import math
+from collections.abc import MutableMapping
 from os import PathLike
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
 import ipvae_kernels
@@ -27,6 +31,9 @@ SIGMA_CLAMP = 3.45
 INITIAL_N_EXP = 10
 # Recorded values held at once while latents are averaged over steps: 64 MiB in float32.
 RECORD_ENTRIES = 2**24
+
+# What was read from a buffer on a device, and the version of the buffer at that time.
+_READ: MutableMapping[Tensor, tuple[int, float]] = WeakTensorKeyDictionary()
 
 
 class _Dictionary(nn.Module):
@@ -46,27 +53,110 @@ class _Gain(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Parameters and buffers under the names of the released ``PoissonLayer`` and ``GaussianLayer``."""
+    """Parameters and buffers under the names of the released ``PoissonLayer`` and ``GaussianLayer``.
+
+    The buffers are the only place where temperature, opening of the clamps, weight of the leak and cut of the
+    arrivals are kept: whatever writes them (an average of weights, `functional_call`, `fill_`, a file) is
+    what inference follows.
+    """
 
     temp: Tensor
     beta_inner: Tensor
     eps: Tensor
+    n_exp: Tensor
 
     def __init__(self, config: ModelConfig, n_states: int) -> None:
         super().__init__()
         m, k = config.n_inputs, config.n_latents
+        self.kind = config.kind
         self.phi = _Dictionary(m, k)
         self.dec_log_sigma = nn.Parameter(torch.zeros(1, m))
         if config.activation == "relu":
             self.activation = _Gain(k)
-        self.log_bias = nn.Parameter(torch.full((1, k), config.init_log_bias))
+        self.log_bias = nn.Parameter(torch.zeros(1, k))
         self.log_lr = nn.ParameterList([nn.Parameter(torch.zeros(1)) for _ in range(n_states)])
         self.u_init = nn.ParameterList(
             [nn.Parameter(torch.zeros(1, k), requires_grad=config.fit_prior) for _ in range(n_states)]
         )
-        self.register_buffer("temp", torch.tensor(1.0))
-        self.register_buffer("beta_inner", torch.tensor(config.beta_inner))
-        self.register_buffer("eps", torch.tensor(1.0))
+        self._known: dict[str, float] = {}
+        for name in ("temp", "beta_inner", "eps"):
+            self.register_buffer(name, torch.ones((), dtype=torch.float32))
+        if config.kind == "poisson":
+            self.register_buffer("n_exp", torch.full((config.t_train,), INITIAL_N_EXP, dtype=torch.int32))
+        self.register_load_state_dict_post_hook(_read_all)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def reset_constants(self, config: ModelConfig) -> None:
+        """Brings every buffer back to where training starts."""
+        self.write("temp", 1.0)
+        self.write("eps", 1.0)
+        self.write("beta_inner", config.beta_inner)
+        if self.kind == "poisson":
+            self.n_exp = self.n_exp.new_full((config.t_train,), INITIAL_N_EXP)
+            self.write("n_exp", INITIAL_N_EXP)
+
+    def write(self, name: str, value: float) -> None:
+        """Fills a buffer, and notes the number so that no device has to be asked for it.
+
+        It is rounded to float32, as the buffers are, so that a loaded model computes the same numbers.
+        """
+        buffer: Tensor = getattr(self, name)
+        value = float(np.float32(value))
+        buffer.fill_(value)
+        self._known[name] = value
+        if not _is_read_each_time(buffer):
+            _READ[buffer] = (buffer._version, value)
+
+    def read(self, name: str) -> float:
+        """The number in a buffer (of `n_exp`, the largest).
+
+        On the CPU it is looked at each time, which takes a microsecond and sees writes that leave no trace
+        (through ``.data``). On a GPU the host would have to wait, so it is read again only where the tensor
+        is another one or has a new version. Where there is no number to look at (in a graph that
+        torch.compile makes, on the meta device, in a fake tensor) the last one known holds.
+        """
+        buffer: Tensor = getattr(self, name)
+        if torch.compiler.is_compiling() or buffer.is_meta or isinstance(buffer, FakeTensor):
+            return self._known[name]
+        if _is_read_each_time(buffer):
+            value = _number(buffer)
+        else:
+            version, value = _READ.get(buffer, (-1, 0.0))
+            if version != buffer._version:
+                value = _number(buffer)
+                _READ[buffer] = (buffer._version, value)
+        self._known[name] = value
+        return value
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes over a cut of the arrivals for any number of steps, and keeps a Gaussian temperature at 1.
+
+        Gaussian models trained by earlier versions of this package hold the annealed .01, which the released
+        code multiplies sigma by.
+        """
+        n_exp = state_dict.get(f"{prefix}n_exp")
+        if self.kind == "gaussian":
+            if f"{prefix}temp" in state_dict:
+                state_dict[f"{prefix}temp"] = torch.ones_like(state_dict[f"{prefix}temp"])
+        elif isinstance(n_exp, Tensor) and n_exp.ndim == 1 and n_exp.numel():
+            self.n_exp = self.n_exp.new_full(n_exp.shape, INITIAL_N_EXP)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _number(buffer: Tensor) -> float:
+    """The largest number in a buffer; of one on a GPU, this waits for it."""
+    return float(buffer.max())
+
+
+def _is_read_each_time(buffer: Tensor) -> bool:
+    return buffer.device.type == "cpu" or buffer.is_inference()
+
+
+def _read_all(module: nn.Module, _: object) -> None:
+    """After a load: notes the new numbers where a compiled graph looks for them."""
+    assert isinstance(module, _Layer)
+    for name, _ in module.named_buffers(recurse=False):
+        module.read(name)
 
 
 class IterativeVAE(nn.Module):
@@ -77,8 +167,6 @@ class IterativeVAE(nn.Module):
 
     Attributes:
         config: as given.
-        temperature: of the relaxed counts, in force where `forward` is given none.
-        eps: opening of the soft clamps, 0 tight to 1 final (`set_annealing`).
     """
 
     kind: ClassVar[Kind]
@@ -91,17 +179,28 @@ class IterativeVAE(nn.Module):
             raise ConfigError(f"kind: {type(self).__name__} needs {self.kind!r}, found {config.kind!r}")
         self.config = config
         self.layer = _Layer(config, self.n_states)
-        self.temperature = 1.0
-        self.eps = 1.0
-        self.register_load_state_dict_post_hook(_read_annealing)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws the initial dictionary and log rates from the configuration's seed alone."""
-        generator = torch.Generator().manual_seed(self.config.seed)
-        shape = (self.config.n_inputs, self.config.n_latents)
-        self.layer.phi.weight.copy_(torch.randn(shape, generator=generator) * self.config.init_scale)
+        """Brings every parameter and buffer back to what a new model of this configuration holds.
+
+        The dictionary and the initial log rates are drawn from the configuration's seed alone, on the CPU and
+        in float32 whatever torch's defaults are; on the meta device there is nothing to draw.
+        """
+        layer, config = self.layer, self.config
+        layer.reset_constants(config)
+        if layer.phi.weight.is_meta:
+            return
+        for parameter in (layer.dec_log_sigma, *layer.log_lr):
+            parameter.zero_()
+        if config.activation == "relu":
+            layer.activation.log_gain.zero_()
+        layer.log_bias.fill_(config.init_log_bias)
+        generator = torch.Generator("cpu").manual_seed(config.seed)
+        shape = (config.n_inputs, config.n_latents)
+        draw = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+        layer.phi.weight.copy_(draw * config.init_scale)
         self._reset_prior(generator)
 
     def _reset_prior(self, generator: torch.Generator) -> None:
@@ -123,26 +222,59 @@ class IterativeVAE(nn.Module):
         return SIGMA_CLAMP * torch.tanh(self.layer.dec_log_sigma[0] / SIGMA_CLAMP)
 
     @property
+    def temperature(self) -> float:
+        """Of the relaxed counts, in force where `forward` is given none: the number in ``layer.temp``.
+
+        Gaussian models have no relaxation, and 1 here.
+        """
+        return self.layer.read("temp")
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self.set_annealing(temperature=value)
+
+    @property
+    def eps(self) -> float:
+        """Opening of the soft clamps, 0 tight to 1 final: the number in ``layer.eps``."""
+        return self.layer.read("eps")
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self.set_annealing(eps=value)
+
+    @property
     def clamps(self) -> dict[str, Any]:
         """`clamp_u` and `clamp_du` in force: the configured ones as far as `eps` has opened them."""
-        return {name: self._clamp(getattr(self.config, name)) for name in ("clamp_u", "clamp_du")}
+        eps = self.eps
+        return {name: self._clamp(getattr(self.config, name), eps) for name in ("clamp_u", "clamp_du")}
 
-    def _clamp(self, final: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    def _clamp(self, final: float | tuple[float, ...], eps: float) -> float | tuple[float, ...]:
         if isinstance(final, tuple):
-            return tuple(schedules.clamp(c, self.eps, init=self.clamp_init) for c in final)
-        return schedules.clamp(final, self.eps, init=self.clamp_init)
+            return tuple(schedules.clamp(c, eps, init=self.clamp_init) for c in final)
+        return schedules.clamp(final, eps, init=self.clamp_init)
 
     def set_annealing(self, *, temperature: float | None = None, eps: float | None = None) -> None:
-        """Sets the temperature and the opening of the clamps, here and in the buffers that are saved.
+        """Sets the temperature and the opening of the clamps, that is, the buffers that are saved.
 
-        Both are rounded to float32, as the buffers are, so that a loaded model computes the same numbers.
+        Other ways to write these buffers are as good, except that code compiled by torch.compile holds the
+        numbers that were set here, loaded, or last read outside of it.
+
+        Args:
+            temperature: of the relaxed counts, >= 0. A Gaussian model has none to anneal: the released code
+                multiplies sigma by it, so there it stays 1.
+            eps: 0 (tight clamps) to 1 (the configured ones).
+
+        Raises:
+            ValueError: for a number out of range.
         """
-        if temperature is not None:
-            self.temperature = float(np.float32(temperature))
-            self.layer.temp.fill_(self.temperature)
+        if temperature is not None and not 0.0 <= temperature < math.inf:
+            raise ValueError(f"temperature: expected a finite number of at least 0, found {temperature}")
+        if eps is not None and not 0.0 <= eps <= 1.0:
+            raise ValueError(f"eps: expected 0 to 1, found {eps}")
+        if temperature is not None and self.kind == "poisson":
+            self.layer.write("temp", temperature)
         if eps is not None:
-            self.eps = float(np.float32(eps))
-            self.layer.eps.fill_(self.eps)
+            self.layer.write("eps", eps)
 
     @property
     def n_arrivals(self) -> int | None:
@@ -250,7 +382,8 @@ class IterativeVAE(nn.Module):
 
     def _cell_options(self) -> dict[str, Any]:
         config = self.config
-        return {"n_inner": config.n_inner, "beta_inner": config.beta_inner, "kl": config.kl, **self.clamps}
+        leak = self.layer.read("beta_inner") if config.n_inner > 1 else 0.0
+        return {"n_inner": config.n_inner, "beta_inner": leak, "kl": config.kl, **self.clamps}
 
     def rates(self, log_rate: Tensor) -> Tensor:
         """Latents without noise: exp(u) of log rates [..., B, K], the activated mean of [..., 2, B, K]."""
@@ -408,15 +541,11 @@ class IPVAE(IterativeVAE):
     n_states = 1
     clamp_init = 2.0
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        n_exp = torch.full((config.t_train,), INITIAL_N_EXP, dtype=torch.int32)
-        self.layer.register_buffer("n_exp", n_exp)
-        self._n_exp = INITIAL_N_EXP
-
     def _reset_prior(self, generator: torch.Generator) -> None:
         low, high = self.config.init_log_rate
-        draw = torch.rand(1, self.config.n_latents, generator=generator)
+        draw = torch.rand(
+            1, self.config.n_latents, generator=generator, dtype=torch.float32, device=generator.device
+        )
         self.layer.u_init[0].copy_(low + (high - low) * draw)
 
     @property
@@ -431,12 +560,18 @@ class IPVAE(IterativeVAE):
     @property
     def n_arrivals(self) -> int | None:
         """The cut of the arrivals in force in training, None for no cut."""
-        return self._n_exp if self.config.n_arrivals == "released" else self.config.n_arrivals
+        value = self.config.n_arrivals
+        return int(self.layer.read("n_exp")) if value == "released" else value
 
     def set_n_arrivals(self, n: int) -> None:
-        """Sets the cut used with ``n_arrivals="released"``, here and in the buffer that is saved."""
-        self._n_exp = int(n)
-        cast(Tensor, self.layer.n_exp).fill_(n)
+        """Sets the cut used with ``n_arrivals="released"``, that is, the buffer that is saved.
+
+        Raises:
+            ValueError: for less than 1.
+        """
+        if n < 1:
+            raise ValueError(f"n: expected at least 1, found {n}")
+        self.layer.write("n_exp", n)
 
     def rates(self, log_rate: Tensor) -> Tensor:
         """exp(u), of the shape of the log rates."""
@@ -500,11 +635,3 @@ def build_model(config: ModelConfig) -> IPVAE | IGVAE:
 def frames(x: Tensor, first: int, stop: int) -> Tensor:
     """The frames of a moving input [T, B, M]; a static one [B, M] as it is."""
     return x[first:stop] if x.ndim == 3 else x
-
-
-def _read_annealing(module: nn.Module, _: object) -> None:
-    """Takes the annealed constants over from buffers that were just loaded."""
-    model = cast(IterativeVAE, module)
-    model.temperature, model.eps = float(model.layer.temp), float(model.layer.eps)
-    if isinstance(model, IPVAE):
-        model._n_exp = int(cast(Tensor, model.layer.n_exp).max())
