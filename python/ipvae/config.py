@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -20,6 +21,9 @@ CLAMPS: dict[str, dict[str, tuple[float, ...]]] = {
     "poisson": {"clamp_u": (10.0,), "clamp_du": (10.0,)},
     "gaussian": {"clamp_u": (7.0, 2.0), "clamp_du": (7.0, 3.0)},
 }
+
+# Sizes up to here can be multiplied without overflow; random numbers reach further.
+LARGEST = 2**28
 
 _T = TypeVar("_T")
 
@@ -74,8 +78,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _choice(self, "kind", ("poisson", "gaussian"))
-        for name in ("n_inputs", "n_latents", "t_train", "n_inner"):
-            _integer(self, name, low=1)
+        for name in ("n_inputs", "n_latents", "t_train"):
+            _integer(self, name, low=1, high=LARGEST)
         _integer(self, "n_inner", low=1, high=256)
         _integer(self, "seed", low=-(2**63), high=2**63 - 1)
         for name in ("beta_inner", "init_scale"):
@@ -309,7 +313,9 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # compared, not converted: a long int has no float
 
 
 def _choice(config: object, name: str, choices: tuple[str, ...]) -> None:

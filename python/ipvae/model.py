@@ -9,8 +9,9 @@ from the authors' checkpoints by `load_state_dict`, and there is no table of nam
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -495,36 +496,59 @@ class IterativeVAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], *, device: str | torch.device = "cpu") -> Self:
-        """Reads what `save_pretrained` wrote; on `IterativeVAE` itself, a model of either kind.
+        """Reads a model of this package; on `IterativeVAE` itself, one of either kind.
+
+        Args:
+            folder: what `save_pretrained` wrote, or the folder of a run (its ``model/``, or where training is
+                not finished, ``checkpoints/last.ckpt``), or one of these files itself.
+            device: where to put the model.
 
         Raises:
             CheckpointError: for files that are missing, damaged, from elsewhere, or of the other kind.
         """
-        config, state = checkpoint.load_model(folder, device="cpu")
-        model = build_model(config)
-        if not isinstance(model, cls):
+        file = checkpoint.locate(folder)
+        if file is None:
             raise checkpoint.CheckpointError(
-                f"{folder}: expected {cls.__name__}, found a {config.kind} model"
+                f"{folder}: expected a folder with {checkpoint.WEIGHTS}, found none"
             )
-        checkpoint.load_state(model, state, str(folder))
-        return model.to(device)
+        config, state = checkpoint.read_model(file)
+        if config is None:
+            raise checkpoint.CheckpointError(
+                f"{file}: not a model of ipvae; from_released reads weights of the authors' code"
+            )
+        return cls._checked(_with_weights(config, state, str(file)), str(file)).to(device)
 
     @classmethod
     def from_released(
-        cls, source: str | PathLike[str] | dict[str, Any], *, config: ModelConfig | None = None
+        cls,
+        source: str | PathLike[str] | dict[str, Any],
+        *,
+        config: ModelConfig | None = None,
+        settings: str | PathLike[str] | dict[str, Any] | None = None,
     ) -> Self:
         """A model with the weights of a checkpoint of the authors' code; see `ipvae.released.load`.
 
+        Args:
+            source: a ``.pt`` file, its folder (the last one in it counts), a loaded checkpoint or state dict.
+            config: of the model; None: made from the authors' settings.
+            settings: the authors' settings, a JSON file or its contents; None: looked for beside the file and
+                one folder above it.
+
         Raises:
-            CheckpointError: listing every key that is missing, unknown, or of another shape.
+            CheckpointError: where there are no settings; or listing every key that is missing, unknown, or of
+                another shape.
         """
         from . import released
 
-        found, state, name = released.load(source, config)
-        model = build_model(found)
+        found, state, name = released.load(source, config, settings)
+        return cls._checked(_with_weights(found, state, name), name)
+
+    @classmethod
+    def _checked(cls, model: IterativeVAE, name: str) -> Self:
         if not isinstance(model, cls):
-            raise checkpoint.CheckpointError(f"{name}: expected {cls.__name__}, found a {found.kind} model")
-        checkpoint.load_state(model, state, name)
+            raise checkpoint.CheckpointError(
+                f"{name}: expected {cls.__name__}, found a {model.kind} model"
+            )
         return model
 
 
@@ -630,6 +654,40 @@ class IGVAE(IterativeVAE):
 def build_model(config: ModelConfig) -> IPVAE | IGVAE:
     """The model that a configuration describes, with freshly drawn weights."""
     return IPVAE(config) if config.kind == "poisson" else IGVAE(config)
+
+
+def load_model(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> IPVAE | IGVAE:
+    """A model from whatever holds one; what it is, the content says.
+
+    Args:
+        path: what `IterativeVAE.from_pretrained` takes; or weights of the authors' code with their settings,
+            a file or a folder, see `ipvae.released.load`.
+        device: where to put the model.
+
+    Raises:
+        CheckpointError: for files that are missing, damaged, or hold no such model.
+    """
+    from . import released
+
+    path = Path(path)
+    file = checkpoint.locate(path) or released.locate(path)
+    if file is None:
+        raise checkpoint.CheckpointError(
+            f"{path}: no model there; expected {', '.join(checkpoint.PLACES)}, or a .pt file of the authors' "
+            "code with its settings"
+        )
+    config, state = checkpoint.read_model(file)
+    if config is None:
+        config, state, _ = released.read(state, str(file), file)
+    return _with_weights(config, state, str(file)).to(device)
+
+
+def _with_weights(config: ModelConfig, state: Mapping[str, Any], name: str) -> IPVAE | IGVAE:
+    """A model of loaded weights; no memory is taken before they are known to fit the configuration."""
+    with torch.device("meta"):
+        model = build_model(config)
+    checkpoint.load_state(model, state, name)
+    return model
 
 
 def frames(x: Tensor, first: int, stop: int) -> Tensor:

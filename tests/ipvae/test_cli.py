@@ -164,6 +164,9 @@ def test_eval_refuses_what_does_not_fit(run: Path, tmp_path: Path) -> None:
 def test_eval_reads_the_authors_checkpoints(tmp_path: Path) -> None:
     net = IPVAE(ModelConfig(n_inputs=64, n_latents=4, kl="released"))
     torch.save({"model": net.state_dict()}, tmp_path / "theirs.pt")
+    refused(call("eval", tmp_path / "theirs.pt", "--data", "digits"), "no settings (ConfigPoisVAE.json)")
+    settings = {"t_train": 16, "n_iters_inner": 1, "clamp_u": 10.0, "clamp_du": 10.0}
+    (tmp_path / "ConfigPoisVAE.json").write_text(json.dumps(settings))
     result = call("eval", tmp_path / "theirs.pt", "--data", "digits", "--steps", 2, "--limit", 3)
     assert result.exit_code == 0, result.output
 
