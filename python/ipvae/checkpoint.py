@@ -304,7 +304,7 @@ def _reason(error: Exception) -> str:
 
 
 def _range(low: float, high: float) -> str:
-    return f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+    return f"at least {low:g}" if high == math.inf else f"{low:g} to {high:.8g}"
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

@@ -37,12 +37,17 @@ RECORD_ENTRIES = 2**24
 _READ: MutableMapping[Tensor, tuple[int, float]] = WeakTensorKeyDictionary()
 
 
+def _constant(value: float, *shape: int) -> Tensor:
+    """Filled with a value, in float32 whatever torch's default: a model is the same wherever it is made."""
+    return torch.full(shape, value, dtype=torch.float32)
+
+
 class _Dictionary(nn.Module):
     weight: nn.Parameter
 
     def __init__(self, n_inputs: int, n_latents: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(n_inputs, n_latents))
+        self.weight = nn.Parameter(_constant(0.0, n_inputs, n_latents))
 
 
 class _Gain(nn.Module):
@@ -50,7 +55,7 @@ class _Gain(nn.Module):
 
     def __init__(self, n_latents: int) -> None:
         super().__init__()
-        self.log_gain = nn.Parameter(torch.zeros(1, n_latents))
+        self.log_gain = nn.Parameter(_constant(0.0, 1, n_latents))
 
 
 class _Layer(nn.Module):
@@ -71,17 +76,17 @@ class _Layer(nn.Module):
         m, k = config.n_inputs, config.n_latents
         self.kind = config.kind
         self.phi = _Dictionary(m, k)
-        self.dec_log_sigma = nn.Parameter(torch.zeros(1, m))
+        self.dec_log_sigma = nn.Parameter(_constant(0.0, 1, m))
         if config.activation == "relu":
             self.activation = _Gain(k)
-        self.log_bias = nn.Parameter(torch.zeros(1, k))
-        self.log_lr = nn.ParameterList([nn.Parameter(torch.zeros(1)) for _ in range(n_states)])
+        self.log_bias = nn.Parameter(_constant(0.0, 1, k))
+        self.log_lr = nn.ParameterList([nn.Parameter(_constant(0.0, 1)) for _ in range(n_states)])
         self.u_init = nn.ParameterList(
-            [nn.Parameter(torch.zeros(1, k), requires_grad=config.fit_prior) for _ in range(n_states)]
+            [nn.Parameter(_constant(0.0, 1, k), requires_grad=config.fit_prior) for _ in range(n_states)]
         )
         self._known: dict[str, float] = {}
         for name in ("temp", "beta_inner", "eps"):
-            self.register_buffer(name, torch.ones((), dtype=torch.float32))
+            self.register_buffer(name, _constant(1.0))
         if config.kind == "poisson":
             self.register_buffer("n_exp", torch.full((config.t_train,), INITIAL_N_EXP, dtype=torch.int32))
         self.register_load_state_dict_post_hook(_read_all)  # type: ignore[no-untyped-call]
