@@ -23,6 +23,8 @@ from typing_extensions import Self
 
 import ipvae_kernels
 from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, State
+from ipvae_kernels.philox import KIND_LOSS, Stream
+from ipvae_kernels.poisson.eager import PhiloxNoise
 
 from . import checkpoint, schedules
 from .config import ConfigError, Kind, ModelConfig
@@ -329,8 +331,9 @@ class IterativeVAE(nn.Module):
             truncate: cut the gradient after every so many steps; None: never.
             state: to continue from; None: the learned initial state.
             seed: of the noise; None: drawn from torch's generator.
-            sample_offset: global index of the first row, where a batch is split over devices; None: the
-                state's, or 0.
+            sample_offset: global index of the first row; None: the state's, or 0. The noise of a row is a
+                function of the seed and of this index: devices or batches that share a seed need it, or their
+                rows get the same spikes.
             backend: of `ipvae_kernels`.
             check: raise where an input or the result is not finite; False saves a pass over each.
 
@@ -369,7 +372,7 @@ class IterativeVAE(nn.Module):
             state: to continue from; None: the learned initial state.
             seed: of the noise; None: drawn from torch's generator.
             single_draw: use the counts of one step's loss for the next step's update.
-            sample_offset: global index of the first row, where a batch is split; None: the state's, or 0.
+            sample_offset: global index of the first row, as in `forward`; None: the state's, or 0.
             backend: of `ipvae_kernels`.
             check: raise where an input or the result is not finite; False saves a pass over each.
 
@@ -408,17 +411,23 @@ class IterativeVAE(nn.Module):
         last: int = 1,
         counts: bool = False,
         seed: int | Tensor | None = None,
+        sample_offset: int = 0,
         backend: str = "auto",
         check: bool = True,
     ) -> Tensor:
         """Latents of `x`, averaged over the last steps.
+
+        The noise of a row is a function of the seed and of the row's global index: batches that share a seed
+        need their `sample_offset`, or equal rows of them get equal noise. With it, a loop over batches equals
+        one call, with the compiled CPU kernels bit for bit.
 
         Args:
             x: [B, M] or [steps, B, M].
             steps: of inference.
             last: average over so many steps, at most `steps`.
             counts: average sampled counts (Gaussian: activated samples) instead of `rates`.
-            seed: of the noise; None: drawn from torch's generator.
+            seed: of the noise; None: drawn from torch's generator of the device of `x`.
+            sample_offset: global index of the first row.
             backend: of `ipvae_kernels`.
             check: raise where an input or the result is not finite; False saves a pass over each.
 
@@ -434,23 +443,22 @@ class IterativeVAE(nn.Module):
             raise ValueError(f"last: expected 1 to steps={steps}, found {last}")
         x = self.flatten(x)
         if seed is None:
-            seed = torch.randint(2**62, ())
+            seed = torch.randint(2**62, (), device=x.device)
+        how: dict[str, Any] = {
+            "seed": seed, "sample_offset": sample_offset, "backend": backend, "check": check
+        }  # fmt: skip
         state: State | None = None
         if steps > last:
-            state = self.infer(
-                frames(x, 0, steps - last), steps - last, seed=seed, backend=backend, check=check
-            ).state
-        record = ("counts",) if counts else ("log_rate",)
+            state = self.infer(frames(x, 0, steps - last), steps - last, **how).state
+        record = "counts" if counts else "log_rate"
         total = x.new_zeros(x.shape[-2], self.config.n_latents)
         chunk = max(1, RECORD_ENTRIES // max(total.numel(), 1))
         for first in range(steps - last, steps, chunk):
             stop = min(first + chunk, steps)
-            result = self.infer(
-                frames(x, first, stop), stop - first, record=record, state=state, seed=seed, backend=backend,
-                check=check,
-            )  # fmt: skip
-            state, rows = result.state, result.records[record[0]]
-            total += (rows if counts else self.rates(rows)).sum(0)
+            result = self.infer(frames(x, first, stop), stop - first, record=(record,), state=state, **how)
+            state, rows = result.state, result.records[record]
+            for row in rows if counts else self.rates(rows):
+                total += row  # one by one, so that the sum does not depend on the chunk
         return total / last
 
     @torch.no_grad()
@@ -462,21 +470,51 @@ class IterativeVAE(nn.Module):
         last: int = 1,
         counts: bool = False,
         seed: int | Tensor | None = None,
+        sample_offset: int = 0,
         backend: str = "auto",
         check: bool = True,
     ) -> Tensor:
         """Decoded latents, [B, M]: Phi times rates (or counts) averaged over steps; see `encode`."""
-        return self.decode(
-            self.encode(x, steps, last=last, counts=counts, seed=seed, backend=backend, check=check)
-        )
+        return self._decode_rows(
+            self.encode(
+                x, steps, last=last, counts=counts, seed=seed, sample_offset=sample_offset, backend=backend,
+                check=check,
+            )
+        )  # fmt: skip
+
+    def _decode_rows(self, latents: Tensor) -> Tensor:
+        """`decode` of [B, K] whose rows do not depend on B, on the CPU to the bit.
+
+        A product of matrices may round otherwise for another number of rows (with MKL, rows of 1,000 and of
+        parts of 7 or 333 differed); the product with one row, at the start of memory of its own, is one and
+        the same call.
+        """
+        if latents.device.type != "cpu":
+            return self.decode(latents)
+        pixels = latents.new_empty(len(latents), self.config.n_inputs)
+        dictionary = self.dictionary
+        for pixel_row, row in zip(pixels, latents, strict=True):
+            pixel_row.copy_(dictionary @ row.clone())
+        return pixels
 
     @torch.no_grad()
-    def generate(self, n: int, *, seed: int | Tensor | None = None, pixel_noise: bool = False) -> Tensor:
+    def generate(
+        self,
+        n: int,
+        *,
+        seed: int | Tensor | None = None,
+        sample_offset: int = 0,
+        pixel_noise: bool = False,
+    ) -> Tensor:
         """Samples from the model: latents from the learned prior of the first step, then the decoder.
+
+        Like all noise of this package, that of a sample is a function of the seed and of the sample's index:
+        batches that share a seed need their `sample_offset`, and then are the parts of one call.
 
         Args:
             n: number of samples.
-            seed: of the noise; None: drawn from torch's generator.
+            seed: of the noise; None: drawn from torch's generator of the model's device.
+            sample_offset: index of the first sample.
             pixel_noise: add the decoder's Gaussian noise; False gives the mean of the pixels.
 
         Returns:
@@ -484,15 +522,18 @@ class IterativeVAE(nn.Module):
         """
         if n < 0:
             raise ValueError(f"n: expected at least 0, found {n}")
-        generator = torch.Generator(device=self.dictionary.device)
-        number = int(torch.randint(2**62, ())) if seed is None else int(seed)
-        pixels = self.decode(self._sample_prior(n, number, generator.manual_seed(number & (2**63 - 1))))
+        device = self.dictionary.device
+        if seed is None:
+            seed = torch.randint(2**62, (), device=device)
+        seed = torch.as_tensor(seed, dtype=torch.int64, device=device)
+        pixels = self._decode_rows(self._sample_prior(n, seed, sample_offset))
         if pixel_noise:
-            noise = torch.randn(pixels.shape, generator=generator, dtype=pixels.dtype, device=pixels.device)
-            pixels = pixels + noise * self.log_sigma.exp()
+            stream = Stream(KIND_LOSS, sample_offset=sample_offset)
+            pixels = pixels + PhiloxNoise(seed).normal(pixels, stream) * self.log_sigma.exp()
         return pixels.reshape(n, *self.config.shape)
 
-    def _sample_prior(self, n: int, seed: int, generator: torch.Generator) -> Tensor:
+    def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
+        """Latents of the prior of the first step, [n, K]."""
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -606,9 +647,9 @@ class IPVAE(IterativeVAE):
         """exp(u), of the shape of the log rates."""
         return log_rate.exp()
 
-    def _sample_prior(self, n: int, seed: int, generator: torch.Generator) -> Tensor:
+    def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
         log_rate = self.params.log_rate_init.expand(n, -1)
-        return ipvae_kernels.poisson_sample(log_rate, seed=seed)
+        return ipvae_kernels.poisson_sample(log_rate, seed=seed, sample_offset=sample_offset)
 
 
 class IGVAE(IterativeVAE):
@@ -649,9 +690,9 @@ class IGVAE(IterativeVAE):
         mean: Tensor = log_rate.select(-3, 0)
         return mean.relu() if self.config.activation == "relu" else mean
 
-    def _sample_prior(self, n: int, seed: int, generator: torch.Generator) -> Tensor:
-        mean, log_sigma = self.params.state_init.unbind()
-        noise = torch.randn((n, mean.shape[0]), generator=generator, dtype=mean.dtype, device=mean.device)
+    def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
+        mean, log_sigma = (row.expand(n, -1) for row in self.params.state_init)
+        noise = PhiloxNoise(seed).normal(mean, Stream(sample_offset=sample_offset))
         sample = mean + log_sigma.exp() * noise
         return sample.relu() if self.config.activation == "relu" else sample
 

@@ -10,6 +10,7 @@ import torch
 from ipvae import IGVAE, IPVAE, ConfigError, IterativeVAE, ModelConfig, build_model
 from ipvae.evaluation import evaluate, latents_at
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ipvae_kernels
 
@@ -263,6 +264,16 @@ def test_a_compiled_model_follows_the_annealing(x: Tensor) -> None:
     assert torch.equal(found, model(x, seed=1).loss)
 
 
+def test_where_there_is_no_number_to_look_at_the_last_one_holds() -> None:
+    model = small()
+    model.set_annealing(temperature=0.25, eps=0.5)
+    assert (copy.deepcopy(model).to("meta").temperature, model.temperature) == (0.25, 0.25)
+    with FakeTensorMode() as mode:
+        for name, buffer in model.layer.named_buffers():
+            setattr(model.layer, name, mode.from_tensor(buffer))
+        assert (model.temperature, model.clamps["clamp_u"]) == (0.25, 6.0)
+
+
 def test_annealing_out_of_range_is_refused() -> None:
     model = small()
     for options, message in (
@@ -359,6 +370,50 @@ def test_encode_averages_the_last_steps(
 def test_reconstruct_decodes_what_encode_gives(model: IterativeVAE, x: Tensor) -> None:
     latents = model.encode(x, 6, last=2, seed=5)
     torch.testing.assert_close(model.reconstruct(x, 6, last=2, seed=5), latents @ model.dictionary.T)
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_loop_over_batches_equals_one_call(
+    model: IterativeVAE, counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(23, 12, generator=torch.Generator().manual_seed(3))
+    x[11] = x[2]
+    with torch.no_grad():
+        model.layer.u_init[0].add_(4.0)
+    options: dict[str, Any] = {"last": 3, "counts": counts, "seed": 5}
+    for call in (model.encode, model.reconstruct):
+        whole = call(x, 6, **options)
+        assert not torch.equal(whole[11], whole[2])  # equal rows, other noise
+        monkeypatch.setattr("ipvae.model.RECORD_ENTRIES", 2 * 9 * 7)
+        for size in (1, 4, 9):
+            parts = [call(x[i : i + size], 6, sample_offset=i, **options) for i in range(0, len(x), size)]
+            assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("pixel_noise", [False, True])
+def test_samples_are_generated_by_their_index(model: IterativeVAE, pixel_noise: bool) -> None:
+    with torch.no_grad():
+        model.layer.u_init[0].add_(4.0)
+    whole = model.generate(23, seed=5, pixel_noise=pixel_noise)
+    parts = [
+        model.generate(min(9, 23 - i), seed=5, pixel_noise=pixel_noise, sample_offset=i) for i in (0, 9, 18)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(whole[:9], whole[9:18])
+
+
+def test_seeds_are_drawn_where_the_model_is(model: IterativeVAE, x: Tensor) -> None:
+    """Whatever torch's default device: a seed on another one would be refused."""
+    with torch.no_grad():
+        model.layer.u_init[0].add_(4.0)
+    calls = (lambda: model.encode(x, 3), lambda: model.reconstruct(x, 3), lambda: model.generate(9))
+    for call in calls:
+        torch.manual_seed(3)
+        expected = call()
+        assert not torch.equal(call(), expected)
+        torch.manual_seed(3)
+        with torch.device("meta"):
+            assert torch.equal(call(), expected)
 
 
 @pytest.mark.parametrize("last", [0, 7])
