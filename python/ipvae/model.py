@@ -118,7 +118,7 @@ class _Layer(nn.Module):
     def read(self, name: str) -> float:
         """The number in a buffer (of `n_exp`, the largest).
 
-        On the CPU it is looked at each time, which takes a microsecond and sees writes that leave no trace
+        On the CPU it is looked at each time, which takes microseconds and sees writes that leave no trace
         (through ``.data``). On a GPU the host would have to wait, so it is read again only where the tensor
         is another one or has a new version. Where there is no number to look at (in a graph that
         torch.compile makes, on the meta device, in a fake tensor) the last one known holds.
@@ -153,7 +153,7 @@ class _Layer(nn.Module):
 
 def _number(buffer: Tensor) -> float:
     """The largest number in a buffer; of one on a GPU, this waits for it."""
-    return float(buffer.max())
+    return float(buffer.max() if buffer.ndim else buffer)
 
 
 def _is_read_each_time(buffer: Tensor) -> bool:
@@ -691,7 +691,7 @@ class IGVAE(IterativeVAE):
         return mean.relu() if self.config.activation == "relu" else mean
 
     def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
-        mean, log_sigma = (row.expand(n, -1) for row in self.params.state_init)
+        mean, log_sigma = self.params.state_init[:, None].expand(-1, n, -1).unbind()
         noise = PhiloxNoise(seed).normal(mean, Stream(sample_offset=sample_offset))
         sample = mean + log_sigma.exp() * noise
         return sample.relu() if self.config.activation == "relu" else sample
