@@ -20,7 +20,8 @@ _BOOLS = (bool, np.bool_)
 def tensor(name: str, value: object) -> None:
     """A torch.Tensor."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, found {type(value).__name__}")
+        hint = "; torch.from_numpy makes one" if isinstance(value, np.ndarray) else ""
+        raise TypeError(f"{name}: expected a torch.Tensor, found {type(value).__name__}{hint}")
 
 
 def shape(name: str, value: Tensor, expected: Sequence[int], meaning: str) -> None:
@@ -29,15 +30,21 @@ def shape(name: str, value: Tensor, expected: Sequence[int], meaning: str) -> No
         raise ValueError(f"{name}: expected shape {meaning} = {list(expected)}, found {list(value.shape)}")
 
 
-def full_precision(**tensors: Tensor) -> list[Tensor]:
+def full_precision(like: str | None = None, /, **tensors: Tensor) -> list[Tensor]:
     """The tensors, checked to share a device and a dtype, float32 or float64.
 
     Under autocast, half precision is raised to float32: states are integrated over many steps.
+
+    Args:
+        like: the name of the one that the others are measured by, so that the odd one out is what a message
+            names; None: the first.
+        tensors: by the names they have for the caller.
     """
     for name, value in tensors.items():
         tensor(name, value)
-    first_name, first = next(iter(tensors.items()))
-    for name, value in tensors.items():
+    first_name = like or next(iter(tensors))
+    first = tensors[first_name]
+    for name, value in (first_name, first), *tensors.items():
         if value.layout != torch.strided or value.device.type == "meta":
             raise TypeError(
                 f"{name}: expected a dense tensor with data, found {value.layout} on {value.device}"
@@ -49,7 +56,7 @@ def full_precision(**tensors: Tensor) -> list[Tensor]:
     if torch.is_autocast_enabled(first.device.type):
         tensors = {name: value.float() if value.dtype in _HALF else value for name, value in tensors.items()}
         first = tensors[first_name]
-    for name, value in tensors.items():
+    for name, value in (first_name, first), *tensors.items():
         if value.dtype not in _DTYPES:
             raise TypeError(f"{name}: expected dtype torch.float32 or torch.float64, found {value.dtype}")
         if value.dtype != first.dtype:
@@ -100,6 +107,8 @@ def flag(name: str, value: object) -> bool:
 
 def _scalar(value: object) -> object:
     """The number in a tensor or array of shape []; on a GPU this waits for it. Others as they are."""
+    if isinstance(value, Tensor) and value.is_meta:
+        return value
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
         return value.item()
     return value
@@ -108,7 +117,8 @@ def _scalar(value: object) -> object:
 def _kind(value: object) -> str:
     """The type of a value, with the shape of one that has several numbers."""
     if isinstance(value, (Tensor, np.ndarray)):
-        return f"{type(value).__name__} of shape {list(value.shape)}"
+        where = " without data" if isinstance(value, Tensor) and value.is_meta else ""
+        return f"{type(value).__name__} of shape {list(value.shape)}{where}"
     return type(value).__name__
 
 

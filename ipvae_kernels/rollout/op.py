@@ -347,7 +347,8 @@ def _tensors(x: Tensor, params: Params, steps: int, state: State | None) -> tupl
     }
     if state is not None:
         named["state.log_rate"] = state.log_rate
-    x, dictionary, log_sigma, log_bias, log_lr, start, *first = _checks.full_precision(**named)
+    tensors = _checks.full_precision("params.dictionary", **named)
+    x, dictionary, log_sigma, log_bias, log_lr, start, *first = tensors
     if dictionary.dim() != 2 or 0 in dictionary.shape:
         raise ValueError(
             f"params.dictionary: expected shape [M, K], neither of them 0, found {list(dictionary.shape)}"

@@ -37,12 +37,14 @@ LAYOUT = "1"
 PLACES = (WEIGHTS, f"model/{WEIGHTS}", "checkpoints/last.ckpt")
 # The age from which a temporary file belongs to no save that still runs.
 LEFTOVER_SECONDS = 3600.0
-# What the constants of a training run may be; the clamps interpolate by eps, an arrival has 22 bits.
+# As many arrivals as the words of one draw allow (docs/randomness.md).
+ARRIVALS_MAX = 2**22 - 4
+# What the constants of a training run may be; the clamps interpolate by eps.
 RANGES = {
     "layer.temp": (0.0, math.inf),
     "layer.eps": (0.0, 1.0),
     "layer.beta_inner": (0.0, math.inf),
-    "layer.n_exp": (1.0, 2.0**22 - 4.0),
+    "layer.n_exp": (1.0, float(ARRIVALS_MAX)),
 }
 # The one entry that may have another length than the configuration says: its largest number counts.
 ANY_LENGTH = "layer.n_exp"

@@ -103,7 +103,8 @@ Data = Annotated[
     str,
     typer.Option(
         help="patches, digits (neither needs a download), mnist, fashion-mnist, idx (IDX files in "
-        "--data-dir), or the path of an IDX folder or a .npy file."
+        "--data-dir), or a path: of a folder of IDX files, of a folder of photographs, or of a .npy, .npz, "
+        ".mat, .h5, .iml or IDX file."
     ),
 ]
 DataDir = Annotated[

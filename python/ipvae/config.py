@@ -22,10 +22,11 @@ CLAMPS: dict[str, dict[str, tuple[float, ...]]] = {
     "gaussian": {"clamp_u": (7.0, 2.0), "clamp_du": (7.0, 3.0)},
 }
 
-# Sizes up to here can be multiplied without overflow; random numbers reach further.
-LARGEST = 2**28
-
 _T = TypeVar("_T")
+_LARGEST = sys.float_info.max
+_SIZE_MAX = 2**31 - 1
+# Sizes of a model: the product of two, in bytes, does not overflow.
+_MODEL_SIZE_MAX = 2**28
 
 
 class ConfigError(ValueError):
@@ -77,9 +78,10 @@ class ModelConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _as_python(self)
         _choice(self, "kind", ("poisson", "gaussian"))
         for name in ("n_inputs", "n_latents", "t_train"):
-            _integer(self, name, low=1, high=LARGEST)
+            _integer(self, name, low=1, high=_MODEL_SIZE_MAX)
         _integer(self, "n_inner", low=1, high=256)
         _integer(self, "seed", low=-(2**63), high=2**63 - 1)
         for name in ("beta_inner", "init_scale"):
@@ -200,6 +202,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _as_python(self)
         if (self.epochs is None) == (self.max_steps is None):
             found = f"{self.epochs!r} and {self.max_steps!r}"
             raise ConfigError(f"epochs: expected either epochs or max_steps, found {found}")
@@ -308,27 +311,39 @@ def _from_dict(cls: type[_T], values: dict[str, Any]) -> _T:
     return cls(**values)
 
 
+def _as_python(config: object) -> None:
+    """Turns numbers, flags and arrays of NumPy and torch in the fields into what Python has for them."""
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = _plain(getattr(config, field.name))
+        if isinstance(value, (tuple, list)):
+            value = tuple(map(_plain, value))
+        object.__setattr__(config, field.name, value)
+
+
+def _plain(value: Any) -> Any:
+    # By what they have, not by type: a configuration needs neither NumPy nor the second that torch takes.
+    return value.tolist() if hasattr(value, "tolist") and not getattr(value, "is_meta", False) else value
+
+
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    return abs(value) <= sys.float_info.max  # compared, not converted: a long int has no float
+    # Comparing, not math.isfinite, which overflows for integers beyond any float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _choice(config: object, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(config, name)
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ConfigError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
 
 
-def _integer(config: object, name: str, low: int, high: int | None = None) -> None:
+def _integer(config: object, name: str, low: int, high: int = _SIZE_MAX) -> None:
     value = getattr(config, name)
-    if not _is_int(value) or value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise ConfigError(f"{name}: expected an integer {bounds}, found {value!r}")
+    if not _is_int(value) or not low <= value <= high:
+        raise ConfigError(f"{name}: expected an integer from {low} to {high}, found {value!r}")
 
 
 def _number(

@@ -15,6 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ipvae_kernels import _checks
+
+from .inputs import Source, as_labels, gather, labelled, whole
 from .metrics import SparsitySums, StepSums, r2_from_error, steps_to, total_variation
 from .model import IterativeVAE, frames
 
@@ -104,13 +107,13 @@ class Evaluation:
 
 def evaluate(
     model: IterativeVAE,
-    x: Tensor,
+    x: Source,
     steps: int = 1000,
     *,
     batch_size: int = 1000,
     marks: Collection[int] | None = None,
-    labels: Tensor | None = None,
-    train: tuple[Tensor, Tensor] | None = None,
+    labels: Tensor | NDArray[Any] | None = None,
+    train: tuple[Source, Tensor | NDArray[Any]] | Source | None = None,
     seed: int = 0,
     backend: str = "auto",
     check: bool = True,
@@ -122,12 +125,14 @@ def evaluate(
 
     Args:
         model: of either kind.
-        x: [N, M], or [steps, N, M] for moving input; pixels unflattened if you like.
+        x: [N, M], or [steps, N, M] for moving input; pixels unflattened if you like. A tensor, a NumPy array,
+            or a Dataset or DataLoader of inputs or of (input, class), which is read into memory.
         steps: of inference.
         batch_size: samples at a time.
         marks: steps, counted from 1, at which sparsity and the readout are taken; None: the last.
-        labels: [N]; with `train`, asks for a linear readout.
-        train: inputs [L, M] and labels [L] that the readout is fitted to.
+        labels: [N], integers; with `train`, asks for a linear readout. None: those of the Dataset, if any.
+        train: inputs [L, M] and labels [L] that the readout is fitted to, as a pair, or a Dataset or
+            DataLoader of (input, class).
         seed: of the noise; the readout's training inputs use seed + 1.
         backend: of `ipvae_kernels`.
         check: raise where an input or the result is not finite; False saves a pass over each.
@@ -137,21 +142,26 @@ def evaluate(
         Curves, sparsity and readout.
 
     Raises:
+        TypeError: for arguments of other types.
         ValueError: for an empty `x`, steps or marks out of range, or labels without `train` and the reverse.
     """
+    steps, batch_size, seed = whole("steps", steps), whole("batch_size", batch_size), whole("seed", seed)
+    marks = [steps] if marks is None else sorted({whole("marks", mark) for mark in marks})
+    x, own = gather("x", x, model.layer.phi.weight)
     x = model.flatten(x)
     n = x.shape[-2]
-    marks = sorted({steps} if marks is None else set(marks))
     if n == 0 or steps < 1 or batch_size < 1:
         raise ValueError(
             f"x: expected samples, steps and batch_size of at least 1, found {n}, {steps}, {batch_size}"
         )
     if marks and not 1 <= marks[0] <= marks[-1] <= steps:
         raise ValueError(f"marks: expected steps from 1 to {steps}, found {marks}")
+    if train is not None and labels is None:
+        labels = own
     if (labels is None) != (train is None):
         raise ValueError("labels: give labels and train together, or neither")
-    if labels is not None and len(labels) != n:
-        raise ValueError(f"labels: expected {n}, found {len(labels)}")
+    if labels is not None and train is not None:
+        classes, fit = as_labels("labels", labels, n), labelled("train", train, model.layer.phi.weight)
     sparse = n > 1 and model.config.n_latents > 1
     sums, sparsity = StepSums(steps), {mark: SparsitySums() for mark in marks if sparse}
     latents: dict[int, list[Tensor]] = {mark: [] for mark in marks}
@@ -174,12 +184,12 @@ def evaluate(
             progress(min(start + batch_size, n), n)
     seconds = time.perf_counter() - started
     readout = {}
-    if labels is not None and train is not None:
+    if labels is not None:
         fitted = latents_at(
-            model, train[0], marks, batch_size=batch_size, seed=seed + 1, backend=backend, check=check
+            model, fit[0], marks, batch_size=batch_size, seed=seed + 1, backend=backend, check=check
         )
         for mark in marks:
-            readout[mark] = linear_readout(fitted[mark], train[1], torch.cat(latents[mark]), labels)
+            readout[mark] = linear_readout(fitted[mark], fit[1], torch.cat(latents[mark]), classes)
     means = sums.means()
     return Evaluation(
         **means, nelbo=means["recon"] + means["kl"], n_samples=n, seconds=seconds, readout=readout,
@@ -190,7 +200,7 @@ def evaluate(
 
 def latents_at(
     model: IterativeVAE,
-    x: Tensor,
+    x: Source,
     marks: Collection[int],
     *,
     batch_size: int = 1000,
@@ -202,7 +212,7 @@ def latents_at(
 
     Args:
         model: of either kind.
-        x: [N, M].
+        x: [N, M], as in `evaluate`.
         marks: steps, counted from 1.
         batch_size: samples at a time.
         seed: of the noise.
@@ -212,8 +222,13 @@ def latents_at(
     Returns:
         step -> latents [N, K] on the CPU.
     """
-    x = model.flatten(x)
-    rows: dict[int, list[Tensor]] = {mark: [] for mark in sorted(set(marks))}
+    batch_size = _checks.integer("batch_size", batch_size, 1, 2**32)
+    seed = whole("seed", seed)
+    x = model.flatten(gather("x", x, model.layer.phi.weight)[0])
+    if x.ndim != 2 or len(x) == 0:
+        raise ValueError(f"x: expected shape [N, {model.config.n_inputs}], N >= 1, found {list(x.shape)}")
+    wanted = {_checks.integer("marks", mark, 1, 2**32) for mark in marks}
+    rows: dict[int, list[Tensor]] = {mark: [] for mark in sorted(wanted)}
     for start in range(0, x.shape[0], batch_size):
         batch = x[start : start + batch_size].to(model.dictionary.device)
         state, done = None, 0

@@ -8,7 +8,6 @@ from the authors' checkpoints by `load_state_dict`, and there is no table of nam
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, MutableMapping
 from os import PathLike
 from pathlib import Path
@@ -22,12 +21,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
 import ipvae_kernels
-from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, State
+from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, State, _checks
 from ipvae_kernels.philox import KIND_LOSS, Stream
 from ipvae_kernels.poisson.eager import PhiloxNoise
 
 from . import checkpoint, schedules
 from .config import ConfigError, Kind, ModelConfig
+from .inputs import Inputs, as_tensor, whole
 
 SIGMA_CLAMP = 3.45
 # What the released code starts from: the 0.999 quantile of Poisson(3).
@@ -273,15 +273,16 @@ class IterativeVAE(nn.Module):
             eps: 0 (tight clamps) to 1 (the configured ones).
 
         Raises:
-            ValueError: for a number out of range.
+            TypeError, ValueError: for what is not such a number.
         """
-        if temperature is not None and not 0.0 <= temperature < math.inf:
-            raise ValueError(f"temperature: expected a finite number of at least 0, found {temperature}")
-        if eps is not None and not 0.0 <= eps <= 1.0:
-            raise ValueError(f"eps: expected 0 to 1, found {eps}")
-        if temperature is not None and self.kind == "poisson":
-            self.layer.write("temp", temperature)
+        if temperature is not None:
+            temperature = _checks.number("temperature", temperature, 0.0)
+            if self.kind == "poisson":
+                self.layer.write("temp", temperature)
         if eps is not None:
+            eps = _checks.number("eps", eps, 0.0)
+            if eps > 1.0:
+                raise ValueError(f"eps: expected 0 to 1, found {eps}")
             self.layer.write("eps", eps)
 
     @property
@@ -290,13 +291,18 @@ class IterativeVAE(nn.Module):
         value = self.config.n_arrivals
         return None if value == "released" else value
 
-    def flatten(self, x: Tensor) -> Tensor:
+    def flatten(self, x: Inputs) -> Tensor:
         """Inputs as the kernels take them: [..., *input_shape] to [..., M], or [..., M] as it is.
 
+        A NumPy array of floating point numbers takes dtype and device of the model; every `x` of this class
+        may be one.
+
         Raises:
+            TypeError: for what is neither tensor nor array, for integers, and for a tensor of another dtype.
             ValueError: if the last dimensions are neither, or if there is no batch dimension.
         """
         shape, m = self.config.shape, self.config.n_inputs
+        x = self._taken("x", x)
         if x.ndim > len(shape) and tuple(x.shape[x.ndim - len(shape) :]) == shape:
             return x.flatten(x.ndim - len(shape))
         if x.ndim > 1 and x.shape[-1] == m:
@@ -305,9 +311,15 @@ class IterativeVAE(nn.Module):
             f"x: expected shape [..., {m}] or [..., {', '.join(map(str, shape))}], found {list(x.shape)}"
         )
 
+    def _taken(self, name: str, value: Inputs) -> Tensor:
+        """A tensor as it is; an array with dtype and device of the model."""
+        own = self.layer.phi.weight
+        tensor = as_tensor(name, value, own)
+        return tensor.to(own.device) if isinstance(value, np.ndarray) else tensor
+
     def forward(
         self,
-        x: Tensor,
+        x: Inputs,
         steps: int | None = None,
         *,
         beta: float = 1.0,
@@ -350,7 +362,7 @@ class IterativeVAE(nn.Module):
 
     def infer(
         self,
-        x: Tensor,
+        x: Inputs,
         steps: int | None = None,
         *,
         record: tuple[str, ...] = (),
@@ -394,18 +406,21 @@ class IterativeVAE(nn.Module):
         leak = self.layer.read("beta_inner") if config.n_inner > 1 else 0.0
         return {"n_inner": config.n_inner, "beta_inner": leak, "kl": config.kl, **self.clamps}
 
-    def rates(self, log_rate: Tensor) -> Tensor:
+    def rates(self, log_rate: Inputs) -> Tensor:
         """Latents without noise: exp(u) of log rates [..., B, K], the activated mean of [..., 2, B, K]."""
         raise NotImplementedError
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Inputs) -> Tensor:
         """Mean of the pixels for counts, rates or activated latents: [..., K] to [..., M]."""
+        latents, k = self._taken("latents", latents), self.config.n_latents
+        if latents.ndim == 0 or latents.shape[-1] != k:
+            raise ValueError(f"latents: expected shape [..., {k}], found {list(latents.shape)}")
         return latents @ self.dictionary.T
 
     @torch.no_grad()
     def encode(
         self,
-        x: Tensor,
+        x: Inputs,
         steps: int = 128,
         *,
         last: int = 1,
@@ -437,16 +452,19 @@ class IterativeVAE(nn.Module):
         Raises:
             ValueError: for `steps` or a `last` out of range.
         """
+        steps, last = whole("steps", steps), whole("last", last)
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, found {steps}")
         if not 1 <= last <= steps:
             raise ValueError(f"last: expected 1 to steps={steps}, found {last}")
+        counts = _checks.flag("counts", counts)
         x = self.flatten(x)
-        if seed is None:
-            seed = torch.randint(2**62, (), device=x.device)
         how: dict[str, Any] = {
-            "seed": seed, "sample_offset": sample_offset, "backend": backend, "check": check
-        }  # fmt: skip
+            "seed": _checks.seed(seed, x.device),
+            "sample_offset": sample_offset,
+            "backend": backend,
+            "check": check,
+        }
         state: State | None = None
         if steps > last:
             state = self.infer(frames(x, 0, steps - last), steps - last, **how).state
@@ -464,7 +482,7 @@ class IterativeVAE(nn.Module):
     @torch.no_grad()
     def reconstruct(
         self,
-        x: Tensor,
+        x: Inputs,
         steps: int = 128,
         *,
         last: int = 1,
@@ -520,12 +538,12 @@ class IterativeVAE(nn.Module):
         Returns:
             [n, *input_shape].
         """
+        n = whole("n", n)
         if n < 0:
             raise ValueError(f"n: expected at least 0, found {n}")
-        device = self.dictionary.device
-        if seed is None:
-            seed = torch.randint(2**62, (), device=device)
-        seed = torch.as_tensor(seed, dtype=torch.int64, device=device)
+        pixel_noise = _checks.flag("pixel_noise", pixel_noise)
+        _, sample_offset = _checks.stream(0, 1, sample_offset, n)
+        seed = _checks.seed(seed, self.dictionary.device)
         pixels = self._decode_rows(self._sample_prior(n, seed, sample_offset))
         if pixel_noise:
             stream = Stream(KIND_LOSS, sample_offset=sample_offset)
@@ -613,9 +631,8 @@ class IPVAE(IterativeVAE):
 
     def _reset_prior(self, generator: torch.Generator) -> None:
         low, high = self.config.init_log_rate
-        draw = torch.rand(
-            1, self.config.n_latents, generator=generator, dtype=torch.float32, device=generator.device
-        )
+        shape = (1, self.config.n_latents)
+        draw = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
         self.layer.u_init[0].copy_(low + (high - low) * draw)
 
     @property
@@ -637,15 +654,13 @@ class IPVAE(IterativeVAE):
         """Sets the cut used with ``n_arrivals="released"``, that is, the buffer that is saved.
 
         Raises:
-            ValueError: for less than 1.
+            TypeError, ValueError: for what is not a number of arrivals.
         """
-        if n < 1:
-            raise ValueError(f"n: expected at least 1, found {n}")
-        self.layer.write("n_exp", n)
+        self.layer.write("n_exp", _checks.integer("n", n, 1, checkpoint.ARRIVALS_MAX))
 
-    def rates(self, log_rate: Tensor) -> Tensor:
+    def rates(self, log_rate: Inputs) -> Tensor:
         """exp(u), of the shape of the log rates."""
-        return log_rate.exp()
+        return self._taken("log_rate", log_rate).exp()
 
     def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
         log_rate = self.params.log_rate_init.expand(n, -1)
@@ -685,9 +700,12 @@ class IGVAE(IterativeVAE):
             activation=self.config.activation,
         )  # fmt: skip
 
-    def rates(self, log_rate: Tensor) -> Tensor:
+    def rates(self, log_rate: Inputs) -> Tensor:
         """The activated mean, [..., 2, B, K] to [..., B, K]."""
-        mean: Tensor = log_rate.select(-3, 0)
+        states = self._taken("log_rate", log_rate)
+        if states.ndim < 3 or states.shape[-3] != self.n_states:
+            raise ValueError(f"log_rate: expected shape [..., 2, B, K], found {list(states.shape)}")
+        mean: Tensor = states.select(-3, 0)
         return mean.relu() if self.config.activation == "relu" else mean
 
     def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:

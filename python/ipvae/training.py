@@ -31,6 +31,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from . import schedules
@@ -38,6 +39,7 @@ from .checkpoint import CheckpointError, atomic_file, load_pickled
 from .config import TrainConfig
 from .data.batches import epoch_order
 from .evaluation import evaluate
+from .inputs import KINDS, Source, gather, refuse_pixels
 from .model import IPVAE, IterativeVAE
 
 # The released code renews its cut of the arrivals every 200 updates, at this quantile of the largest rate.
@@ -56,14 +58,14 @@ class TrainingError(RuntimeError):
 
 
 class Splits(Protocol):
-    """What `train` needs of a data set: inputs [N, ...], flattened or not."""
+    """What `train` needs of a data set: inputs [N, ...], flattened or not, of any kind in `ipvae.inputs`."""
 
     @property
-    def train(self) -> Tensor:
+    def train(self) -> Source:
         """[N, ...]."""
 
     @property
-    def validation(self) -> Tensor | None:
+    def validation(self) -> Source | None:
         """[V, ...], or None or empty for no validation."""
 
 
@@ -402,7 +404,7 @@ class _AtomicIO(TorchCheckpointIO):
 
 def train(
     model: IterativeVAE,
-    splits: Splits | Tensor,
+    splits: Splits | Source,
     config: TrainConfig,
     out_dir: str | PathLike[str],
     *,
@@ -428,7 +430,8 @@ def train(
     Args:
         model: of either kind.
         splits: inputs [N, M] for training, or an object with such in `train` and in `validation` (which may
-            be None).
+            be None): a tensor, a NumPy array, or a Dataset or DataLoader of inputs or of (input, class),
+            which is read into memory once. Pixels of 0 to 255 are refused.
         config: the recipe.
         out_dir: of the run; created.
         resume: True: from ``out_dir/checkpoints/last.ckpt``; a path: from that file; None or False: a fresh
@@ -529,18 +532,30 @@ def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, NDArray[np.float6
 
 
 def _inputs(
-    model: IterativeVAE, splits: Splits | Tensor, validation_samples: int
+    model: IterativeVAE, splits: Splits | Source, validation_samples: int
 ) -> tuple[Tensor, Tensor | None]:
     """Training and validation inputs, flattened and checked."""
-    x, validation = (splits, None) if isinstance(splits, Tensor) else (splits.train, splits.validation)
-    x = model.flatten(x)
+    like = model.layer.phi.weight
+    inputs: Source
+    validation: Source | None = None
+    if isinstance(splits, (Tensor, np.ndarray, Dataset, DataLoader)):
+        inputs = splits
+    elif hasattr(splits, "train") and hasattr(splits, "validation"):
+        inputs, validation = splits.train, splits.validation
+    else:
+        raise TypeError(
+            f"splits: expected {KINDS}, or an object with such in train and validation, "
+            f"found {type(splits).__name__}"
+        )
+    x = model.flatten(gather("splits", inputs, like)[0])
+    refuse_pixels("splits", x)
     if x.ndim != 2 or len(x) == 0:
         raise ValueError(
             f"splits: expected training inputs [N, {model.config.n_inputs}], found {list(x.shape)}"
         )
-    if validation is None or len(validation) == 0:
+    if validation is None or (hasattr(validation, "__len__") and len(validation) == 0):
         return x, None
-    return x, model.flatten(validation)[:validation_samples]
+    return x, model.flatten(gather("splits.validation", validation, like)[0])[:validation_samples]
 
 
 def _resume_from(training: Training, resume: bool | str | PathLike[str] | None) -> Path | None:

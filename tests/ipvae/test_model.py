@@ -284,7 +284,7 @@ def test_annealing_out_of_range_is_refused() -> None:
         with pytest.raises(ValueError, match=message):
             model.set_annealing(**options)
     assert isinstance(model, IPVAE)
-    with pytest.raises(ValueError, match="n: expected at least 1, found 0"):
+    with pytest.raises(ValueError, match="n: expected an int from 1 to 4194300, found 0"):
         model.set_n_arrivals(0)
 
 

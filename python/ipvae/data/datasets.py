@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from ipvae.data.files import READERS, array_file, is_array_file
 from ipvae.data.idx import idx_folder
 from ipvae.data.mnist import fashion_mnist, mnist
 from ipvae.data.patches import natural_patches
-from ipvae.data.splits import SPLITS, DataSplits, as_inputs, counts, random_split
+from ipvae.data.photographs import PHOTOGRAPHS, is_photograph, photo_patches
+from ipvae.data.splits import DataSplits, as_inputs, counts
 
 
 def load_dataset(
@@ -25,18 +24,21 @@ def load_dataset(
     """Loads a data set by name or path.
 
     Args:
-        name: one of `DATASETS`, the path of an IDX folder, or the path of a ``.npy`` file.
+        name: one of `DATASETS`, or a path: of a folder of IDX files, of a file of numbers (see `array_file`),
+            of a folder of photographs, or of a photograph (see `photo_patches`).
         data_dir: where to look for the files of "mnist" and "fashion-mnist", and the folder of "idx"; the
             other sets take none.
         seed: of whatever is random: the split, or the choice of patches.
         options: passed to the function of the set: `natural_patches` (size, n_train, f0, contrast,
             min_contrast, flip), `digits` (none), `mnist` (validation, download), `fashion_mnist` and
-            `idx_folder` (validation; "idx" or a path), `npy_file` (validation, test).
+            `idx_folder` (validation; "idx" or a path), `array_file` (validation, test, key), `photo_patches`
+            (as `natural_patches`).
 
     Raises:
         ValueError: for an unknown name, listing the choices; for a `data_dir` that the set does not take, or
             that "idx" lacks.
         TypeError: for an option the set does not have, listing those it has.
+        ValueError: for a file or folder of another kind, listing what is read.
         FileNotFoundError, DownloadError: where files are missing.
     """
     name = os.fspath(name)
@@ -89,7 +91,7 @@ def digits() -> DataSplits:
     inputs, labels = as_inputs(torch.from_numpy(pixels), 16), torch.from_numpy(target).to(torch.int64)
     rank = torch.empty_like(labels)
     for digit in range(10):
-        rank[labels == digit] = torch.arange(int((labels == digit).sum()))
+        rank[labels == digit] = torch.arange(int((labels == digit).sum()), device="cpu")
     masks = {"train": rank % 6 < 4, "validation": rank % 6 == 4, "test": rank % 6 == 5}
     splits = [inputs[mask] for mask in masks.values()]
     return DataSplits(
@@ -101,63 +103,6 @@ def digits() -> DataSplits:
     )
 
 
-def npy_file(path: str | Path, *, seed: int = 0, validation: float = 0.1, test: float = 0.1) -> DataSplits:
-    """Patches from a ``.npy`` file, as they are: nothing is scaled. Pickles are refused.
-
-    Args:
-        path: an array [N, M] or [N, H, W] of real numbers. Rows of M = n^2 numbers are taken for n x n
-            images, others for images one pixel high.
-        seed: of the random split.
-        validation: share of the samples.
-        test: likewise.
-
-    Raises:
-        FileNotFoundError: for a missing file.
-        ValueError: for what is not such an array, or holds NaN or infinity.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a readable .npy array of numbers ({error})") from error
-    if (
-        not isinstance(array, np.ndarray)
-        or array.ndim not in (2, 3)
-        or array.dtype.kind not in "fiu"
-        or not array.size
-    ):
-        found = (
-            f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-        )
-        raise ValueError(f"{path}: expected real numbers [N, M] or [N, H, W], found {found}")
-    indices = random_split(len(array), {"validation": validation, "test": test}, seed)
-    splits = [_rows(array, index) for index in indices]
-    for split, tensor in zip(SPLITS, splits, strict=True):
-        if not tensor.isfinite().all():
-            raise ValueError(
-                f"{path}: expected finite numbers, found NaN or infinity in what became the {split} set"
-            )
-    shape = _image_shape(array.shape)
-    about = f"{counts(splits)} rows of {path} ({array.dtype}), unscaled, random split, seed = {seed}"
-    return DataSplits(*splits, shape=shape, name=path.stem, about=about)
-
-
-def _rows(array: np.ndarray[Any, Any], index: Tensor) -> Tensor:
-    """Rows of a memory-mapped array as float32 [N, M]; only these are read."""
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported as such
-        rows = np.asarray(array[index.numpy()], dtype=np.float32)
-    return torch.from_numpy(rows).flatten(1)
-
-
-def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    if len(shape) == 3:
-        return 1, shape[1], shape[2]
-    side = math.isqrt(shape[1])
-    return (1, side, side) if side * side == shape[1] else (1, 1, shape[1])
-
-
 DATASETS: dict[str, Callable[..., DataSplits]] = {
     "patches": natural_patches,
     "digits": digits,
@@ -165,14 +110,26 @@ DATASETS: dict[str, Callable[..., DataSplits]] = {
     "fashion-mnist": fashion_mnist,
     "idx": idx,
 }
+_READ = (
+    f"read are {', '.join(READERS)} and IDX files, and folders of IDX files or of photographs "
+    f"({', '.join(PHOTOGRAPHS)})"
+)
 
 
 def _loader_of(name: str) -> Callable[..., DataSplits]:
     if name in DATASETS:
         return DATASETS[name]
-    if name.endswith(".npy"):
-        return npy_file
-    if os.path.isdir(name) or os.path.dirname(name):
+    path = Path(name)
+    if path.is_file():
+        if is_photograph(path):
+            return photo_patches
+        if is_array_file(path):
+            return array_file
+        raise ValueError(f"{path}: a file of a kind that is not read ({path.suffix or 'no ending'}); {_READ}")
+    if path.is_dir():
+        return photo_patches if any(map(is_photograph, path.iterdir())) else idx_folder
+    if path.suffix.lower() in READERS:
+        return array_file
+    if os.path.dirname(name):
         return idx_folder
-    choices = f"{', '.join(DATASETS)}, the path of a folder of IDX files, the path of a .npy file"
-    raise ValueError(f"name: expected one of {choices}; found {name!r}")
+    raise ValueError(f"name: expected one of {', '.join(DATASETS)}, or a path; found {name!r}; {_READ}")

@@ -127,7 +127,7 @@ def idx_folder(
         raise ValueError(f"{folder}: training and test images differ in size: {sorted(sizes)}")
     height, width = sizes.pop()
 
-    splits = {split: torch.empty(0, height * width) for split in SPLITS}
+    splits = {split: torch.empty(0, height * width, dtype=torch.float32, device="cpu") for split in SPLITS}
     labels: dict[str, Tensor] = {}
 
     def put(split: str, images: Tensor, classes: Tensor | None, index: Tensor | slice) -> None:

@@ -18,14 +18,16 @@ contrast normalisation, unit contrast of each patch. Three things are done diffe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ipvae.data.splits import SPLITS, DataSplits, counts
+from ipvae.data.splits import SPLITS, DataSplits, counts, seeded
+from ipvae_kernels import _checks
 
 Contrast = Literal["patch", "local", "none"]
 Regions = Mapping[str, list[Tensor]]
@@ -69,35 +71,105 @@ def natural_patches(
         ValueError: for a patch larger than a region, more training patches than there are, or an unknown
             ``contrast``.
     """
-    if contrast not in get_args(Contrast):
-        raise ValueError(f"contrast: expected one of {', '.join(get_args(Contrast))}, found {contrast!r}")
-    regions = normalise(split_regions(photographs()), f0, contrast)
-    smallest = min(min(tile.shape) for tiles in regions.values() for tile in tiles)
-    if not 2 <= size <= smallest:
-        raise ValueError(
-            f"size: expected 2 to {smallest} pixels, the side of the smallest region, found {size}"
+    sampling = Sampling(size, n_train, f0, contrast, min_contrast, flip)
+    generator = sampling.generator(seed)
+    about = (
+        f"scikit-learn's photographs china.jpg and flower.jpg; {sampling.about()}, seed = {int(seed)}"
+    )
+    return as_splits(sampling.patches(photographs(), generator), sampling, "patches", about)
+
+
+class Sampling(NamedTuple):
+    """How patches are cut: the arguments of `natural_patches`, checked by `generator`."""
+
+    size: int
+    n_train: int
+    f0: float
+    contrast: Contrast
+    min_contrast: float
+    flip: bool
+
+    def generator(self, seed: int) -> torch.Generator:
+        """Of what is random.
+
+        Raises:
+            TypeError, ValueError: for an argument that cannot work.
+        """
+        for name in ("size", "n_train"):  # their bounds are those of the photographs
+            _checks.integer(name, getattr(self, name), -(2**63), 2**63 - 1)
+        _fraction(self.f0)
+        _checks.number("min_contrast", self.min_contrast)
+        _checks.flag("flip", self.flip)
+        if self.contrast not in get_args(Contrast):
+            choices = ", ".join(get_args(Contrast))
+            raise ValueError(f"contrast: expected one of {choices}, found {self.contrast!r}")
+        return seeded(seed)
+
+    def patches(
+        self,
+        images: list[Tensor],
+        generator: torch.Generator,
+        *,
+        at_most: Mapping[str, int] | None = None,
+    ) -> dict[str, Tensor]:
+        """Patches of images [H, W] that are normalised together: split -> [P, size, size].
+
+        Args:
+            images: photographs.
+            generator: of the training patches.
+            at_most: choose so many of each split where there are as many; None: `n_train`, which there have
+                to be, and all held-out ones.
+        """
+        size, regions = self.size, split_regions(images)
+        smallest = min(min(tile.shape) for tiles in regions.values() for tile in tiles)
+        least = 2 if self.contrast == "none" else KERNEL_SIZE // 2 + 1
+        if not 2 <= size <= smallest or smallest < least:
+            raise ValueError(
+                f"size: expected 2 to {smallest} pixels, the side of the smallest region, found {size}"
+            )
+        regions = normalise(regions, self.f0, self.contrast)
+        steps = {"train": 1, "validation": size, "test": size}
+        corners = {
+            split: patch_corners(regions[split], size, steps[split], self.min_contrast) for split in SPLITS
+        }
+        if at_most is None:
+            corners["train"] = choose(corners["train"], self.n_train, generator)
+        else:
+            # Held-out patches do not depend on the seed.
+            order = {"train": generator, "validation": seeded(0), "test": seeded(0)}
+            corners = {split: pick(corners[split], at_most[split], order[split]) for split in SPLITS}
+        patches = {split: cut(regions[split], corners[split], size) for split in SPLITS}
+        if self.flip:
+            draw = torch.rand(len(corners["train"]), generator=generator, dtype=torch.float32, device="cpu")
+            patches["train"][draw < 0.5] = patches["train"][draw < 0.5].flip(2)
+        return patches
+
+    def about(self) -> str:
+        """In words."""
+        return (
+            f"1/f whitening (f0 = {self.f0:g} Nyquist), contrast = {self.contrast}, "
+            f"min_contrast = {self.min_contrast:g}, flip = {self.flip}"
         )
 
-    steps = {"train": 1, "validation": size, "test": size}
-    corners = {split: patch_corners(regions[split], size, steps[split], min_contrast) for split in SPLITS}
-    generator = torch.Generator().manual_seed(seed)
-    corners["train"] = choose(corners["train"], n_train, generator)
-    patches = {split: cut(regions[split], corners[split], size) for split in SPLITS}
-    if flip:
-        flipped = torch.rand(n_train, generator=generator) < 0.5
-        patches["train"][flipped] = patches["train"][flipped].flip(2)
 
+def as_splits(patches: Mapping[str, Tensor], sampling: Sampling, name: str, about: str) -> DataSplits:
+    """Patches [P, size, size] as a data set whose training patches have variance 1.
+
+    Raises:
+        ValueError: without training patches.
+    """
+    if not len(patches["train"]):
+        raise ValueError(
+            f"min_contrast: no training patch has {sampling.min_contrast:g} of the mean contrast"
+        )
     flat = {split: patch.flatten(1) for split, patch in patches.items()}
-    if contrast == "patch":
+    if sampling.contrast == "patch":
         flat = {split: unit_contrast(patch) for split, patch in flat.items()}
     scale = flat["train"].std()
     splits = [flat[split].div_(scale) for split in SPLITS]
-    about = (
-        f"{counts(splits)} patches of {size}x{size} pixels from disjoint regions of scikit-learn's "
-        f"photographs china.jpg and flower.jpg; 1/f whitening (f0 = {f0:g} Nyquist), contrast = {contrast}, "
-        f"min_contrast = {min_contrast:g}, flip = {flip}, seed = {seed}"
-    )
-    return DataSplits(*splits, shape=(1, size, size), name="patches", about=about)
+    size = sampling.size
+    about = f"{counts(splits)} patches of {size}x{size} pixels from disjoint regions of {about}"
+    return DataSplits(*splits, shape=(1, size, size), name=name, about=about)
 
 
 def photographs() -> list[Tensor]:
@@ -127,7 +199,7 @@ def normalise(regions: Regions, f0: float, contrast: Contrast) -> dict[str, list
     return {split: [(tile / scale).float() for tile in tiles] for split, tiles in processed.items()}
 
 
-def whiten(image: Tensor, f0: float = 0.8) -> Tensor:
+def whiten(image: Tensor | NDArray[Any], f0: float = 0.8) -> Tensor:
     """Flattens the 1/f amplitude spectrum of a natural image: R(f) = f exp(-(f / f0)^4), zero phase.
 
     Olshausen and Field, "Sparse coding with an overcomplete basis set", Vision Research 37, 1997: a ramp
@@ -135,26 +207,42 @@ def whiten(image: Tensor, f0: float = 0.8) -> Tensor:
     picture of 512 pixels (0.78 of Nyquist), and 0.4 N (0.8 of Nyquist) in their published program.
 
     Args:
-        image: [H, W], float, continued by its mirror image on all sides (so this is a product of DCTs).
+        image: grey levels [H, W] in any unit, tensor or array, continued by their mirror image on all sides
+            (so this is a product of DCTs). Integers are taken for float64.
         f0: cut-off, as a fraction of the Nyquist frequency.
 
     Returns:
         [H, W] of mean 0.
 
     Raises:
-        ValueError: unless f0 > 0.
+        TypeError: for what is neither tensor nor array.
+        ValueError: unless f0 > 0, or for another shape.
     """
-    if not f0 > 0:
-        raise ValueError(f"f0: expected a positive fraction of the Nyquist frequency, found {f0}")
+    f0 = _fraction(f0)
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float64))
+    _checks.tensor("image", image)
+    if image.ndim != 2 or not image.numel():
+        raise ValueError(f"image: expected grey levels [H, W], found {list(image.shape)}")
+    if not image.is_floating_point():
+        image = image.double()
     height, width = image.shape
     mirrored = torch.cat([image, image.flip(0)], dim=0)
     mirrored = torch.cat([mirrored, mirrored.flip(1)], dim=1)
-    rows = torch.fft.fftfreq(2 * height, dtype=image.dtype)  # cycles per pixel; Nyquist is 0.5
-    columns = torch.fft.rfftfreq(2 * width, dtype=image.dtype)
+    like = {"dtype": image.dtype, "device": image.device}
+    rows = torch.fft.fftfreq(2 * height, **like)  # cycles per pixel; Nyquist is 0.5
+    columns = torch.fft.rfftfreq(2 * width, **like)
     f = torch.hypot(rows.unsqueeze(1), columns)
     response = f * torch.exp(-((f / (0.5 * f0)) ** 4))
     whitened: Tensor = torch.fft.irfft2(torch.fft.rfft2(mirrored) * response, s=mirrored.shape)
     return whitened[:height, :width]
+
+
+def _fraction(f0: float) -> float:
+    f0 = _checks.number("f0", f0)
+    if not f0 > 0:
+        raise ValueError(f"f0: expected a positive fraction of the Nyquist frequency, found {f0}")
+    return f0
 
 
 def local_contrast(regions: Regions) -> dict[str, list[Tensor]]:
@@ -172,7 +260,7 @@ def local_contrast(regions: Regions) -> dict[str, list[Tensor]]:
 
 def _blur(image: Tensor) -> Tensor:
     """Convolution of [H, W] with the Gaussian window, edges reflected."""
-    axis = torch.linspace(-1, 1, KERNEL_SIZE, dtype=image.dtype)
+    axis = torch.linspace(-1, 1, KERNEL_SIZE, dtype=image.dtype, device=image.device)
     window = torch.exp(-axis.square() / KERNEL_SIGMA)
     window = window / window.sum()
     padded = F.pad(image[None, None], (KERNEL_SIZE // 2,) * 4, mode="reflect")
@@ -202,7 +290,12 @@ def choose(corners: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """A random subset of the corners, in random order, without replacement."""
     if not 1 <= n <= len(corners):
         raise ValueError(f"n_train: expected 1 to {len(corners)}, the number of patches there are, found {n}")
-    return corners[torch.randperm(len(corners), generator=generator)[:n]]
+    return pick(corners, n, generator)
+
+
+def pick(corners: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """The same, or all of them where there are fewer."""
+    return corners[torch.randperm(len(corners), generator=generator, device="cpu")[:n]]
 
 
 def cut(tiles: list[Tensor], corners: Tensor, size: int) -> Tensor:

@@ -9,6 +9,8 @@ from dataclasses import KW_ONLY, dataclass, field
 import torch
 from torch import Tensor
 
+from ipvae_kernels import _checks
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -84,8 +86,13 @@ def random_split(n: int, fractions: Mapping[str, float], seed: int) -> list[Tens
     if sum(sizes) >= n:
         shares = ", ".join(f"{name}={fraction}" for name, fraction in fractions.items())
         raise ValueError(f"{shares}: nothing is left of {n} samples for training")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=seeded(seed), device="cpu")
     return [part.sort().values for part in torch.split(order, [n - sum(sizes), *sizes])]
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator of the CPU with this seed, -2^63 to 2^63 - 1."""
+    return torch.Generator().manual_seed(_checks.integer("seed", seed, -(2**63), 2**63 - 1))
 
 
 def as_inputs(pixels: Tensor, scale: float) -> Tensor:

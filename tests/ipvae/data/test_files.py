@@ -1,4 +1,4 @@
-"""IDX folders, .npy files, digits, MNIST and its download."""
+"""IDX folders, digits, MNIST and its download."""
 
 import contextlib
 import functools
@@ -139,51 +139,6 @@ def test_bad_idx_folders(tmp_path: Path) -> None:
     write_idx(tmp_path, "t10k", 5, side=3)
     with pytest.raises(ValueError, match="differ in size"):
         load_dataset(str(tmp_path))
-
-
-# --- npy ---
-
-
-@pytest.mark.parametrize(
-    ("shape", "image"), [((40, 9), (1, 3, 3)), ((40, 6), (1, 1, 6)), ((40, 2, 5), (1, 2, 5))]
-)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
-def test_npy(tmp_path: Path, shape: tuple[int, ...], image: tuple[int, ...], dtype: str) -> None:
-    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-    np.save(tmp_path / "my.npy", array)
-    data = load_dataset(str(tmp_path / "my.npy"), seed=5, validation=0.25, test=0.1)
-    assert (data.name, data.shape) == ("my", image)
-    assert [len(x) for x in (data.train, data.validation, data.test)] == [26, 10, 4]
-    rows = torch.cat([data.train, data.validation, data.test])
-    expected = array.reshape(40, -1).astype(np.float32)
-    np.testing.assert_array_equal(np.sort(rows.numpy(), axis=0), np.sort(expected, axis=0))
-    assert not torch.equal(
-        data.test, load_dataset(tmp_path / "my.npy", seed=6, validation=0.25, test=0.1).test
-    )
-
-
-def test_bad_npy(tmp_path: Path) -> None:
-    path = tmp_path / "bad.npy"
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        load_dataset(str(path))
-    for array, message in [
-        (np.array([{}, {}]), "not a readable"),
-        (np.zeros((3, 3, 3, 3)), "expected real numbers"),
-        (np.zeros((3, 0)), "expected real numbers"),
-        (np.zeros((9, 4), dtype=complex), "expected real numbers"),
-        (np.full((9, 4), np.nan), "finite"),
-        (np.full((9, 4), 1e300), "finite"),
-    ]:
-        np.save(path, array, allow_pickle=True)
-        with pytest.raises(ValueError, match=message):
-            load_dataset(str(path))
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="not a readable"):
-        load_dataset(str(path))
-    np.savez(tmp_path / "archive.npz", a=np.zeros((9, 4)))
-    (tmp_path / "archive.npz").rename(path)
-    with pytest.raises(ValueError, match=r"expected real numbers .* found NpzFile"):
-        load_dataset(str(path))
 
 
 # --- splits ---

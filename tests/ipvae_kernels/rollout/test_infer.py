@@ -368,6 +368,8 @@ def rename(params: Any, **changes: Any) -> Any:
 
 
 BAD = [
+    (lambda x, p: (x.numpy(), p, 2), {}, TypeError, "x: .* found ndarray; torch.from_numpy makes one"),
+    (lambda x, p: (x.to(torch.uint8), p, 2), {}, TypeError, "x: expected dtype .* found torch.uint8"),
     (lambda x, p: ([[0.0]], p, 2), {}, TypeError, r"x: expected a torch\.Tensor, found list"),
     (
         lambda x, p: (x[0], p, 2),
@@ -386,7 +388,7 @@ BAD = [
         lambda x, p: (x.float(), p, 2),
         {},
         TypeError,
-        "params.dictionary: expected dtype torch.float32 as that of x",
+        "x: expected dtype torch.float64 as that of params.dictionary, found torch.float32",
     ),
     (lambda x, p: (x.half(), p, 2), {}, TypeError, "x: expected dtype .* found torch.float16"),
     (
