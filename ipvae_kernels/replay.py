@@ -78,7 +78,7 @@ class RecordedNoise:
     ) -> tuple[Tensor, poisson.Arrivals]:
         """All recorded arrivals, with no cut."""
         times = (self._at(self._exponentials, stream).cumsum(0) / rate).flatten(1)
-        rows = torch.arange(rate.numel()).expand_as(times)
+        rows = torch.arange(rate.numel(), device=rate.device).expand_as(times)
         return torch.zeros_like(rate), [(rows.flatten(), 1.0 - times.flatten())]
 
     def normal(self, like: Tensor, stream: Stream) -> Tensor:
@@ -109,7 +109,7 @@ class Golden:
         self.meta = self._json(arrays, "meta")
         self.cases = self._json(arrays, "cases")
         self._tensors = {
-            name: torch.as_tensor(array).to(dtype)
+            name: torch.as_tensor(array, device="cpu").to(dtype)
             for name, array in arrays.items()
             if array.dtype.kind == "f"
         }

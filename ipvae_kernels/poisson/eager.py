@@ -324,8 +324,8 @@ def gumbel_upper_bound(log_rate: Tensor) -> int:
         raise ValueError(
             f"upper_bound: expected to be given for rates above {_ARRIVALS_MAX:.0f}, found {rate}"
         )
-    k = torch.arange(math.ceil(rate + 10.0 * math.sqrt(rate) + 20.0), dtype=torch.float64)
-    below = torch.special.gammaincc(k + 1.0, torch.tensor(rate, dtype=torch.float64)) < 1.0 - 1e-3
+    k = torch.arange(math.ceil(rate + 10.0 * math.sqrt(rate) + 20.0), dtype=torch.float64, device="cpu")
+    below = torch.special.gammaincc(k + 1.0, torch.full_like(k, rate)) < 1.0 - 1e-3
     return max(1, int(below.sum()))
 
 

@@ -261,7 +261,8 @@ def elbo_backward(
         Gradients of x, dictionary, log_sigma, log_bias, log_lr and of the initial log rate.
     """
     n = cfg.n_inner
-    cell = make_cell(log_bias, log_lr, PhiloxNoise(torch.zeros((), dtype=torch.int64)), cfg)  # draws nothing
+    no_seed = log_lr.new_zeros((), dtype=torch.int64)  # nothing is drawn
+    cell = make_cell(log_bias, log_lr, PhiloxNoise(no_seed), cfg)
     precision = torch.exp(-2.0 * log_sigma)
     grad_errors, grad_drives = torch.empty_like(errors), torch.empty_like(drives)
     grad_bias, grad_lr = torch.zeros_like(log_bias), torch.zeros_like(log_lr)

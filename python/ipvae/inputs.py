@@ -34,21 +34,23 @@ def whole(name: str, value: object) -> int:
     return _checks.integer(name, value, -(2**63), 2**63 - 1)
 
 
-def as_tensor(name: str, value: object, like: Tensor) -> Tensor:
+def as_tensor(name: str, value: object, like: Tensor | None = None) -> Tensor:
     """A tensor or an array as a tensor of the dtype of `like`; an array comes to the CPU.
+
+    Without `like` a tensor keeps its dtype, and an array becomes float32.
 
     Raises:
         TypeError: for anything else, for integers, and for a tensor of another dtype.
     """
     if isinstance(value, np.ndarray):
-        return _from_array(name, value, like.dtype)
+        return _from_array(name, value, torch.float32 if like is None else like.dtype)
     _checks.tensor(name, value)
     assert isinstance(value, Tensor)
     if value.is_meta or value.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor with data, found {value.layout} on {value.device}")
     if not value.is_floating_point():
         raise TypeError(f"{name}: expected floating point numbers, found {value.dtype}{_SCALE}")
-    if value.dtype != like.dtype and not torch.is_autocast_enabled(value.device.type):
+    if like is not None and value.dtype != like.dtype and not torch.is_autocast_enabled(value.device.type):
         raise TypeError(
             f"{name}: expected dtype {like.dtype} as that of the model, found {value.dtype}; "
             f"{name}.to({like.dtype}) converts it"

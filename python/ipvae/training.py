@@ -116,8 +116,8 @@ def arrivals_quantile(rate: float, tail: float = N_EXP_TAIL) -> int:
     """
     if not 0.0 < rate < math.inf:
         raise ValueError(f"rate: expected a positive, finite number, found {rate}")
-    n = torch.arange(math.ceil(rate + 12.0 * math.sqrt(rate) + 24.0), dtype=torch.float64)
-    below = torch.special.gammaincc(n + 1.0, torch.tensor(rate, dtype=torch.float64))
+    n = torch.arange(math.ceil(rate + 12.0 * math.sqrt(rate) + 24.0), dtype=torch.float64, device="cpu")
+    below = torch.special.gammaincc(n + 1.0, torch.full_like(n, rate))
     return max(int(torch.searchsorted(below, 1.0 - tail)), 1)
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ipvae_kernels import philox
+from ipvae.inputs import Inputs, as_tensor, whole
+from ipvae_kernels import _checks, philox
 
 KIND_GAZE = 3  # kind of draw, see docs/randomness.md
 BLOCK = 256  # steps of a random walk that are drawn at once
@@ -43,13 +45,18 @@ class Feeder(ABC):
         Raises:
             IndexError: unless 0 <= start < stop <= length.
         """
+        return self._frames(*self._range(start, stop))
+
+    def _range(self, start: int, stop: int) -> tuple[int, int]:
+        start, stop = whole("start", start), whole("stop", stop)
         if not 0 <= start < stop or (self.length is not None and stop > self.length):
             end = "" if self.length is None else f" <= {self.length}"
             raise IndexError(f"start, stop: expected 0 <= start < stop{end}, found {start}, {stop}")
-        return self._frames(start, stop)
+        return start, stop
 
     def chunks(self, steps: int, size: int) -> Iterator[Tensor]:
         """Frames of the steps 0..steps-1, at most ``size`` at a time: each [<= size, B, M]."""
+        steps, size = whole("steps", steps), whole("size", size)
         if size < 1:
             raise ValueError(f"size: expected at least 1 step, found {size}")
         return (self.frames(start, min(start + size, steps)) for start in range(0, steps, size))
@@ -63,14 +70,14 @@ class SequenceFeeder(Feeder):
     """A given sequence.
 
     Args:
-        sequence: [T, B, M].
+        sequence: [T, B, M], tensor or array, floating point; likewise the images of the others.
     """
 
-    def __init__(self, sequence: Tensor) -> None:
-        if sequence.ndim != 3:
-            raise ValueError(f"sequence: expected [T, B, M], found {list(sequence.shape)}")
-        self.sequence = sequence
-        self.length, self.batch, self.pixels = sequence.shape
+    def __init__(self, sequence: Inputs) -> None:
+        self.sequence = as_tensor("sequence", sequence)
+        if self.sequence.ndim != 3:
+            raise ValueError(f"sequence: expected [T, B, M], found {list(self.sequence.shape)}")
+        self.length, self.batch, self.pixels = self.sequence.shape
 
     def _frames(self, start: int, stop: int) -> Tensor:
         return self.sequence[start:stop]
@@ -85,10 +92,11 @@ class RotationFeeder(Feeder):
         start_degrees: angle of frame 0.
     """
 
-    def __init__(self, images: Tensor, degrees_per_step: float = 8.0, start_degrees: float = 0.0) -> None:
+    def __init__(self, images: Inputs, degrees_per_step: float = 8.0, start_degrees: float = 0.0) -> None:
         self.images = _checked(images)
-        self.batch, self.pixels = len(images), images[0].numel()
-        self.degrees_per_step, self.start_degrees = degrees_per_step, start_degrees
+        self.batch, self.pixels = len(self.images), self.images[0].numel()
+        self.degrees_per_step = _checks.number("degrees_per_step", degrees_per_step)
+        self.start_degrees = _checks.number("start_degrees", start_degrees)
 
     def _frames(self, start: int, stop: int) -> Tensor:
         # math, not torch: vectorised sines may round differently from one length to the next.
@@ -123,7 +131,7 @@ class JitterFeeder(Feeder):
 
     def __init__(
         self,
-        images: Tensor,
+        images: Inputs,
         *,
         diffusion: float = 0.6,
         harmonic: float = 0.03,
@@ -132,25 +140,29 @@ class JitterFeeder(Feeder):
         sample_offset: int = 0,
     ) -> None:
         self.images = _checked(images)
+        diffusion, harmonic = (_checks.number("diffusion, harmonic", value) for value in (diffusion, harmonic))
         if not (diffusion >= 0 and 0 <= harmonic <= 1):
             found = f"diffusion={diffusion}, harmonic={harmonic}"
             raise ValueError(
                 f"diffusion, harmonic: expected diffusion >= 0 and 0 <= harmonic <= 1, found {found}"
             )
-        channels, height, width = images.shape[1:]
-        self.window = (height, width) if window is None else window
+        channels, height, width = self.images.shape[1:]
+        self.window = (height, width) if window is None else _pair("window", window)
         if not (1 <= self.window[0] <= height and 1 <= self.window[1] <= width):
             raise ValueError(f"window: expected at most the images' ({height}, {width}), found {window}")
         free = (width - self.window[1], height - self.window[0])  # (x, y)
-        self._limit = torch.tensor(free if window else (math.inf, math.inf), dtype=torch.float64) / 2
-        self.batch, self.pixels = len(images), channels * math.prod(self.window)
+        limit = (math.inf, math.inf) if window is None else free
+        self._limit = torch.tensor(limit, dtype=torch.float64, device="cpu") / 2
+        self.batch, self.pixels = len(self.images), channels * math.prod(self.window)
         self.diffusion, self.harmonic = diffusion, harmonic
-        self.seed, self.sample_offset = torch.tensor(seed, dtype=torch.int64), sample_offset
-        self._starts = [torch.zeros(self.batch, 2, dtype=torch.float64)]  # gaze before each block
+        self.seed = _checks.seed(_checks.integer("seed", seed, -(2**63), 2**63 - 1), self._limit.device)
+        _, self.sample_offset = _checks.stream(0, 1, sample_offset, self.batch)
+        self._starts = [self._limit.new_zeros(self.batch, 2)]  # gaze before each block
         self._latest: tuple[int, Tensor] | None = None
 
     def gaze(self, start: int, stop: int) -> Tensor:
         """Displacement of the gaze, [stop - start, B, 2] float64, (x right, y down) in pixels."""
+        start, stop = self._range(start, stop)
         blocks = [self._block(index) for index in range(start // BLOCK, -(-stop // BLOCK))]
         first = start // BLOCK * BLOCK
         return torch.cat(blocks)[start - first : stop - first]
@@ -167,7 +179,7 @@ class JitterFeeder(Feeder):
         stream = philox.Stream(KIND_GAZE, step=index, sample_offset=self.sample_offset)
         words = philox.first_words(self.seed, stream, (self.batch, 2 * BLOCK))
         moves = philox.normal(words, torch.float64).mul_(math.sqrt(self.diffusion)).view(self.batch, BLOCK, 2)
-        path, gaze = torch.empty(BLOCK, self.batch, 2, dtype=torch.float64), self._starts[index]
+        path, gaze = torch.empty_like(moves).transpose(0, 1), self._starts[index]
         for t in range(BLOCK):
             gaze = torch.clamp(gaze * (1 - self.harmonic) + moves[:, t], -self._limit, self._limit)
             path[t] = gaze
@@ -182,11 +194,20 @@ class JitterFeeder(Feeder):
         )
 
 
-def _checked(images: Tensor) -> Tensor:
-    if images.ndim != 4 or not images.is_floating_point() or not images.numel():
+def _checked(images: Inputs) -> Tensor:
+    if isinstance(images, np.ndarray):
+        images = as_tensor("images", images)
+    _checks.tensor("images", images)
+    if images.ndim != 4 or not images.is_floating_point() or not images.numel() or images.is_meta:
         found = f"{images.dtype} {list(images.shape)}"
         raise ValueError(f"images: expected floating point [B, C, H, W], none of them 0, found {found}")
     return images
+
+
+def _pair(name: str, value: Sequence[int]) -> tuple[int, int]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"{name}: expected (height, width), found {value!r}")
+    return whole(name, value[0]), whole(name, value[1])
 
 
 def _centred_grid(like: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

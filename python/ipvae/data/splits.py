@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +41,8 @@ class DataSplits:
 
     def __post_init__(self) -> None:
         for split in SPLITS:
-            tensor: Tensor = getattr(self, split)
+            tensor: Tensor = _tensor(split, getattr(self, split))
+            object.__setattr__(self, split, tensor)
             if tensor.dtype != torch.float32:
                 raise TypeError(f"{split}: expected float32, found {tensor.dtype}")
             if tensor.ndim != 2 or tensor.shape[1] != math.prod(self.shape):
@@ -50,6 +52,7 @@ class DataSplits:
             if split not in SPLITS:
                 raise ValueError(f"labels: expected splits {', '.join(SPLITS)}, found {split!r}")
             n = len(getattr(self, split))
+            _checks.tensor(f"labels[{split!r}]", labels)
             if labels.dtype != torch.int64 or labels.shape != (n,):
                 raise ValueError(
                     f"labels[{split!r}]: expected int64 [{n}], found {labels.dtype} {list(labels.shape)}"
@@ -61,6 +64,14 @@ class DataSplits:
             raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
         tensor: Tensor = getattr(self, split)
         return tensor.reshape(-1, *self.shape)
+
+
+def _tensor(name: str, value: object) -> Tensor:
+    """A tensor as it is; of an array its numbers."""
+    tensor = torch.from_numpy(np.require(value, None, ["C", "W"])) if isinstance(value, np.ndarray) else value
+    _checks.tensor(name, tensor)
+    assert isinstance(tensor, Tensor)
+    return tensor
 
 
 def random_split(n: int, fractions: Mapping[str, float], seed: int) -> list[Tensor]:
