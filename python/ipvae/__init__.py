@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .checkpoint import CheckpointError
     from .config import ConfigError, ModelConfig, TrainConfig, released_recipe
     from .evaluation import Evaluation, Readout, evaluate
-    from .model import IGVAE, IPVAE, IterativeVAE, build_model
+    from .model import IGVAE, IPVAE, IterativeVAE, build_model, load_model
     from .training import Training, TrainingError, TrainResult, read_history, train
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "TrainingError",
     "build_model",
     "evaluate",
+    "load_model",
     "read_history",
     "released_recipe",
     "train",
@@ -39,7 +40,7 @@ _HOMES = {
     "checkpoint": ("CheckpointError",),
     "config": ("ConfigError", "ModelConfig", "TrainConfig", "released_recipe"),
     "evaluation": ("Evaluation", "Readout", "evaluate"),
-    "model": ("IGVAE", "IPVAE", "IterativeVAE", "build_model"),
+    "model": ("IGVAE", "IPVAE", "IterativeVAE", "build_model", "load_model"),
     "training": ("TrainResult", "Training", "TrainingError", "read_history", "train"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -475,15 +475,9 @@ def _load_data(data: str, data_dir: Path | None) -> DataSplits:
 
 def _load_model(path: Path, splits: DataSplits, data: str) -> IterativeVAE:
     """A model's folder, a run's, or a checkpoint of the authors' code, checked against the data's size."""
-    from .model import IterativeVAE
+    from .model import load_model
 
-    folders = [folder for folder in (path, path / "model") if (folder / "model.safetensors").is_file()]
-    released = path.is_file() or any(path.glob("*.pt"))
-    net: IterativeVAE
-    if not folders and released:
-        net = IterativeVAE.from_released(path)
-    else:
-        net = IterativeVAE.from_pretrained(folders[0] if folders else path)
+    net = load_model(path)
     if net.config.n_inputs != splits.train.shape[1]:
         sizes = ["x".join(map(str, shape)) for shape in (net.config.shape, splits.shape)]
         raise ValueError(

@@ -25,6 +25,8 @@ CLAMPS: dict[str, dict[str, tuple[float, ...]]] = {
 _T = TypeVar("_T")
 _LARGEST = sys.float_info.max
 _SIZE_MAX = 2**31 - 1
+# Sizes of a model: the product of two, in bytes, does not overflow.
+_MODEL_SIZE_MAX = 2**28
 
 
 class ConfigError(ValueError):
@@ -78,8 +80,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _as_python(self)
         _choice(self, "kind", ("poisson", "gaussian"))
-        for name in ("n_inputs", "n_latents", "t_train", "n_inner"):
-            _integer(self, name, low=1)
+        for name in ("n_inputs", "n_latents", "t_train"):
+            _integer(self, name, low=1, high=_MODEL_SIZE_MAX)
         _integer(self, "n_inner", low=1, high=256)
         _integer(self, "seed", low=-(2**63), high=2**63 - 1)
         for name in ("beta_inner", "init_scale"):

@@ -8,16 +8,22 @@ from the authors' checkpoints by `load_state_dict`, and there is no table of nam
 
 from __future__ import annotations
 
+from collections.abc import Mapping, MutableMapping
 from os import PathLike
-from typing import Any, ClassVar, cast
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
 import ipvae_kernels
 from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, State, _checks
+from ipvae_kernels.philox import KIND_LOSS, Stream
+from ipvae_kernels.poisson.eager import PhiloxNoise
 
 from . import checkpoint, schedules
 from .config import ConfigError, Kind, ModelConfig
@@ -28,6 +34,9 @@ SIGMA_CLAMP = 3.45
 INITIAL_N_EXP = 10
 # Recorded values held at once while latents are averaged over steps: 64 MiB in float32.
 RECORD_ENTRIES = 2**24
+
+# What was read from a buffer on a device, and the version of the buffer at that time.
+_READ: MutableMapping[Tensor, tuple[int, float]] = WeakTensorKeyDictionary()
 
 
 def _constant(value: float, *shape: int) -> Tensor:
@@ -52,27 +61,110 @@ class _Gain(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Parameters and buffers under the names of the released ``PoissonLayer`` and ``GaussianLayer``."""
+    """Parameters and buffers under the names of the released ``PoissonLayer`` and ``GaussianLayer``.
+
+    The buffers are the only place where temperature, opening of the clamps, weight of the leak and cut of the
+    arrivals are kept: whatever writes them (an average of weights, `functional_call`, `fill_`, a file) is
+    what inference follows.
+    """
 
     temp: Tensor
     beta_inner: Tensor
     eps: Tensor
+    n_exp: Tensor
 
     def __init__(self, config: ModelConfig, n_states: int) -> None:
         super().__init__()
         m, k = config.n_inputs, config.n_latents
+        self.kind = config.kind
         self.phi = _Dictionary(m, k)
         self.dec_log_sigma = nn.Parameter(_constant(0.0, 1, m))
         if config.activation == "relu":
             self.activation = _Gain(k)
-        self.log_bias = nn.Parameter(_constant(config.init_log_bias, 1, k))
+        self.log_bias = nn.Parameter(_constant(0.0, 1, k))
         self.log_lr = nn.ParameterList([nn.Parameter(_constant(0.0, 1)) for _ in range(n_states)])
         self.u_init = nn.ParameterList(
             [nn.Parameter(_constant(0.0, 1, k), requires_grad=config.fit_prior) for _ in range(n_states)]
         )
-        self.register_buffer("temp", _constant(1.0))
-        self.register_buffer("beta_inner", _constant(config.beta_inner))
-        self.register_buffer("eps", _constant(1.0))
+        self._known: dict[str, float] = {}
+        for name in ("temp", "beta_inner", "eps"):
+            self.register_buffer(name, _constant(1.0))
+        if config.kind == "poisson":
+            self.register_buffer("n_exp", torch.full((config.t_train,), INITIAL_N_EXP, dtype=torch.int32))
+        self.register_load_state_dict_post_hook(_read_all)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def reset_constants(self, config: ModelConfig) -> None:
+        """Brings every buffer back to where training starts."""
+        self.write("temp", 1.0)
+        self.write("eps", 1.0)
+        self.write("beta_inner", config.beta_inner)
+        if self.kind == "poisson":
+            self.n_exp = self.n_exp.new_full((config.t_train,), INITIAL_N_EXP)
+            self.write("n_exp", INITIAL_N_EXP)
+
+    def write(self, name: str, value: float) -> None:
+        """Fills a buffer, and notes the number so that no device has to be asked for it.
+
+        It is rounded to float32, as the buffers are, so that a loaded model computes the same numbers.
+        """
+        buffer: Tensor = getattr(self, name)
+        value = float(np.float32(value))
+        buffer.fill_(value)
+        self._known[name] = value
+        if not _is_read_each_time(buffer):
+            _READ[buffer] = (buffer._version, value)
+
+    def read(self, name: str) -> float:
+        """The number in a buffer (of `n_exp`, the largest).
+
+        On the CPU it is looked at each time, which takes microseconds and sees writes that leave no trace
+        (through ``.data``). On a GPU the host would have to wait, so it is read again only where the tensor
+        is another one or has a new version. Where there is no number to look at (in a graph that
+        torch.compile makes, on the meta device, in a fake tensor) the last one known holds.
+        """
+        buffer: Tensor = getattr(self, name)
+        if torch.compiler.is_compiling() or buffer.is_meta or isinstance(buffer, FakeTensor):
+            return self._known[name]
+        if _is_read_each_time(buffer):
+            value = _number(buffer)
+        else:
+            version, value = _READ.get(buffer, (-1, 0.0))
+            if version != buffer._version:
+                value = _number(buffer)
+                _READ[buffer] = (buffer._version, value)
+        self._known[name] = value
+        return value
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes over a cut of the arrivals for any number of steps, and keeps a Gaussian temperature at 1.
+
+        Gaussian models trained by earlier versions of this package hold the annealed .01, which the released
+        code multiplies sigma by.
+        """
+        n_exp = state_dict.get(f"{prefix}n_exp")
+        if self.kind == "gaussian":
+            if f"{prefix}temp" in state_dict:
+                state_dict[f"{prefix}temp"] = torch.ones_like(state_dict[f"{prefix}temp"])
+        elif isinstance(n_exp, Tensor) and n_exp.ndim == 1 and n_exp.numel():
+            self.n_exp = self.n_exp.new_full(n_exp.shape, INITIAL_N_EXP)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _number(buffer: Tensor) -> float:
+    """The largest number in a buffer; of one on a GPU, this waits for it."""
+    return float(buffer.max() if buffer.ndim else buffer)
+
+
+def _is_read_each_time(buffer: Tensor) -> bool:
+    return buffer.device.type == "cpu" or buffer.is_inference()
+
+
+def _read_all(module: nn.Module, _: object) -> None:
+    """After a load: notes the new numbers where a compiled graph looks for them."""
+    assert isinstance(module, _Layer)
+    for name, _ in module.named_buffers(recurse=False):
+        module.read(name)
 
 
 class IterativeVAE(nn.Module):
@@ -83,8 +175,6 @@ class IterativeVAE(nn.Module):
 
     Attributes:
         config: as given.
-        temperature: of the relaxed counts, in force where `forward` is given none.
-        eps: opening of the soft clamps, 0 tight to 1 final (`set_annealing`).
     """
 
     kind: ClassVar[Kind]
@@ -97,18 +187,28 @@ class IterativeVAE(nn.Module):
             raise ConfigError(f"kind: {type(self).__name__} needs {self.kind!r}, found {config.kind!r}")
         self.config = config
         self.layer = _Layer(config, self.n_states)
-        self.temperature = 1.0
-        self.eps = 1.0
-        self.register_load_state_dict_post_hook(_read_annealing)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws the initial dictionary and log rates from the configuration's seed alone."""
-        generator = torch.Generator().manual_seed(self.config.seed)
-        shape = (self.config.n_inputs, self.config.n_latents)
+        """Brings every parameter and buffer back to what a new model of this configuration holds.
+
+        The dictionary and the initial log rates are drawn from the configuration's seed alone, on the CPU and
+        in float32 whatever torch's defaults are; on the meta device there is nothing to draw.
+        """
+        layer, config = self.layer, self.config
+        layer.reset_constants(config)
+        if layer.phi.weight.is_meta:
+            return
+        for parameter in (layer.dec_log_sigma, *layer.log_lr):
+            parameter.zero_()
+        if config.activation == "relu":
+            layer.activation.log_gain.zero_()
+        layer.log_bias.fill_(config.init_log_bias)
+        generator = torch.Generator("cpu").manual_seed(config.seed)
+        shape = (config.n_inputs, config.n_latents)
         draw = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-        self.layer.phi.weight.copy_(draw * self.config.init_scale)
+        layer.phi.weight.copy_(draw * config.init_scale)
         self._reset_prior(generator)
 
     def _reset_prior(self, generator: torch.Generator) -> None:
@@ -130,26 +230,60 @@ class IterativeVAE(nn.Module):
         return SIGMA_CLAMP * torch.tanh(self.layer.dec_log_sigma[0] / SIGMA_CLAMP)
 
     @property
+    def temperature(self) -> float:
+        """Of the relaxed counts, in force where `forward` is given none: the number in ``layer.temp``.
+
+        Gaussian models have no relaxation, and 1 here.
+        """
+        return self.layer.read("temp")
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self.set_annealing(temperature=value)
+
+    @property
+    def eps(self) -> float:
+        """Opening of the soft clamps, 0 tight to 1 final: the number in ``layer.eps``."""
+        return self.layer.read("eps")
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self.set_annealing(eps=value)
+
+    @property
     def clamps(self) -> dict[str, Any]:
         """`clamp_u` and `clamp_du` in force: the configured ones as far as `eps` has opened them."""
-        return {name: self._clamp(getattr(self.config, name)) for name in ("clamp_u", "clamp_du")}
+        eps = self.eps
+        return {name: self._clamp(getattr(self.config, name), eps) for name in ("clamp_u", "clamp_du")}
 
-    def _clamp(self, final: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    def _clamp(self, final: float | tuple[float, ...], eps: float) -> float | tuple[float, ...]:
         if isinstance(final, tuple):
-            return tuple(schedules.clamp(c, self.eps, init=self.clamp_init) for c in final)
-        return schedules.clamp(final, self.eps, init=self.clamp_init)
+            return tuple(schedules.clamp(c, eps, init=self.clamp_init) for c in final)
+        return schedules.clamp(final, eps, init=self.clamp_init)
 
     def set_annealing(self, *, temperature: float | None = None, eps: float | None = None) -> None:
-        """Sets the temperature and the opening of the clamps, here and in the buffers that are saved.
+        """Sets the temperature and the opening of the clamps, that is, the buffers that are saved.
 
-        Both are rounded to float32, as the buffers are, so that a loaded model computes the same numbers.
+        Other ways to write these buffers are as good, except that code compiled by torch.compile holds the
+        numbers that were set here, loaded, or last read outside of it.
+
+        Args:
+            temperature: of the relaxed counts, >= 0. A Gaussian model has none to anneal: the released code
+                multiplies sigma by it, so there it stays 1.
+            eps: 0 (tight clamps) to 1 (the configured ones).
+
+        Raises:
+            TypeError, ValueError: for what is not such a number.
         """
         if temperature is not None:
-            self.temperature = float(np.float32(temperature))
-            self.layer.temp.fill_(self.temperature)
+            temperature = _checks.number("temperature", temperature, 0.0)
+            if self.kind == "poisson":
+                self.layer.write("temp", temperature)
         if eps is not None:
-            self.eps = float(np.float32(eps))
-            self.layer.eps.fill_(self.eps)
+            eps = _checks.number("eps", eps, 0.0)
+            if eps > 1.0:
+                raise ValueError(f"eps: expected 0 to 1, found {eps}")
+            self.layer.write("eps", eps)
 
     @property
     def n_arrivals(self) -> int | None:
@@ -209,8 +343,9 @@ class IterativeVAE(nn.Module):
             truncate: cut the gradient after every so many steps; None: never.
             state: to continue from; None: the learned initial state.
             seed: of the noise; None: drawn from torch's generator.
-            sample_offset: global index of the first row, where a batch is split over devices; None: the
-                state's, or 0.
+            sample_offset: global index of the first row; None: the state's, or 0. The noise of a row is a
+                function of the seed and of this index: devices or batches that share a seed need it, or their
+                rows get the same spikes.
             backend: of `ipvae_kernels`.
             check: raise where an input or the result is not finite; False saves a pass over each.
 
@@ -249,7 +384,7 @@ class IterativeVAE(nn.Module):
             state: to continue from; None: the learned initial state.
             seed: of the noise; None: drawn from torch's generator.
             single_draw: use the counts of one step's loss for the next step's update.
-            sample_offset: global index of the first row, where a batch is split; None: the state's, or 0.
+            sample_offset: global index of the first row, as in `forward`; None: the state's, or 0.
             backend: of `ipvae_kernels`.
             check: raise where an input or the result is not finite; False saves a pass over each.
 
@@ -268,7 +403,8 @@ class IterativeVAE(nn.Module):
 
     def _cell_options(self) -> dict[str, Any]:
         config = self.config
-        return {"n_inner": config.n_inner, "beta_inner": config.beta_inner, "kl": config.kl, **self.clamps}
+        leak = self.layer.read("beta_inner") if config.n_inner > 1 else 0.0
+        return {"n_inner": config.n_inner, "beta_inner": leak, "kl": config.kl, **self.clamps}
 
     def rates(self, log_rate: Inputs) -> Tensor:
         """Latents without noise: exp(u) of log rates [..., B, K], the activated mean of [..., 2, B, K]."""
@@ -290,17 +426,23 @@ class IterativeVAE(nn.Module):
         last: int = 1,
         counts: bool = False,
         seed: int | Tensor | None = None,
+        sample_offset: int = 0,
         backend: str = "auto",
         check: bool = True,
     ) -> Tensor:
         """Latents of `x`, averaged over the last steps.
+
+        The noise of a row is a function of the seed and of the row's global index: batches that share a seed
+        need their `sample_offset`, or equal rows of them get equal noise. With it, a loop over batches equals
+        one call, with the compiled CPU kernels bit for bit.
 
         Args:
             x: [B, M] or [steps, B, M].
             steps: of inference.
             last: average over so many steps, at most `steps`.
             counts: average sampled counts (Gaussian: activated samples) instead of `rates`.
-            seed: of the noise; None: drawn from torch's generator.
+            seed: of the noise; None: drawn from torch's generator of the device of `x`.
+            sample_offset: global index of the first row.
             backend: of `ipvae_kernels`.
             check: raise where an input or the result is not finite; False saves a pass over each.
 
@@ -317,23 +459,24 @@ class IterativeVAE(nn.Module):
             raise ValueError(f"last: expected 1 to steps={steps}, found {last}")
         counts = _checks.flag("counts", counts)
         x = self.flatten(x)
-        seed = _checks.seed(seed, x.device)
+        how: dict[str, Any] = {
+            "seed": _checks.seed(seed, x.device),
+            "sample_offset": sample_offset,
+            "backend": backend,
+            "check": check,
+        }
         state: State | None = None
         if steps > last:
-            state = self.infer(
-                frames(x, 0, steps - last), steps - last, seed=seed, backend=backend, check=check
-            ).state
-        record = ("counts",) if counts else ("log_rate",)
+            state = self.infer(frames(x, 0, steps - last), steps - last, **how).state
+        record = "counts" if counts else "log_rate"
         total = x.new_zeros(x.shape[-2], self.config.n_latents)
         chunk = max(1, RECORD_ENTRIES // max(total.numel(), 1))
         for first in range(steps - last, steps, chunk):
             stop = min(first + chunk, steps)
-            result = self.infer(
-                frames(x, first, stop), stop - first, record=record, state=state, seed=seed, backend=backend,
-                check=check,
-            )  # fmt: skip
-            state, rows = result.state, result.records[record[0]]
-            total += (rows if counts else self.rates(rows)).sum(0)
+            result = self.infer(frames(x, first, stop), stop - first, record=(record,), state=state, **how)
+            state, rows = result.state, result.records[record]
+            for row in rows if counts else self.rates(rows):
+                total += row  # one by one, so that the sum does not depend on the chunk
         return total / last
 
     @torch.no_grad()
@@ -345,21 +488,51 @@ class IterativeVAE(nn.Module):
         last: int = 1,
         counts: bool = False,
         seed: int | Tensor | None = None,
+        sample_offset: int = 0,
         backend: str = "auto",
         check: bool = True,
     ) -> Tensor:
         """Decoded latents, [B, M]: Phi times rates (or counts) averaged over steps; see `encode`."""
-        return self.decode(
-            self.encode(x, steps, last=last, counts=counts, seed=seed, backend=backend, check=check)
-        )
+        return self._decode_rows(
+            self.encode(
+                x, steps, last=last, counts=counts, seed=seed, sample_offset=sample_offset, backend=backend,
+                check=check,
+            )
+        )  # fmt: skip
+
+    def _decode_rows(self, latents: Tensor) -> Tensor:
+        """`decode` of [B, K] whose rows do not depend on B, on the CPU to the bit.
+
+        A product of matrices may round otherwise for another number of rows (with MKL, rows of 1,000 and of
+        parts of 7 or 333 differed); the product with one row, at the start of memory of its own, is one and
+        the same call.
+        """
+        if latents.device.type != "cpu":
+            return self.decode(latents)
+        pixels = latents.new_empty(len(latents), self.config.n_inputs)
+        dictionary = self.dictionary
+        for pixel_row, row in zip(pixels, latents, strict=True):
+            pixel_row.copy_(dictionary @ row.clone())
+        return pixels
 
     @torch.no_grad()
-    def generate(self, n: int, *, seed: int | Tensor | None = None, pixel_noise: bool = False) -> Tensor:
+    def generate(
+        self,
+        n: int,
+        *,
+        seed: int | Tensor | None = None,
+        sample_offset: int = 0,
+        pixel_noise: bool = False,
+    ) -> Tensor:
         """Samples from the model: latents from the learned prior of the first step, then the decoder.
+
+        Like all noise of this package, that of a sample is a function of the seed and of the sample's index:
+        batches that share a seed need their `sample_offset`, and then are the parts of one call.
 
         Args:
             n: number of samples.
-            seed: of the noise; None: drawn from torch's generator.
+            seed: of the noise; None: drawn from torch's generator of the model's device.
+            sample_offset: index of the first sample.
             pixel_noise: add the decoder's Gaussian noise; False gives the mean of the pixels.
 
         Returns:
@@ -369,17 +542,16 @@ class IterativeVAE(nn.Module):
         if n < 0:
             raise ValueError(f"n: expected at least 0, found {n}")
         pixel_noise = _checks.flag("pixel_noise", pixel_noise)
-        generator = torch.Generator(device=self.dictionary.device)
-        if seed is None:
-            seed = torch.randint(2**62, (), device="cpu")
-        number = whole("seed", seed)
-        pixels = self.decode(self._sample_prior(n, number, generator.manual_seed(number & (2**63 - 1))))
+        _, sample_offset = _checks.stream(0, 1, sample_offset, n)
+        seed = _checks.seed(seed, self.dictionary.device)
+        pixels = self._decode_rows(self._sample_prior(n, seed, sample_offset))
         if pixel_noise:
-            noise = torch.randn(pixels.shape, generator=generator, dtype=pixels.dtype, device=pixels.device)
-            pixels = pixels + noise * self.log_sigma.exp()
+            stream = Stream(KIND_LOSS, sample_offset=sample_offset)
+            pixels = pixels + PhiloxNoise(seed).normal(pixels, stream) * self.log_sigma.exp()
         return pixels.reshape(n, *self.config.shape)
 
-    def _sample_prior(self, n: int, seed: int, generator: torch.Generator) -> Tensor:
+    def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
+        """Latents of the prior of the first step, [n, K]."""
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -388,36 +560,59 @@ class IterativeVAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], *, device: str | torch.device = "cpu") -> Self:
-        """Reads what `save_pretrained` wrote; on `IterativeVAE` itself, a model of either kind.
+        """Reads a model of this package; on `IterativeVAE` itself, one of either kind.
+
+        Args:
+            folder: what `save_pretrained` wrote, or the folder of a run (its ``model/``, or where training is
+                not finished, ``checkpoints/last.ckpt``), or one of these files itself.
+            device: where to put the model.
 
         Raises:
             CheckpointError: for files that are missing, damaged, from elsewhere, or of the other kind.
         """
-        config, state = checkpoint.load_model(folder, device="cpu")
-        model = build_model(config)
-        if not isinstance(model, cls):
+        file = checkpoint.locate(folder)
+        if file is None:
             raise checkpoint.CheckpointError(
-                f"{folder}: expected {cls.__name__}, found a {config.kind} model"
+                f"{folder}: expected a folder with {checkpoint.WEIGHTS}, found none"
             )
-        checkpoint.load_state(model, state, str(folder))
-        return model.to(device)
+        config, state = checkpoint.read_model(file)
+        if config is None:
+            raise checkpoint.CheckpointError(
+                f"{file}: not a model of ipvae; from_released reads weights of the authors' code"
+            )
+        return cls._checked(_with_weights(config, state, str(file)), str(file)).to(device)
 
     @classmethod
     def from_released(
-        cls, source: str | PathLike[str] | dict[str, Any], *, config: ModelConfig | None = None
+        cls,
+        source: str | PathLike[str] | dict[str, Any],
+        *,
+        config: ModelConfig | None = None,
+        settings: str | PathLike[str] | dict[str, Any] | None = None,
     ) -> Self:
         """A model with the weights of a checkpoint of the authors' code; see `ipvae.released.load`.
 
+        Args:
+            source: a ``.pt`` file, its folder (the last one in it counts), a loaded checkpoint or state dict.
+            config: of the model; None: made from the authors' settings.
+            settings: the authors' settings, a JSON file or its contents; None: looked for beside the file and
+                one folder above it.
+
         Raises:
-            CheckpointError: listing every key that is missing, unknown, or of another shape.
+            CheckpointError: where there are no settings; or listing every key that is missing, unknown, or of
+                another shape.
         """
         from . import released
 
-        found, state, name = released.load(source, config)
-        model = build_model(found)
+        found, state, name = released.load(source, config, settings)
+        return cls._checked(_with_weights(found, state, name), name)
+
+    @classmethod
+    def _checked(cls, model: IterativeVAE, name: str) -> Self:
         if not isinstance(model, cls):
-            raise checkpoint.CheckpointError(f"{name}: expected {cls.__name__}, found a {found.kind} model")
-        checkpoint.load_state(model, state, name)
+            raise checkpoint.CheckpointError(
+                f"{name}: expected {cls.__name__}, found a {model.kind} model"
+            )
         return model
 
 
@@ -433,12 +628,6 @@ class IPVAE(IterativeVAE):
     kind = "poisson"
     n_states = 1
     clamp_init = 2.0
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        n_exp = torch.full((config.t_train,), INITIAL_N_EXP, dtype=torch.int32)
-        self.layer.register_buffer("n_exp", n_exp)
-        self._n_exp = INITIAL_N_EXP
 
     def _reset_prior(self, generator: torch.Generator) -> None:
         low, high = self.config.init_log_rate
@@ -458,20 +647,24 @@ class IPVAE(IterativeVAE):
     @property
     def n_arrivals(self) -> int | None:
         """The cut of the arrivals in force in training, None for no cut."""
-        return self._n_exp if self.config.n_arrivals == "released" else self.config.n_arrivals
+        value = self.config.n_arrivals
+        return int(self.layer.read("n_exp")) if value == "released" else value
 
     def set_n_arrivals(self, n: int) -> None:
-        """Sets the cut used with ``n_arrivals="released"``, here and in the buffer that is saved."""
-        self._n_exp = int(n)
-        cast(Tensor, self.layer.n_exp).fill_(n)
+        """Sets the cut used with ``n_arrivals="released"``, that is, the buffer that is saved.
+
+        Raises:
+            TypeError, ValueError: for what is not a number of arrivals.
+        """
+        self.layer.write("n_exp", _checks.integer("n", n, 1, checkpoint.ARRIVALS_MAX))
 
     def rates(self, log_rate: Inputs) -> Tensor:
         """exp(u), of the shape of the log rates."""
         return self._taken("log_rate", log_rate).exp()
 
-    def _sample_prior(self, n: int, seed: int, generator: torch.Generator) -> Tensor:
+    def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
         log_rate = self.params.log_rate_init.expand(n, -1)
-        return ipvae_kernels.poisson_sample(log_rate, seed=seed)
+        return ipvae_kernels.poisson_sample(log_rate, seed=seed, sample_offset=sample_offset)
 
 
 class IGVAE(IterativeVAE):
@@ -515,9 +708,9 @@ class IGVAE(IterativeVAE):
         mean: Tensor = states.select(-3, 0)
         return mean.relu() if self.config.activation == "relu" else mean
 
-    def _sample_prior(self, n: int, seed: int, generator: torch.Generator) -> Tensor:
-        mean, log_sigma = self.params.state_init.unbind()
-        noise = torch.randn((n, mean.shape[0]), generator=generator, dtype=mean.dtype, device=mean.device)
+    def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
+        mean, log_sigma = self.params.state_init[:, None].expand(-1, n, -1).unbind()
+        noise = PhiloxNoise(seed).normal(mean, Stream(sample_offset=sample_offset))
         sample = mean + log_sigma.exp() * noise
         return sample.relu() if self.config.activation == "relu" else sample
 
@@ -527,14 +720,40 @@ def build_model(config: ModelConfig) -> IPVAE | IGVAE:
     return IPVAE(config) if config.kind == "poisson" else IGVAE(config)
 
 
+def load_model(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> IPVAE | IGVAE:
+    """A model from whatever holds one; what it is, the content says.
+
+    Args:
+        path: what `IterativeVAE.from_pretrained` takes; or weights of the authors' code with their settings,
+            a file or a folder, see `ipvae.released.load`.
+        device: where to put the model.
+
+    Raises:
+        CheckpointError: for files that are missing, damaged, or hold no such model.
+    """
+    from . import released
+
+    path = Path(path)
+    file = checkpoint.locate(path) or released.locate(path)
+    if file is None:
+        raise checkpoint.CheckpointError(
+            f"{path}: no model there; expected {', '.join(checkpoint.PLACES)}, or a .pt file of the authors' "
+            "code with its settings"
+        )
+    config, state = checkpoint.read_model(file)
+    if config is None:
+        config, state, _ = released.read(state, str(file), file)
+    return _with_weights(config, state, str(file)).to(device)
+
+
+def _with_weights(config: ModelConfig, state: Mapping[str, Any], name: str) -> IPVAE | IGVAE:
+    """A model of loaded weights; no memory is taken before they are known to fit the configuration."""
+    with torch.device("meta"):
+        model = build_model(config)
+    checkpoint.load_state(model, state, name)
+    return model
+
+
 def frames(x: Tensor, first: int, stop: int) -> Tensor:
     """The frames of a moving input [T, B, M]; a static one [B, M] as it is."""
     return x[first:stop] if x.ndim == 3 else x
-
-
-def _read_annealing(module: nn.Module, _: object) -> None:
-    """Takes the annealed constants over from buffers that were just loaded."""
-    model = cast(IterativeVAE, module)
-    model.temperature, model.eps = float(model.layer.temp), float(model.layer.eps)
-    if isinstance(model, IPVAE):
-        model._n_exp = int(cast(Tensor, model.layer.n_exp).max())

@@ -1,128 +1,168 @@
 """Checkpoints of the authors' code (IterativeVAE, linear decoder): configuration and weights.
 
-A released checkpoint is a ``.pt`` file of `torch.save` with a dictionary whose "model" is the state dict; the
-folder around it holds ``ConfigPoisVAE.json`` or ``ConfigGausVAE.json``. All three forms are read: file,
-folder, dictionary.
+A released checkpoint is a ``.pt`` file of `torch.save` with a dictionary whose "model" is the state dict. The
+settings of its model are in ``ConfigPoisVAE.json`` or ``ConfigGausVAE.json``: in the same folder for the
+models that were released, one folder above it for what the authors' trainer writes. Weights alone do not tell
+how they are to be used (inner iterations, clamps, steps), so without settings nothing is loaded.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from .checkpoint import CheckpointError, load_pickled
 from .config import ConfigError, ModelConfig
 
 DICTIONARY = "layer.phi.weight"
+SETTINGS = {"poisson": "ConfigPoisVAE.json", "gaussian": "ConfigGausVAE.json"}
 
-# What rebuilds a numpy scalar, under whichever name numpy keeps it.
-_SCALAR = np.float64(0.0).__reduce__()[0]
-# Their files carry training statistics as numpy scalars; these build nothing but numbers.
-_SCALARS: list[Any] = [
-    _SCALAR,
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
-]
-# config.json's name -> ours.
-_FIELDS = {
-    "n_iters_inner": "n_inner",
-    "beta_inner": "beta_inner",
-    "clamp_u": "clamp_u",
-    "clamp_du": "clamp_du",
-}
+# Settings that must be there, as theirs always are; what else is read has a value that says "as usual".
+_REQUIRED = ("t_train", "n_iters_inner", "clamp_u", "clamp_du")
 _SHAPES = {256: (1, 16, 16), 784: (1, 28, 28), 1024: (1, 32, 32), 3072: (3, 32, 32)}
 
 
 def load(
-    source: str | PathLike[str] | Mapping[str, Any], config: ModelConfig | None = None
+    source: str | PathLike[str] | Mapping[str, Any],
+    config: ModelConfig | None = None,
+    settings: str | PathLike[str] | Mapping[str, Any] | None = None,
 ) -> tuple[ModelConfig, dict[str, Tensor], str]:
     """Reads a released checkpoint.
 
     Args:
-        source: a ``.pt`` file, its folder, a loaded checkpoint, or a bare state dict.
-        config: used as it is; None derives one from the shapes and, in a folder, from the authors' JSON file,
-            with the released KL and estimator.
+        source: a ``.pt`` file, or a folder of them as the authors' trainer fills it, see `locate`; a loaded
+            checkpoint, or a bare state dict.
+        config: used as it is, without a look at settings. Temperature, opening of the clamps, weight of the
+            leak and cut of the arrivals are those of the weights all the same.
+        settings: the authors' settings, as a JSON file or its contents. None: ``ConfigPoisVAE.json`` or
+            ``ConfigGausVAE.json``, whichever belongs to the weights, beside the file or one folder above it.
 
     Returns:
-        Configuration, state dict, and a name of the source for messages.
+        Configuration, with the released KL, estimator and cut of the arrivals where it comes from settings;
+        state dict; and a name of the source for messages.
 
     Raises:
-        CheckpointError: for a file that is missing, damaged or something else.
+        CheckpointError: for a file that is missing, damaged or something else, or a model without settings.
     """
-    settings: dict[str, Any] = {}
-    name = "state dict"
-    if not isinstance(source, Mapping):
-        name = str(source)
-        path, settings = _locate(Path(source))
-        source = load_pickled(path, safe_globals=_SCALARS)
-    state = source.get("model", source) if isinstance(source, Mapping) else None
-    if (
-        not isinstance(state, Mapping)
-        or not isinstance(state.get(DICTIONARY), Tensor)
-        or state[DICTIONARY].ndim != 2
-    ):
+    if isinstance(source, Mapping):
+        return read(source, "state dict", None, config, settings)
+    path = locate(Path(source))
+    if path is None:
+        problem = "expected one .pt file, found 0" if Path(source).is_dir() else "no such file"
+        raise CheckpointError(f"{source}: {problem}")
+    return read(load_pickled(path), str(path), path, config, settings)
+
+
+def locate(path: Path) -> Path | None:
+    """The weights in a folder, or a file as it is; None where there is neither.
+
+    As in the authors' code, the last file in the order of the names counts (they are numbered), and of
+    several runs of one model, folders named ``..._(2025_05_13,16:11)``, the last in the order of the times.
+    """
+    if not path.is_dir():
+        return path if path.is_file() else None
+    runs = sorted(path.glob("*/*.pt"), key=lambda file: (file.parent.name.rpartition("(")[2], file.name))
+    return next(reversed(sorted(path.glob("*.pt")) or runs), None)
+
+
+def read(
+    content: object,
+    name: str,
+    path: Path | None,
+    config: ModelConfig | None = None,
+    settings: str | PathLike[str] | Mapping[str, Any] | None = None,
+) -> tuple[ModelConfig, dict[str, Tensor], str]:
+    """`load` for what a file holds; `path` is that file, if there is one, and `name` is for messages."""
+    state = content.get("model", content) if isinstance(content, Mapping) else None
+    dictionary = state.get(DICTIONARY) if isinstance(state, Mapping) else None
+    if not isinstance(state, Mapping) or not isinstance(dictionary, Tensor) or dictionary.ndim != 2:
         raise CheckpointError(
             f"{name}: not a checkpoint of the released code, no matrix {DICTIONARY!r} in it"
         )
-    n_exp = state.get("layer.n_exp")
-    if isinstance(n_exp, Tensor) and (n_exp.ndim != 1 or len(n_exp) == 0):
-        raise CheckpointError(
-            f"{name}: layer.n_exp: expected one entry per training step, found shape {list(n_exp.shape)}"
-        )
-    try:
-        return config or _config(state, settings), dict(state), name
-    except ConfigError as error:
-        raise CheckpointError(f"{name}: no model fits it ({error})") from error
+    state = dict(state)
+    if config is not None:
+        return config, state, name
+    kind = "gaussian" if "layer.log_lr.1" in state else "poisson"
+    found, origin = _settings(settings, path, kind, name)
+    return _config(state, found, kind, origin), state, name
 
 
-def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The ``.pt`` file and the authors' settings, where they lie beside it."""
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir():
-        files = sorted(path.glob("*.pt"))
-        if len(files) != 1:
-            raise CheckpointError(f"{path}: expected one .pt file, found {len(files)}")
-        path = files[0]
-    for name in ("ConfigPoisVAE.json", "ConfigGausVAE.json"):
-        if (folder / name).is_file():
-            try:
-                settings = json.loads((folder / name).read_text())
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"{folder / name}: damaged ({error})") from error
-            if not isinstance(settings, dict):
-                raise CheckpointError(f"{folder / name}: expected a JSON object")
-            return path, settings
-    return path, {}
-
-
-def _config(state: Mapping[str, Any], settings: Mapping[str, Any]) -> ModelConfig:
-    n_inputs, n_latents = state[DICTIONARY].shape
-    gaussian = "layer.log_lr.1" in state
-    config = ModelConfig(
-        n_inputs=n_inputs,
-        n_latents=n_latents,
-        input_shape=_SHAPES.get(n_inputs),
-        kind="gaussian" if gaussian else "poisson",
-        activation="relu" if "layer.activation.log_gain" in state else "identity",
-        kl="released",
-        estimator="sigmoid",
-        n_arrivals=None if gaussian else "released",
-        beta_inner=float(state.get("layer.beta_inner", 1.0)),
+def _settings(
+    given: str | PathLike[str] | Mapping[str, Any] | None, path: Path | None, kind: str, name: str
+) -> tuple[Mapping[str, Any], str]:
+    """The authors' settings of a model, and a name of where they come from."""
+    if isinstance(given, Mapping):
+        return given, "settings"
+    if given is not None:
+        return _parse(Path(given)), str(given)
+    places = [] if path is None else [path.parent, path.absolute().parent.parent]
+    for file in (place / SETTINGS[kind] for place in places):
+        if file.is_file():
+            return _parse(file), str(file)
+    where = " beside it or one folder above" if places else ""
+    raise CheckpointError(
+        f"{name}: no settings ({SETTINGS[kind]}){where}, and weights alone do not tell inner iterations, "
+        "clamps and steps; put that file beside the weights, or call from_released with settings= (that "
+        "file, or its contents) or config= (a ModelConfig)"
     )
-    changes: dict[str, Any] = {
-        ours: settings[theirs] for theirs, ours in _FIELDS.items() if theirs in settings
-    }
-    n_exp = state.get("layer.n_exp")
-    if isinstance(n_exp, Tensor):
-        changes["t_train"] = len(n_exp)
-    elif "t_train" in settings:
-        changes["t_train"] = settings["t_train"] * settings.get("n_iters_outer", 1)
-    return dataclasses.replace(config, **changes)
+
+
+def _parse(file: Path) -> Mapping[str, Any]:
+    try:
+        settings = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not a readable JSON file of settings ({error})") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(settings).__name__}")
+    return settings
+
+
+def _config(
+    state: Mapping[str, Any], settings: Mapping[str, Any], kind: str, origin: str
+) -> ModelConfig:
+    """The configuration that settings and the shapes of the weights make together."""
+    if missing := [name for name in _REQUIRED if name not in settings]:
+        raise CheckpointError(f"{origin}: missing {', '.join(missing)}")
+    n_inputs, n_latents = state[DICTIONARY].shape
+    activation = "relu" if "layer.activation.log_gain" in state else None
+    only = {"inf_type": "grad", "dec_type": "lin", "latent_act": activation, "n_latents": [n_latents]}
+    for name, value in only.items():
+        if settings.get(name, value) != value:
+            raise CheckpointError(
+                f"{origin}: {name}: expected {value!r}, which this package has and the weights show, found "
+                f"{settings[name]!r}"
+            )
+    beta_inner = state.get("layer.beta_inner")
+    if not isinstance(beta_inner, Tensor) or beta_inner.shape != () or not beta_inner.is_floating_point():
+        beta_inner = None  # loading the weights says what is wrong with it
+    try:
+        return ModelConfig(
+            n_inputs=n_inputs,
+            n_latents=n_latents,
+            input_shape=_SHAPES.get(n_inputs),
+            kind="gaussian" if kind == "gaussian" else "poisson",
+            t_train=_count(settings, "t_train") * _count(settings, "n_iters_outer"),
+            n_inner=_count(settings, "n_iters_inner"),
+            beta_inner=1.0 if beta_inner is None else float(beta_inner),
+            clamp_u=settings["clamp_u"],
+            clamp_du=settings["clamp_du"],
+            activation="relu" if activation == "relu" else "identity",
+            fit_prior=settings.get("fit_prior", True),
+            kl="released",
+            estimator="sigmoid",
+            n_arrivals="released" if kind == "poisson" else None,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{origin}: no model fits it ({error})") from error
+
+
+def _count(settings: Mapping[str, Any], name: str) -> int:
+    value = settings.get(name, 1)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name}: expected a positive integer, found {value!r}")
+    return value

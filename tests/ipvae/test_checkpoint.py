@@ -3,14 +3,16 @@
 import json
 import os
 import pickle
+import resource
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ipvae import IGVAE, IPVAE, CheckpointError, IterativeVAE, ModelConfig, build_model
-from ipvae.checkpoint import atomic_file, load_pickled
+from ipvae import IGVAE, IPVAE, CheckpointError, IterativeVAE, ModelConfig, build_model, load_model
+from ipvae.checkpoint import WEIGHTS, _digest, atomic_file, load_pickled, load_state, save_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 
@@ -80,6 +82,159 @@ def test_one_flipped_bit_is_found(folder: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="do not match their digest"):
         IPVAE.from_pretrained(folder)
+
+
+def test_every_flipped_bit_of_the_header_is_found(folder: Path) -> None:
+    """One bit of each byte, another from byte to byte, without a config.json to compare with."""
+    (folder / "config.json").unlink()
+    path = folder / WEIGHTS
+    whole = path.read_bytes()
+    silent = []
+    for byte in range(8 + int.from_bytes(whole[:8], "little")):
+        content = bytearray(whole)
+        content[byte] ^= 1 << byte % 8
+        path.write_bytes(content)
+        try:
+            load_model(path)
+        except CheckpointError:
+            continue
+        silent.append(byte)
+    assert silent == []
+
+
+def test_files_whose_digest_left_out_the_configuration_still_load(folder: Path) -> None:
+    path = folder / WEIGHTS
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    tensors = load_file(path)
+    del header["digest"]
+    save_file(tensors, path, header | {"sha256": _digest(tensors, {})})
+    assert torch.equal(IPVAE.from_pretrained(folder).dictionary, tensors["layer.phi.weight"])
+    save_file(tensors, path, header | {"sha256": _digest(tensors, header)})
+    with pytest.raises(CheckpointError, match="do not match their digest"):
+        IPVAE.from_pretrained(folder)
+
+
+def training_checkpoint(model: IterativeVAE) -> dict[str, Any]:
+    """What our training saves, as far as it concerns the model."""
+    return {
+        "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0)}}}],
+        "ipvae": {"model": json.loads(json.dumps(model.config.to_dict())), "train": {}, "data": [9, 6]},
+    }
+
+
+def test_a_model_is_found_by_content_wherever_it_lies(folder: Path) -> None:
+    """The folder of a model, that of its run, the file of weights under any name, the last checkpoint."""
+    run = folder.parent
+    expected = IPVAE.from_pretrained(folder)
+    (run / "renamed").write_bytes((folder / WEIGHTS).read_bytes())
+    (run / "checkpoints").mkdir()
+    last = run / "checkpoints" / "last.ckpt"
+    changed = small(n_inner=2, clamp_u=7.0, input_shape=(2, 3))
+    torch.save(training_checkpoint(changed), last)
+    for path in (folder, run, folder / WEIGHTS, run / "renamed"):
+        for load in (load_model, IPVAE.from_pretrained):
+            found = load(path)
+            assert found.config == expected.config
+            assert torch.equal(found.dictionary, expected.dictionary)
+    found = load_model(last)
+    assert found.config == changed.config
+    assert torch.equal(found.dictionary, changed.dictionary)
+    (folder / WEIGHTS).unlink()
+    assert load_model(run).config == changed.config
+
+
+def test_what_is_no_model_is_named_without_unsafe_advice(folder: Path) -> None:
+    whole = (folder / WEIGHTS).read_bytes()
+    path = folder / "file.pt"
+    torch.save(torch.nn.Linear(2, 2), path)
+    module = path.read_bytes()
+    torch.save(training_checkpoint(small()) | {"ipvae": {"model": {"n_inputs": 6, "colour": 1}}}, path)
+    unknown = path.read_bytes()
+    torch.save({"ipvae": {"model": small().config.to_dict()}}, path)
+    bare = path.read_bytes()
+    torch.save([1, 2], path)
+    for content, message in (
+        (module, "it holds a torch.nn.modules.linear.Linear"),
+        (unknown, "unknown field.* colour"),
+        (bare, "without its model"),
+        (path.read_bytes(), "expected a checkpoint, found a list"),
+        (pickle.dumps({"state_dict": {}}), "not plain values"),
+        (b"{}", "damaged"),
+        (b"# a model\n", "damaged"),
+        (whole[:400], "damaged or not a safetensors file"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load_model(path)
+        assert "weights_only" not in str(caught.value)
+        assert "trust" not in str(caught.value)
+    for load in (load_model, IPVAE.from_pretrained):
+        with pytest.raises(CheckpointError, match=r"expected .*model\.safetensors"):
+            load(folder.parent / "nowhere")
+    torch.save({"model": small().state_dict()}, path)
+    with pytest.raises(CheckpointError, match="not a model of ipvae; from_released reads"):
+        IPVAE.from_pretrained(path)
+
+
+def peak() -> int:
+    """Largest memory of this process so far, bytes."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.parametrize("options", [{"n_latents": 2**26}, {"n_inputs": 2**26}], ids=str)
+def test_sizes_are_compared_before_memory_is_taken(tmp_path: Path, options: dict[str, Any]) -> None:
+    """A file of a kilobyte whose configuration asks for more than a gigabyte."""
+    asked = ModelConfig(**{"n_inputs": 6, "n_latents": 5, **options})
+    save_model(tmp_path, asked, small().state_dict())
+    before = peak()
+    with pytest.raises(CheckpointError, match=r"layer\.phi\.weight: expected shape"):
+        load_model(tmp_path)
+    assert peak() - before < 2**28
+
+
+def test_tensors_that_claim_more_than_the_file_holds_are_refused(tmp_path: Path) -> None:
+    state = dict(small().state_dict())
+    state["layer.phi.weight"] = torch.zeros(1).expand(80_000, 80_000)
+    path = tmp_path / "model.pt"
+    for content in ({"model": state}, {"optim": [(state["layer.phi.weight"],)]}):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r"takes 25600000000 bytes, the file holds 4"):
+            load_pickled(path)
+    torch.save({"weight": torch.zeros(2**20)}, path)
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "packed.pt", "w", 8) as packed:
+        for entry in archive.infolist():
+            packed.writestr(entry.filename, archive.read(entry))
+    with pytest.raises(CheckpointError, match="its entries claim"):
+        load_pickled(tmp_path / "packed.pt")
+    torch.save({"weight": torch.zeros(3, 3).to_sparse()}, path)
+    with pytest.raises(CheckpointError, match="expected dense tensors"):
+        load_pickled(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("layer.phi.weight", torch.zeros(6, 5, dtype=torch.int64), "expected floating point"),
+        ("layer.phi.weight", torch.zeros(6, 5, dtype=torch.complex64), "expected floating point"),
+        ("layer.n_exp", torch.ones(3), "expected integers"),
+        ("layer.n_exp", torch.tensor([0, 1]), "expected 1 to 4194300, found"),
+        ("layer.beta_inner", torch.tensor(-1.0), "expected at least 0, found -1"),
+    ],
+)
+def test_tensors_of_another_kind_are_refused(key: str, value: torch.Tensor, message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"{key}: {message}"):
+        load_state(small(), {**small().state_dict(), key: value}, "file")
+
+
+def test_weights_of_any_precision_become_the_models(tmp_path: Path) -> None:
+    model = small().double()
+    model.save_pretrained(tmp_path)
+    loaded = IPVAE.from_pretrained(tmp_path)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.dictionary, model.dictionary.float())
+    assert all(p.requires_grad for p in loaded.parameters())
 
 
 def test_foreign_files_are_refused(folder: Path) -> None:

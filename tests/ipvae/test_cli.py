@@ -161,9 +161,29 @@ def test_eval_refuses_what_does_not_fit(run: Path, tmp_path: Path) -> None:
     refused(call("eval", folder, "--data", "digits"), "damaged")
 
 
+def test_eval_reads_a_model_from_any_of_its_files(run: Path, tmp_path: Path) -> None:
+    """Folders and files of one run hold the same model, and the numbers are the same."""
+    found = []
+    for i, path in enumerate(
+        (run, run / "model", run / "model" / "model.safetensors", run / "checkpoints" / "last.ckpt")
+    ):
+        out = tmp_path / f"{i}.json"
+        result = call("eval", path, "--data", "digits", "--steps", 2, "--limit", 3, "--json", out)
+        assert result.exit_code == 0, result.output
+        found.append(json.loads(out.read_text())["kl"])
+    assert found == [found[0]] * 4
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "linear.pt")
+    result = call("eval", tmp_path / "linear.pt", "--data", "digits")
+    refused(result, "linear.pt", "torch.nn.modules.linear.Linear")
+    assert "weights_only" not in result.output
+
+
 def test_eval_reads_the_authors_checkpoints(tmp_path: Path) -> None:
     net = IPVAE(ModelConfig(n_inputs=64, n_latents=4, kl="released"))
     torch.save({"model": net.state_dict()}, tmp_path / "theirs.pt")
+    refused(call("eval", tmp_path / "theirs.pt", "--data", "digits"), "no settings (ConfigPoisVAE.json)")
+    settings = {"t_train": 16, "n_iters_inner": 1, "clamp_u": 10.0, "clamp_du": 10.0}
+    (tmp_path / "ConfigPoisVAE.json").write_text(json.dumps(settings))
     result = call("eval", tmp_path / "theirs.pt", "--data", "digits", "--steps", 2, "--limit", 3)
     assert result.exit_code == 0, result.output
 

@@ -1,12 +1,16 @@
 """`ipvae.model`: what the modules hand to the kernels and get back."""
 
-from typing import Any
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
 from ipvae import IGVAE, IPVAE, ConfigError, IterativeVAE, ModelConfig, build_model
 from ipvae.evaluation import evaluate, latents_at
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ipvae_kernels
 
@@ -141,6 +145,193 @@ def test_annealing_travels_in_the_state_dict() -> None:
     assert other.layer.n_exp.tolist() == [4] * 5
 
 
+CONSTANTS = {"temp": 0.25, "eps": 0.5, "beta_inner": 0.75, "n_exp": 3.0}
+
+
+def annealed() -> IterativeVAE:
+    model = small(estimator="sigmoid", n_arrivals="released", n_inner=2, init_log_rate=(1.0, 1.5))
+    assert (model.temperature, model.eps, model.n_arrivals) == (1.0, 1.0, 10)  # everything was read once
+    return model
+
+
+def constants(model: IterativeVAE) -> dict[str, Tensor]:
+    state = model.state_dict()
+    return {name: torch.full_like(state[f"layer.{name}"], value) for name, value in CONSTANTS.items()}
+
+
+def filled(model: IterativeVAE) -> IterativeVAE:
+    for name, value in CONSTANTS.items():
+        getattr(model.layer, name).fill_(value)
+    return model
+
+
+def filled_without_a_trace(model: IterativeVAE) -> IterativeVAE:
+    for name, value in CONSTANTS.items():
+        getattr(model.layer, name).data.fill_(value)
+    return model
+
+
+def replaced(model: IterativeVAE) -> IterativeVAE:
+    for name, tensor in constants(model).items():
+        setattr(model.layer, name, tensor)
+    return model
+
+
+def loaded_into_the_layer(model: IterativeVAE) -> IterativeVAE:
+    model.layer.load_state_dict(model.layer.state_dict() | constants(model))
+    return model
+
+
+def averaged(model: IterativeVAE) -> IterativeVAE:
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average.module.temperature  # noqa: B018 - the copy knows the old number
+    average.update_parameters(filled(model))
+    return cast(IterativeVAE, average.module)
+
+
+def called_with_other_buffers(model: IterativeVAE) -> Callable[..., Any]:
+    other = {f"layer.{name}": tensor for name, tensor in constants(model).items()}
+    return lambda *args, **options: torch.func.functional_call(model, other, args, options)
+
+
+def pickled(model: IterativeVAE) -> IterativeVAE:
+    return cast(IterativeVAE, pickle.loads(pickle.dumps(filled(model))))
+
+
+WAYS = [
+    filled, filled_without_a_trace, replaced, loaded_into_the_layer, averaged, called_with_other_buffers,
+    pickled,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("write", WAYS, ids=lambda write: write.__name__)
+def test_the_buffers_alone_hold_temperature_clamps_leak_and_cut(
+    write: Callable[[IterativeVAE], Callable[..., Any]], x: Tensor
+) -> None:
+    layer = annealed().layer
+    params = ipvae_kernels.PoissonParams(
+        layer.phi.weight, torch.zeros(12), layer.log_bias[0], layer.log_lr[0].squeeze(), layer.u_init[0][0]
+    )
+    expected = ipvae_kernels.elbo(
+        x, params, 5, seed=8, estimator="sigmoid", temperature=0.25, n_arrivals=3, n_inner=2, beta_inner=0.75,
+        clamp_u=6.0, clamp_du=6.0,
+    )  # fmt: skip
+    model = annealed()
+    found = write(model)(x, seed=8)
+    assert torch.equal(found.loss, expected.loss)
+    if write is called_with_other_buffers:
+        assert (model.temperature, model.eps, model.n_arrivals) == (1.0, 1.0, 10)
+
+
+def test_a_gpu_is_asked_for_a_constant_only_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers of the CPU stand in for those of a GPU."""
+    asked: list[float] = []
+
+    def number(buffer: Tensor) -> float:
+        asked.append(float(buffer.max()))
+        return asked[-1]
+
+    monkeypatch.setattr("ipvae.model._is_read_each_time", lambda _: False)
+    monkeypatch.setattr("ipvae.model._number", number)
+    model = annealed()
+    for step in range(3):
+        model.set_annealing(temperature=0.5**step, eps=step / 2)
+        assert (model.temperature, model.eps) == (0.5**step, step / 2)
+    assert asked == []
+    for _ in range(2):
+        assert filled(model).temperature == 0.25
+        assert model.temperature == 0.25
+    assert asked == [0.25, 0.25]
+    other = {"layer.temp": torch.tensor(0.875)}
+    called = [
+        torch.func.functional_call(model, other, (torch.zeros(2, 12),), {"seed": 1}).loss for _ in range(2)
+    ]
+    assert torch.equal(called[0], called[1])
+    assert model.temperature == 0.25
+    assert asked.count(0.875) == 1
+    assert copy.deepcopy(model).temperature == pickle.loads(pickle.dumps(model)).temperature == 0.25
+
+
+def test_a_compiled_model_follows_the_annealing(x: Tensor) -> None:
+    model = small(estimator="sigmoid", t_train=1)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for temperature in (1.0, 0.25):
+        model.set_annealing(temperature=temperature, eps=temperature)
+        assert torch.equal(compiled(x, seed=1).loss, model(x, seed=1).loss)
+    state = model.state_dict() | {"layer.temp": torch.tensor(0.125)}
+    model.load_state_dict(state)
+    found = compiled(x, seed=1).loss
+    assert torch.equal(found, model(x, seed=1).loss)
+
+
+def test_where_there_is_no_number_to_look_at_the_last_one_holds() -> None:
+    model = small()
+    model.set_annealing(temperature=0.25, eps=0.5)
+    assert (copy.deepcopy(model).to("meta").temperature, model.temperature) == (0.25, 0.25)
+    with FakeTensorMode() as mode:
+        for name, buffer in model.layer.named_buffers():
+            setattr(model.layer, name, mode.from_tensor(buffer))
+        assert (model.temperature, model.clamps["clamp_u"]) == (0.25, 6.0)
+
+
+def test_annealing_out_of_range_is_refused() -> None:
+    model = small()
+    for options, message in (
+        ({"temperature": -0.1}, "temperature: expected a finite number of at least 0, found -0.1"),
+        ({"temperature": float("nan")}, "temperature: expected"),
+        ({"eps": 1.5}, "eps: expected 0 to 1, found 1.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.set_annealing(**options)
+    assert isinstance(model, IPVAE)
+    with pytest.raises(ValueError, match="n: expected an int from 1 to 4194300, found 0"):
+        model.set_n_arrivals(0)
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_the_temperature_of_a_gaussian_model_stays_1(activation: str) -> None:
+    """The released code multiplies sigma by it."""
+    model = small(kind="gaussian", activation=activation)
+    model.set_annealing(temperature=0.01, eps=0.5)
+    assert (model.temperature, model.eps, float(model.layer.temp)) == (1.0, 0.5, 1.0)
+    earlier = model.state_dict() | {"layer.temp": torch.tensor(0.01)}
+    model.load_state_dict(earlier)
+    assert float(model.layer.temp) == 1.0
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_reset_parameters_makes_a_new_model(options: dict[str, Any]) -> None:
+    options = {"n_arrivals": "released", "beta_inner": 0.7, **options}
+    model = small(**options)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.add_(1)
+    model.layer.load_state_dict(model.layer.state_dict() | longer(model))
+    parameters = list(model.parameters())
+    model.reset_parameters()
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    expected, found = small(**options), model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
+    assert (model.temperature, model.eps, model.n_arrivals) == (1.0, 1.0, expected.n_arrivals)
+
+
+def longer(model: IterativeVAE) -> dict[str, Tensor]:
+    """A cut of the arrivals for more steps than the configuration has, as a released file may hold."""
+    return {"n_exp": torch.full((9,), 4, dtype=torch.int32)} if isinstance(model, IPVAE) else {}
+
+
+def test_torchs_defaults_do_not_change_a_model() -> None:
+    expected = small(beta_inner=0.3).state_dict()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = small(beta_inner=0.3).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    with torch.device("meta"):
+        assert all(tensor.is_meta for tensor in small().state_dict().values())
+
+
 def test_a_rectified_gain_scales_the_dictionary(x: Tensor) -> None:
     """gain relu(z) in the decoder, and gain 1[z > 0] in its transpose, are a scaled column in both."""
     model = small(**KINDS["relu"])
@@ -179,6 +370,50 @@ def test_encode_averages_the_last_steps(
 def test_reconstruct_decodes_what_encode_gives(model: IterativeVAE, x: Tensor) -> None:
     latents = model.encode(x, 6, last=2, seed=5)
     torch.testing.assert_close(model.reconstruct(x, 6, last=2, seed=5), latents @ model.dictionary.T)
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_loop_over_batches_equals_one_call(
+    model: IterativeVAE, counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(23, 12, generator=torch.Generator().manual_seed(3))
+    x[11] = x[2]
+    with torch.no_grad():
+        model.layer.u_init[0].add_(4.0)
+    options: dict[str, Any] = {"last": 3, "counts": counts, "seed": 5}
+    for call in (model.encode, model.reconstruct):
+        whole = call(x, 6, **options)
+        assert not torch.equal(whole[11], whole[2])  # equal rows, other noise
+        monkeypatch.setattr("ipvae.model.RECORD_ENTRIES", 2 * 9 * 7)
+        for size in (1, 4, 9):
+            parts = [call(x[i : i + size], 6, sample_offset=i, **options) for i in range(0, len(x), size)]
+            assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("pixel_noise", [False, True])
+def test_samples_are_generated_by_their_index(model: IterativeVAE, pixel_noise: bool) -> None:
+    with torch.no_grad():
+        model.layer.u_init[0].add_(4.0)
+    whole = model.generate(23, seed=5, pixel_noise=pixel_noise)
+    parts = [
+        model.generate(min(9, 23 - i), seed=5, pixel_noise=pixel_noise, sample_offset=i) for i in (0, 9, 18)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(whole[:9], whole[9:18])
+
+
+def test_seeds_are_drawn_where_the_model_is(model: IterativeVAE, x: Tensor) -> None:
+    """Whatever torch's default device: a seed on another one would be refused."""
+    with torch.no_grad():
+        model.layer.u_init[0].add_(4.0)
+    calls = (lambda: model.encode(x, 3), lambda: model.reconstruct(x, 3), lambda: model.generate(9))
+    for call in calls:
+        torch.manual_seed(3)
+        expected = call()
+        assert not torch.equal(call(), expected)
+        torch.manual_seed(3)
+        with torch.device("meta"):
+            assert torch.equal(call(), expected)
 
 
 @pytest.mark.parametrize("last", [0, 7])

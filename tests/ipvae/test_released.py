@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ipvae import IGVAE, IPVAE, CheckpointError, IterativeVAE, ModelConfig
+from ipvae import IGVAE, IPVAE, CheckpointError, IterativeVAE, ModelConfig, load_model
 from torch import Tensor
 
 M, K, T = 16, 6, 4
@@ -47,9 +47,13 @@ def checkpoint(state: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
+POISSON = {"t_train": T, "n_iters_inner": 1, "clamp_u": 10.0, "clamp_du": 10.0}
+GAUSSIAN = {"t_train": 7, "n_iters_inner": 2, "clamp_u": [7.0, 2.0], "clamp_du": [7.0, 3.0]}
+
+
 def test_parameters_arrive_where_they_belong() -> None:
     state = poisson()
-    params = IPVAE.from_released(state).params
+    params = IPVAE.from_released(state, settings=POISSON).params
     assert torch.equal(params.dictionary, state["layer.phi.weight"])
     assert torch.equal(params.log_bias, state["layer.log_bias"][0])
     assert torch.equal(params.log_rate_init, state["layer.u_init.0"][0])
@@ -61,7 +65,7 @@ def test_parameters_arrive_where_they_belong() -> None:
 @pytest.mark.parametrize("relu", [False, True])
 def test_gaussian_parameters_arrive_where_they_belong(relu: bool) -> None:
     state = gaussian(relu)
-    model = IGVAE.from_released(state)
+    model = IGVAE.from_released(state, settings=GAUSSIAN)
     params = model.params
     gain = state["layer.activation.log_gain"].exp() if relu else 1.0
     torch.testing.assert_close(params.dictionary, state["layer.phi.weight"] * gain)
@@ -72,7 +76,7 @@ def test_gaussian_parameters_arrive_where_they_belong(relu: bool) -> None:
 
 
 def test_the_configuration_is_the_released_one() -> None:
-    model = IterativeVAE.from_released(poisson())
+    model = IterativeVAE.from_released(poisson(), settings=POISSON)
     config = model.config
     assert (config.kl, config.estimator, config.n_arrivals) == ("released", "sigmoid", "released")
     assert (config.n_inputs, config.n_latents, config.t_train) == (M, K, T)
@@ -82,13 +86,14 @@ def test_the_configuration_is_the_released_one() -> None:
 
 def test_our_state_dict_is_theirs() -> None:
     state = poisson()
-    returned = IPVAE.from_released(state).state_dict()
+    returned = IPVAE.from_released(state, settings=POISSON).state_dict()
     assert set(returned) == set(state)
     assert all(torch.equal(returned[name], state[name]) for name in state)
 
 
 def test_files_and_folders_are_read_without_running_code(tmp_path: Path) -> None:
-    torch.save(checkpoint(poisson()), tmp_path / "IPVAE+Trainer-0300_(2025_05_13,16:11).pt")
+    state = poisson() | {"layer.beta_inner": torch.tensor(0.5)}
+    torch.save(checkpoint(state), tmp_path / "IPVAE+Trainer-0300_(2025_05_13,16:11).pt")
     settings = {
         "t_train": T,
         "n_iters_inner": 3,
@@ -117,7 +122,7 @@ def test_every_misfit_is_listed() -> None:
     state["layer.u_init.0"] = torch.zeros(1, K + 1)
     state["layer.log_lr.0"] = torch.tensor([float("inf")])
     with pytest.raises(CheckpointError) as caught:
-        IPVAE.from_released(state)
+        IPVAE.from_released(state, settings=POISSON)
     message = str(caught.value)
     assert f"missing layer.log_bias [1, {K}]" in message
     assert "unknown layer.extra" in message
@@ -142,7 +147,7 @@ def test_what_is_not_a_released_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_the_kind_must_be_that_of_the_class() -> None:
     with pytest.raises(CheckpointError, match="expected IGVAE, found a poisson model"):
-        IGVAE.from_released(poisson())
+        IGVAE.from_released(poisson(), settings=POISSON)
 
 
 @pytest.mark.parametrize(
@@ -158,4 +163,112 @@ def test_the_kind_must_be_that_of_the_class() -> None:
 def test_constants_out_of_range_are_refused(tmp_path: Path, key: str, value: Tensor) -> None:
     torch.save(checkpoint(poisson() | {key: value}), tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match=rf"(?s)model\.pt: .*{key}: expected"):
-        IPVAE.from_released(tmp_path / "model.pt")
+        IPVAE.from_released(tmp_path / "model.pt", settings=POISSON)
+
+
+def trainers_folder(root: Path, state: dict[str, Tensor], settings: dict[str, Any], kind: str) -> Path:
+    """What the authors' trainer leaves: settings of the model, and below it a folder of numbered weights."""
+    run = root / "run_(2025_05_13,12:46)"
+    run.mkdir(parents=True)
+    (root / f"Config{kind}VAE.json").write_text(json.dumps(settings))
+    (run / "ConfigTrain.json").write_text(json.dumps({"lr": 0.005, "temp_stop": 0.01}))
+    for number in (50, 300, 100):
+        numbered = state | {"layer.log_bias": torch.full((1, K), float(number))}
+        torch.save(checkpoint(numbered), run / f"I{kind[0]}VAE+Trainer-{number:04d}_(2025_05_13,16:11).pt")
+    return run
+
+
+def test_settings_are_found_one_folder_up_and_the_last_weights_count(tmp_path: Path) -> None:
+    settings = {**POISSON, "n_iters_inner": 3, "clamp_u": 9.0, "clamp_du": 5.0, "n_latents": [K]}
+    run = trainers_folder(tmp_path / "poisson", poisson(), settings, "Pois")
+    for source in (run, tmp_path / "poisson", max(run.glob("*.pt"))):
+        model = IPVAE.from_released(source)
+        config = model.config
+        assert (config.n_inner, config.clamp_u, config.clamp_du, config.t_train) == (3, 9.0, 5.0, T)
+        assert model.layer.log_bias.unique().tolist() == [300.0]
+        assert load_model(source).config == config
+    assert IPVAE.from_released(min(run.glob("*.pt"))).layer.log_bias.unique().tolist() == [50.0]
+    later = trainers_folder(tmp_path / "more", poisson(), settings, "Pois")
+    (tmp_path / "more" / "another_(2025_04_30,23:59)").mkdir()
+    for file in run.glob("*.pt"):
+        file.rename(tmp_path / "more" / "another_(2025_04_30,23:59)" / file.name)
+    (later / "IPVAE+Trainer-0300_(2025_05_13,16:11).pt").unlink()
+    assert load_model(tmp_path / "more").layer.log_bias.unique().tolist() == [100.0]
+
+
+def test_a_gaussian_model_takes_its_steps_from_the_settings(tmp_path: Path) -> None:
+    run = trainers_folder(tmp_path, gaussian(relu=False), {**GAUSSIAN, "n_iters_outer": 2}, "Gaus")
+    model = IGVAE.from_released(run)
+    assert (model.config.t_train, model.config.n_inner, model.config.clamp_du) == (14, 2, (7.0, 3.0))
+    assert model.temperature == 1.0
+    assert float(model.state_dict()["layer.temp"]) == 1.0
+
+
+@pytest.mark.parametrize("relu", [None, True, False], ids=["poisson", "relu", "identity"])
+def test_without_settings_nothing_is_loaded(tmp_path: Path, relu: bool | None) -> None:
+    state = poisson() if relu is None else gaussian(relu)
+    name = "ConfigPoisVAE.json" if relu is None else "ConfigGausVAE.json"
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    path = tmp_path / "a" / "b" / "model.pt"
+    torch.save(checkpoint(state), path)
+    other = {"ConfigGausVAE.json", "ConfigPoisVAE.json", "ConfigTrain.json"} - {name}
+    for file in (*(path.parent / file for file in other), tmp_path / name):
+        file.write_text(json.dumps(GAUSSIAN))
+    for source in (path, path.parent, state, checkpoint(state)):
+        with pytest.raises(CheckpointError, match=rf"no settings \({name}\).* settings= .* config="):
+            IterativeVAE.from_released(source)
+    settings = POISSON if relu is None else GAUSSIAN
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    expected = IterativeVAE.from_released(state, settings=settings)
+    model = IterativeVAE.from_released(path, settings=tmp_path / "settings.json")
+    assert model.config == expected.config
+    assert torch.equal(model.dictionary, expected.dictionary)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clamp_u": None}, "missing clamp_u"),
+        ({"t_train": "16"}, "t_train: expected a positive integer, found '16'"),
+        ({"clamp_u": [7.0, 2.0]}, "clamp_u: expected a positive number"),
+        ({"dec_type": "conv"}, "dec_type: expected 'lin', .* found 'conv'"),
+        ({"latent_act": "tanh"}, "latent_act: expected None, .* found 'tanh'"),
+        ({"n_latents": [512]}, r"n_latents: expected \[6\], .* found \[512\]"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    values = {name: value for name, value in (POISSON | change).items() if value is not None}
+    (tmp_path / "ConfigPoisVAE.json").write_text(json.dumps(values))
+    torch.save(checkpoint(poisson()), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=rf"ConfigPoisVAE\.json: .*{message}"):
+        IPVAE.from_released(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "{", "\x00", '{"t_train": ' + "9" * 5000 + "}"])
+def test_damaged_settings_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ConfigPoisVAE.json").write_text(text)
+    torch.save(checkpoint(poisson()), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"ConfigPoisVAE\.json: "):
+        IPVAE.from_released(tmp_path)
+
+
+@pytest.mark.parametrize("length", [1, T + 3])
+def test_a_cut_of_the_arrivals_of_any_length_loads(length: int, tmp_path: Path) -> None:
+    n_exp = torch.arange(3, 3 + length, dtype=torch.int32)
+    model = IPVAE.from_released(poisson() | {"layer.n_exp": n_exp}, settings=POISSON)
+    assert (model.config.t_train, model.n_arrivals) == (T, 2 + length)
+    assert torch.equal(model.layer.n_exp, n_exp)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(IPVAE.from_pretrained(tmp_path).layer.n_exp, n_exp)
+
+
+def test_buffers_hold_whatever_a_configuration_says() -> None:
+    state = poisson() | {"layer.beta_inner": torch.tensor(0.25), "layer.eps": torch.tensor(0.5)}
+    config = ModelConfig(n_inputs=M, n_latents=K, t_train=T, n_inner=2)
+    model = IPVAE.from_released(state, config=config)
+    leaky = IPVAE.from_released(
+        state, config=ModelConfig(n_inputs=M, n_latents=K, t_train=T, n_inner=2, beta_inner=0.25)
+    )
+    x = torch.randn(3, M, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(model(x, seed=1).loss, leaky(x, seed=1).loss)
+    assert model.clamps == {"clamp_u": 6.0, "clamp_du": 6.0}

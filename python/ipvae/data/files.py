@@ -149,7 +149,7 @@ def is_array_file(path: Path) -> bool:
     if path.suffix.lower() in READERS:
         return True
     try:
-        return read_bytes(path)[:3] == b"\0\0\x08"
+        return read_bytes(path, 3) == b"\0\0\x08"
     except (OSError, ValueError):
         return False
 

@@ -16,6 +16,7 @@ from ipvae.data.splits import SPLITS, DataSplits, as_inputs, counts, random_spli
 PREFIXES = {"train": "train", "test": "t10k"}
 _GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTES = 0x08
+_CHUNK = 2**20
 
 
 def find_idx(folder: Path, stem: str) -> Path | None:
@@ -24,19 +25,27 @@ def find_idx(folder: Path, stem: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, limit: int | None = None) -> bytearray:
     """The contents of a file, unpacked where it is gzipped, whatever it is called.
+
+    Args:
+        path: of the file.
+        limit: read at most so many bytes: a small gzip file may unpack to a thousand times its size.
 
     Raises:
         ValueError: for a damaged or truncated gzip file.
     """
-    raw = path.read_bytes()
-    if not raw.startswith(_GZIP_MAGIC):
-        return raw
+    content = bytearray()
     try:
-        return gzip.decompress(raw)
+        with open(path, "rb") as raw:
+            gzipped = raw.read(2) == _GZIP_MAGIC
+            raw.seek(0)
+            file = gzip.GzipFile(fileobj=raw) if gzipped else raw
+            while chunk := file.read(_CHUNK if limit is None else min(_CHUNK, limit - len(content))):
+                content += chunk
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged or truncated gzip file ({error})") from error
+    return content
 
 
 def read_idx(path: Path, ndim: int) -> Tensor:
@@ -52,21 +61,23 @@ def read_idx(path: Path, ndim: int) -> Tensor:
     Raises:
         ValueError: for another magic number, or more or fewer bytes than the header announces.
     """
-    raw = read_bytes(path)
-    magic, expected = raw[:4], bytes((0, 0, _UNSIGNED_BYTES, ndim))
+    start = 4 + 4 * ndim
+    header = read_bytes(path, start)
+    magic, expected = header[:4], bytes((0, 0, _UNSIGNED_BYTES, ndim))
     if magic != expected:
         raise ValueError(
             f"{path}: expected the IDX magic number {expected.hex()}, found {magic.hex() or 'nothing'}"
         )
-    start = 4 + 4 * ndim
-    if len(raw) < start:
-        raise ValueError(f"{path}: truncated in its header, at {len(raw)} of {start} bytes")
-    shape = [int.from_bytes(raw[i : i + 4], "big") for i in range(4, start, 4)]
+    if len(header) < start:
+        raise ValueError(f"{path}: truncated in its header, at {len(header)} of {start} bytes")
+    shape = [int.from_bytes(header[i : i + 4], "big") for i in range(4, start, 4)]
     announced = start + math.prod(shape)
+    raw = read_bytes(path, announced + 1)
     if len(raw) != announced:
         problem = "truncated" if len(raw) < announced else "too long"
-        raise ValueError(f"{path}: {problem}, shape {shape} takes {announced} bytes, found {len(raw)}")
-    return torch.from_numpy(np.frombuffer(raw, dtype=np.uint8, offset=start).copy()).reshape(shape)
+        found = f"{len(raw)}" if len(raw) < announced else "more"
+        raise ValueError(f"{path}: {problem}, shape {shape} takes {announced} bytes, found {found}")
+    return torch.from_numpy(np.frombuffer(raw, dtype=np.uint8, offset=start)).reshape(shape)
 
 
 def _read_pair(folder: Path, prefix: str) -> tuple[Tensor, Tensor | None] | None:

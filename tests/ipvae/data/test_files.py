@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import struct
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,21 @@ def test_bad_idx_file(tmp_path: Path, raw: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         read_idx(path, 3)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("announced", [1, 2**31])
+def test_no_more_is_unpacked_than_there_is_and_the_header_announces(tmp_path: Path, announced: int) -> None:
+    """64 MiB of zeros are 64 KiB in the file."""
+    header = struct.pack(">BBBB3I", 0, 0, 8, 3, announced, 4, 4)
+    content = header + bytes(2**26 if announced == 1 else 2**20)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(content, 1))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="too long" if announced == 1 else "truncated"):
+        read_idx(path, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**23
 
 
 def test_bad_idx_folders(tmp_path: Path) -> None:
