@@ -238,11 +238,25 @@ def test_backward_of_the_same_trace(
     ours = module.elbo_backward(*arguments, cfg)
     exact = eager.elbo_backward(*(tensor.double() for tensor in arguments), cfg)
     single = eager.elbo_backward(*(tensor.float() for tensor in arguments), cfg)
+    # That of log_lr is one sum over everything, whose terms cancel: it is measured by the size of what it adds.
+    sizes = {"log_lr": sum(share.abs() for share in log_lr_of_rows(arguments, cfg))}
     for name, a, b, c in zip(NAMES, ours, exact, single, strict=True):
-        scale = float(b.abs().max()) + 1e-12
+        scale = float(sizes.get(name, b).abs().max()) + 1e-12
         error = float((a.double() - b).abs().max()) / scale
         eager_error = float((c.double() - b).abs().max()) / scale
         assert error <= (1e-12 if dtype == torch.float64 else 4 * eager_error + 2e-6), f"{name}: {error:.1e}"
+
+
+def log_lr_of_rows(arguments: Sequence[Tensor], cfg: RolloutConfig) -> list[Tensor]:
+    """The share of each row of the batch in the gradient of log_lr, in float64."""
+    upstream, parameters, trace = arguments[:3], arguments[4:8], arguments[8:]
+
+    def of(row: slice) -> Tensor:
+        batched = [*(t[:, row] for t in upstream[:2]), *(t[..., row, :] for t in (upstream[2], arguments[3]))]
+        cut = [*batched, *parameters, *(t[..., row, :] for t in trace)]
+        return eager.elbo_backward(*(tensor.double() for tensor in cut), cfg)[NAMES.index("log_lr")]
+
+    return [of(slice(row, row + 1)) for row in range(arguments[0].shape[1])]
 
 
 @pytest.mark.parametrize("estimator", ["cubic", "sigmoid", "fini3"])
