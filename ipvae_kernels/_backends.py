@@ -84,13 +84,13 @@ def resolve(backend: str, tensors: Iterable[Tensor]) -> str:
 
     Args:
         backend: "auto" ("native" where it can serve, on a GPU else "triton"; else "eager", logged once),
-            "native", "triton" or "eager".
+            "native", "triton", "eager", or "autograd": what has no gradient is the same in "eager".
         tensors: the floating tensors of the call.
 
     Raises:
         BackendError: a backend was named and cannot serve.
     """
-    if backend == "eager":
+    if backend in ("eager", "autograd"):
         return "eager"
     tensors = list(tensors)
     on_gpu = tensors[0].device.type == "cuda"

@@ -102,7 +102,16 @@ def all_finite(tensor: Tensor) -> bool:
 def _looks_itself(tensor: Tensor) -> bool:
     """Whether the compiled module can look at the numbers of a tensor."""
     on_cpu = tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
-    return on_cpu and not reason()
+    return on_cpu and not reason() and _has_address(tensor)
+
+
+def _has_address(tensor: Tensor) -> bool:
+    """Whether there are numbers at an address: a tensor that torch.func wraps has none."""
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True
 
 
 def fill(args: Any, **fields: Tensor | int | float | bool | None) -> Any:

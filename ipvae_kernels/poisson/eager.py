@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .. import philox
+from .. import _library, philox
 from ..philox import Stream
 
 RATE_FLOOR = 1.1920929e-07  # the released code adds float32's epsilon in every dtype
@@ -36,11 +36,13 @@ class Indicator(NamedTuple):
     Attributes:
         value: f(x).
         derivative: f'(x).
+        curvature: f''(x); what holds between its kinks.
         half_width: f is 1 above it and 0 below minus it, to float32 rounding.
     """
 
     value: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
+    curvature: Callable[[Tensor], Tensor]
     half_width: float
 
 
@@ -67,16 +69,39 @@ def _sigmoid_slope(x: Tensor) -> Tensor:
     return torch.sigmoid(x) * torch.sigmoid(-x)
 
 
+def _sigmoid_curvature(x: Tensor) -> Tensor:
+    return _sigmoid_slope(x) * (1.0 - 2.0 * torch.sigmoid(x))
+
+
+def _inside(x: Tensor) -> Tensor:
+    """1 where the ramp rises, 0 elsewhere."""
+    return (x.abs() < 1.0).to(x.dtype)
+
+
+def _quintic_curvature(x: Tensor) -> Tensor:
+    w = _ramp(x)
+    return 15.0 * w * (1.0 - w) * (1.0 - 2.0 * w)
+
+
 INDICATORS: dict[str, Indicator] = {
-    "sigmoid": Indicator(torch.sigmoid, _sigmoid_slope, 17.0),
-    "linear": Indicator(_ramp, lambda x: 0.5 * (x.abs() < 1.0).to(x.dtype), 1.0),
-    "cubic": Indicator(lambda x: _ramp(x).square() * (3.0 - 2.0 * _ramp(x)), _cubic_slope, 1.0),
+    "sigmoid": Indicator(torch.sigmoid, _sigmoid_slope, _sigmoid_curvature, 17.0),
+    "linear": Indicator(_ramp, lambda x: 0.5 * _inside(x), torch.zeros_like, 1.0),
+    "cubic": Indicator(
+        lambda x: _ramp(x).square() * (3.0 - 2.0 * _ramp(x)),
+        _cubic_slope,
+        lambda x: -1.5 * x * _inside(x),
+        1.0,
+    ),
     "quintic": Indicator(
-        lambda x: _ramp(x).pow(3) * (_ramp(x) * (6.0 * _ramp(x) - 15.0) + 10.0), _quintic_slope, 1.0
+        lambda x: _ramp(x).pow(3) * (_ramp(x) * (6.0 * _ramp(x) - 15.0) + 10.0),
+        _quintic_slope,
+        _quintic_curvature,
+        1.0,
     ),
     "cosine": Indicator(
         lambda x: 0.5 * (1.0 - torch.cos(math.pi * _ramp(x))),
         _cosine_slope,
+        lambda x: 0.125 * math.pi**2 * torch.cos(math.pi * _ramp(x)) * _inside(x),
         1.0,
     ),
 }
@@ -294,6 +319,23 @@ def relaxed_counts_and_slopes(
     return saturated + z.view_as(saturated), slope.view_as(saturated)
 
 
+def relaxed_curvatures(
+    saturated: Tensor, arrivals: Arrivals, indicator: Indicator, tau: float
+) -> tuple[Tensor, Tensor]:
+    """First and second derivatives of relaxed counts with respect to log(rate), [B, K] each.
+
+    With t = S / rate: dt / d log(rate) = -t, so x = (1 - t) / tau has the derivatives t / tau and -t / tau.
+    """
+    first = 0.0 * saturated.flatten()
+    second = first
+    for rows, early in arrivals:
+        x, speed = early / tau, (1.0 - early) / tau
+        along = indicator.derivative(x) * speed
+        first = first.index_add(0, rows, along)
+        second = second.index_add(0, rows, indicator.curvature(x) * speed.square() - along)
+    return first.view_as(saturated), second.view_as(saturated)
+
+
 def fini_slope(counts: Tensor, rate: Tensor, order: int) -> Tensor:
     """dz/du of a hard count, unbiased for polynomials up to ``order`` (2 or 3).
 
@@ -302,6 +344,58 @@ def fini_slope(counts: Tensor, rate: Tensor, order: int) -> Tensor:
     if order == 2:
         return 0.5 * (counts + rate)
     return (5.0 * rate + counts * ((8.0 * rate + 1.0 - counts) / rate)) / 12.0
+
+
+def fini_curvature(counts: Tensor, rate: Tensor, growth: Tensor, order: int) -> Tensor:
+    """The derivative of :func:`fini_slope` by u, in which the count too follows u, with that slope.
+
+    Args:
+        counts: hard counts z, [...].
+        rate: their rate, [...].
+        growth: d rate / du, [...].
+        order: 2 or 3.
+    """
+    slope = fini_slope(counts, rate, order)
+    if order == 2:
+        return 0.5 * (slope + growth)
+    along_counts = (8.0 + (1.0 - 2.0 * counts) / rate) / 12.0
+    return along_counts * slope + (5.0 * growth + counts * ((counts - 1.0) / rate) * (growth / rate)) / 12.0
+
+
+class FiniCounts(torch.autograd.Function):
+    """Hard counts whose derivative is :func:`fini_slope`, of every order, for autograd.
+
+    The slope is differentiated through the rate and through the count itself (``docs/decisions.md``).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(log_rate: Tensor, counts: Tensor, order: int) -> Tensor:
+        """The counts."""
+        return counts.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        """Keeps the log rate and the result, which is differentiable."""
+        ctx.order = inputs[2]
+        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient of the log rate."""
+        log_rate, counts = ctx.saved_tensors
+        return grad * _fini_slope_at(log_rate, counts, ctx.order), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        """The tangent of the counts."""
+        return _library.forward_product(tangent, _fini_slope_at, *ctx.saved_tensors, ctx.order)
+
+
+def _fini_slope_at(log_rate: Tensor, counts: Tensor, order: int) -> Tensor:
+    return fini_slope(counts, rate_of(log_rate), order)
 
 
 def gumbel_counts(log_rate: Tensor, gumbel: Tensor, tau: float) -> Tensor:
@@ -351,6 +445,39 @@ def draw(
     return counts, slope * (torch.exp(log_rate) / rate)
 
 
+def curvature(
+    log_rate: Tensor,
+    seed: Tensor,
+    stream: Stream,
+    estimator: str,
+    temperature: float,
+    n_arrivals: int | None,
+    counts: Tensor | None,
+) -> Tensor:
+    """The second derivative d slope / du of a draw, [B, K].
+
+    Args:
+        log_rate: u, [B, K].
+        seed: int64, shape [].
+        stream: what the draw was for.
+        estimator: any but "gumbel".
+        temperature: of the relaxation.
+        n_arrivals: of the first arrivals that count, None for all.
+        counts: what was drawn, [B, K]; needed by "fini2" and "fini3", other draws are made once more.
+    """
+    if is_hard(estimator, temperature):
+        return torch.zeros_like(log_rate)
+    rate, growth = rate_of(log_rate), torch.exp(log_rate)
+    if estimator.startswith("fini"):
+        assert counts is not None
+        return fini_curvature(counts, rate, growth, int(estimator[-1]))
+    indicator, noise = INDICATORS[estimator], PhiloxNoise(seed)
+    saturated, arrivals = noise.arrivals(rate, indicator.half_width, temperature, n_arrivals, stream)
+    first, second = relaxed_curvatures(saturated, arrivals, indicator, temperature)
+    share = growth / rate  # d log(rate) / du, below 1 by the rate's floor
+    return second * share.square() + first * share * (1.0 - share)
+
+
 def differentiable_draw(
     log_rate: Tensor,
     noise: Noise,
@@ -370,9 +497,11 @@ def differentiable_draw(
     if estimator == "gumbel" and temperature > 0.0:
         n = gumbel_upper_bound(log_rate) if upper_bound is None else upper_bound
         return gumbel_counts(log_rate, noise.gumbel(log_rate, n, stream), temperature)
-    counts, slope = draw(log_rate.detach(), noise, stream, estimator, temperature, n_arrivals)
-    # A surrogate slope is no derivative of the count: it is attached to the value.
-    return counts + slope * (log_rate - log_rate.detach())
+    counts = noise.counts(rate_of(log_rate.detach()), stream)
+    if estimator.startswith("fini"):
+        fini: Tensor = FiniCounts.apply(log_rate, counts, int(estimator[-1]))  # type: ignore[no-untyped-call]
+        return fini
+    return counts + torch.zeros_like(counts) * log_rate  # hard: a gradient, which is zero
 
 
 def sample(log_rate: Tensor, seed: Tensor, stream: Stream) -> Tensor:

@@ -2,15 +2,11 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from .. import _backends, _checks
 from ..philox import KIND_ALONE, Stream
-from . import eager
-
-_SURELY_FINITE = 80.0
-_TOO_MANY = "log_rate is so large that a draw has more than 2^21 expected arrivals or overflows"
+from . import eager, registered
 
 
 def poisson_sample(
@@ -24,14 +20,21 @@ def poisson_sample(
 ) -> Tensor:
     """Poisson counts of the rates exp(log_rate) + 1.1920929e-07; no gradient.
 
-    The draw is a pure function of the seed and of where a number stands (``docs/randomness.md``).
+    The draw is a pure function of the seed and of where a number stands: of the step, of the number of the
+    sample (its row, counted from ``sample_offset``) and of the neuron (``docs/randomness.md``). Where all
+    four are the same, so is the noise, by design: processes and batches that share a seed need different
+    offsets, or they draw identical counts.
+
+    Under ``torch.vmap`` samples are numbered through all slices, the vmapped dimension first, so that the
+    result is that of the call on the stacked tensor, whatever vmap's ``randomness``. One seed serves all
+    slices; a slice of shape [] is a sample of one neuron.
 
     Args:
         log_rate: u, any shape, float32 or float64. The last dimension indexes neurons, the others, flattened
             in row-major order, samples.
         seed: int64 of shape [], an int, or None: drawn from torch's default generator.
         step: global time step, 0..2^32-1.
-        sample_offset: global index of the first sample.
+        sample_offset: global index of the first sample: of a batch, how many samples came before it.
         backend: "auto", "native", "triton", "eager" or "autograd" (here the same as eager).
         check: raise where log_rate is not finite or its rate overflows; costs a pass over input and result.
 
@@ -48,7 +51,7 @@ def poisson_sample(
     seed = _checks.seed(seed, log_rate.device)
     rows = _rows(log_rate)
     step, sample_offset = _checks.stream(step, 1, sample_offset, rows.shape[0])
-    counts: Tensor = _sample(rows.detach(), seed, step, sample_offset, backend, check)
+    counts: Tensor = registered.sample(rows.detach(), seed, step, sample_offset, backend, check)
     return counts.view(log_rate.shape)
 
 
@@ -67,6 +70,11 @@ def poisson_rsample(
 ) -> Tensor:
     """Poisson counts that are differentiable with respect to the log rate.
 
+    Noise is named by the seed, the step, the sample and the neuron, also under ``torch.vmap``: see
+    :func:`poisson_sample`. First and second derivatives are there for autograd, ``torch.func`` and forward
+    mode; in the second derivative of "fini2" and "fini3" the count moves with u as its slope says. Higher
+    derivatives, and with them everything that autograd can do, need ``backend="autograd"``.
+
     Args:
         log_rate: u, any shape, float32 or float64; indexed as in :func:`poisson_sample`.
         estimator: of exponential arrival times (t_i = (E_1 + ... + E_i) / rate, count = sum_i f((1 - t_i) /
@@ -80,7 +88,7 @@ def poisson_rsample(
         n_arrivals: keep the first n arrivals only, as the released code does; None keeps all.
         seed: int64 of shape [], an int, or None: drawn from torch's default generator.
         step: global time step, 0..2^32-1.
-        sample_offset: global index of the first sample.
+        sample_offset: global index of the first sample: of a batch, how many samples came before it.
         upper_bound: for "gumbel": number of counts in the support; None takes the 1 - 1e-3 quantile at the
             largest rate.
         backend: "auto", "native", "triton", "eager" or "autograd"; "gumbel" is always served by autograd.
@@ -92,6 +100,8 @@ def poisson_rsample(
     Raises:
         TypeError, ValueError: an argument is not as described.
         BackendError: a backend named cannot serve.
+        NotImplementedError: a third derivative, in its backward; vmap over log_rate with "gumbel" or
+            ``backend="autograd"``.
     """
     (log_rate,) = _checks.full_precision(log_rate=log_rate)
     temperature, n_arrivals = check_estimator(estimator, temperature, n_arrivals)
@@ -104,6 +114,7 @@ def poisson_rsample(
     step, sample_offset = _checks.stream(step, 1, sample_offset, rows.shape[0])
     if backend == "autograd" or estimator == "gumbel":
         _backends.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
+        registered.refuse_vmap(log_rate)
         if check:
             _checks.finite(log_rate=log_rate)
         stream, noise = Stream(KIND_ALONE, 0, step, sample_offset), eager.PhiloxNoise(seed)
@@ -111,11 +122,10 @@ def poisson_rsample(
             rows, noise, stream, estimator, temperature, n_arrivals, upper_bound=upper_bound
         )
         if check:
-            _checks.finite_result(_TOO_MANY, counts=counts)
+            _checks.finite_result(registered.TOO_MANY, counts=counts)
     else:
-        counts, _ = _rsample(
-            rows, seed, step, sample_offset, estimator, temperature, n_arrivals, backend, check
-        )
+        law = (estimator, temperature, n_arrivals)
+        counts = registered.rsample(rows, seed, step, sample_offset, *law, backend, check)
     return counts.view(log_rate.shape)
 
 
@@ -133,80 +143,3 @@ def _rows(log_rate: Tensor) -> Tensor:
     if log_rate.dim() == 0:
         return log_rate.view(1, 1)
     return log_rate.reshape(math.prod(log_rate.shape[:-1]), log_rate.shape[-1])
-
-
-@torch.library.custom_op("ipvae_kernels::poisson_sample", mutates_args=())
-def _sample(
-    log_rate: Tensor, seed: Tensor, step: int, sample_offset: int, backend: str, check: bool
-) -> Tensor:
-    # Hard counts of such log rates are finite: a pass less, which is a tenth of a draw.
-    check = check and not _checks.below(_SURELY_FINITE, log_rate)
-    if check:
-        _checks.finite(log_rate=log_rate)
-    stream = Stream(KIND_ALONE, 0, step, sample_offset)
-    counts: Tensor = _backends.implementation(__package__, backend, log_rate).sample(
-        log_rate.contiguous(), seed, stream
-    )
-    if check:
-        _checks.finite_result(_TOO_MANY, counts=counts)
-    return counts
-
-
-@_sample.register_fake
-def _(log_rate: Tensor, seed: Tensor, step: int, sample_offset: int, backend: str, check: bool) -> Tensor:
-    return log_rate.new_empty(log_rate.shape)
-
-
-@torch.library.custom_op("ipvae_kernels::poisson_rsample", mutates_args=())
-def _rsample(
-    log_rate: Tensor,
-    seed: Tensor,
-    step: int,
-    sample_offset: int,
-    estimator: str,
-    temperature: float,
-    n_arrivals: int | None,
-    backend: str,
-    check: bool,
-) -> tuple[Tensor, Tensor]:
-    """Counts and their slopes d count / d log_rate, [B, K] each."""
-    if check:
-        _checks.finite(log_rate=log_rate)
-    stream = Stream(KIND_ALONE, 0, step, sample_offset)
-    module = _backends.implementation(__package__, backend, log_rate)
-    counts, slope = module.rsample(log_rate, seed, stream, estimator, temperature, n_arrivals)
-    if check:
-        _checks.finite_result(_TOO_MANY, counts=counts)
-    return counts, slope
-
-
-@_rsample.register_fake
-def _(
-    log_rate: Tensor,
-    seed: Tensor,
-    step: int,
-    sample_offset: int,
-    estimator: str,
-    temperature: float,
-    n_arrivals: int | None,
-    backend: str,
-    check: bool,
-) -> tuple[Tensor, Tensor]:
-    return log_rate.new_empty(log_rate.shape), log_rate.new_empty(log_rate.shape)
-
-
-def _save_slope(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(output[1])
-    ctx.set_materialize_grads(False)  # else autograd makes zeros for the slopes
-
-
-def _rsample_backward(ctx, grad_counts, _grad_slope):  # type: ignore[no-untyped-def]
-    (slope,) = ctx.saved_tensors
-    return None if grad_counts is None else grad_counts * slope, *(None,) * 8
-
-
-_rsample.register_autograd(_rsample_backward, setup_context=_save_slope)
-
-for _op in ("poisson_sample", "poisson_rsample"):
-    for _device in ("cpu", "cuda"):
-        torch.library.register_autocast(f"ipvae_kernels::{_op}", _device, torch.float32)

@@ -6,6 +6,8 @@ import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from inspect import isfunction, signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -175,6 +177,39 @@ def test_use_backend_ends_with_an_error() -> None:
     with pytest.raises(KeyError), ik.use_backend("eager"):
         raise KeyError
     assert _backends.select("auto") == "auto"
+
+
+PROBLEM = ik.PoissonParams(*(torch.zeros(shape) for shape in ((4, 3), (4,), (3,), (), (3,))))
+CALLS: dict[str, Callable[[str], Any]] = {
+    "poisson_sample": lambda name: ik.poisson_sample(torch.zeros(2, 3), seed=1, backend=name),
+    "poisson_rsample": lambda name: ik.poisson_rsample(torch.zeros(2, 3), seed=1, backend=name),
+    "log_rate_update": lambda name: ik.log_rate_update(
+        *(torch.full((2, 3), value) for value in (0.0, 0.1, 0.2)), PROBLEM, backend=name
+    ),
+    "infer": lambda name: ik.infer(torch.ones(2, 4), PROBLEM, 2, seed=1, backend=name).state.log_rate,
+    "elbo": lambda name: ik.elbo(torch.ones(2, 4), PROBLEM, 2, seed=1, backend=name).loss,
+}
+
+
+def test_every_function_with_a_backend_is_called() -> None:
+    functions = {name: getattr(ik, name) for name in ik.__all__ if isfunction(getattr(ik, name))}
+    taking = {name for name, function in functions.items() if "backend" in signature(function).parameters}
+    assert taking == set(CALLS)
+
+
+@pytest.mark.parametrize("name", _backends.NAMES)
+@pytest.mark.parametrize("function", CALLS)
+def test_every_function_with_every_backend(function: str, name: str) -> None:
+    """As an argument and as the default: served, or refused by name."""
+    call = CALLS[function]
+    if ik.backends().get(name, "available") != "available":
+        with pytest.raises(ik.BackendError, match=f"backend '{name}' cannot serve"):
+            call(name)
+        return
+    expected = call("eager")
+    torch.testing.assert_close(call(name), expected)
+    with ik.use_backend(name):
+        torch.testing.assert_close(call("auto"), expected)
 
 
 def test_info_names_versions_and_backends() -> None:
