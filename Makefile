@@ -83,10 +83,10 @@ aot: $(VENV)/.dev
 	$(BIN)/python bench/triton_aot.py --all --out bench/results/triton_aot.md
 
 wheels: $(BIN)/python
-	$(BIN)/python tools/wheels.py
+	$(BIN)/python tools/environments.py wheels
 
 test-matrix: $(BIN)/python
-	$(BIN)/python tools/test_matrix.py
+	$(BIN)/python tools/environments.py matrix
 
 clean:
 	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache *.egg-info ipvae_kernels/_C.*.so
