@@ -13,6 +13,7 @@
 # Settings, as in `make demo CUDA=OFF`:
 #   CUDA=OFF       build for the CPU alone where there is an nvcc; ON insists on it. The default uses nvcc where it is found
 #   CUDAARCHS=90   the GPU architectures to compile for, as CMake writes them; the default takes minutes each
+#   PYTHONS=3.11   of `make wheels` and `make test-matrix`: only these ("3.10 3.13"), not all at hand
 #   PYTHON, VENV   the interpreter to build with, and the folder of the environment (.venv)
 
 PYTHON ?= python3
@@ -83,10 +84,10 @@ aot: $(VENV)/.dev
 	$(BIN)/python bench/triton_aot.py --all --out bench/results/triton_aot.md
 
 wheels: $(BIN)/python
-	$(BIN)/python tools/environments.py wheels
+	$(BIN)/python tools/environments.py wheels $(addprefix --python ,$(PYTHONS))
 
 test-matrix: $(BIN)/python
-	$(BIN)/python tools/environments.py matrix
+	$(BIN)/python tools/environments.py matrix $(addprefix --python ,$(PYTHONS))
 
 clean:
 	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache *.egg-info ipvae_kernels/_C.*.so

@@ -202,6 +202,7 @@ def test_the_source_distribution_holds_what_is_tracked(tmp_path: Path) -> None:
 def test_entry_point(distribution: metadata.Distribution) -> None:
     entries = {entry.name: entry for entry in distribution.entry_points}
     assert set(entries) == {"ipvae", "bench"}
+    pytest.importorskip("typer")  # the ops alone are installed without it
     assert all(callable(entry.load()) for entry in entries.values())
 
 
