@@ -1,4 +1,4 @@
-# make demo   environment, build, install, then train and look at an iP-VAE on natural images
+# make demo   environment, build, install; then train and look at an iP-VAE on natural images
 # make test   the same environment with the development tools; lint, types and tests
 # make bench-quick   time the kernels against plain PyTorch: under two minutes
 # make bench         the same cases through pytest-benchmark, with torch.compile and JAX; CASES=infer for others
@@ -6,18 +6,33 @@
 # make triton-interpreter   the tests of every op with Triton's interpreter, all but the laws of its draws, which equal those of
 #                           the other backends: a quarter of an hour
 # make triton-matrix   the table of aot with every version of Triton since 3.3: hours
+# make wheels        wheels of the Pythons at hand and the sdist, in dist/; each is tested in an environment of its own
+# make test-matrix   the core tests with the oldest and the newest torch, Pythons and dependencies: gigabytes, tens of minutes
 # make clean  remove what the above made
+#
+# Settings, as in `make demo CUDA=OFF`:
+#   CUDA=OFF       build for the CPU alone where there is an nvcc; ON insists on it. The default uses nvcc where it is found
+#   CUDAARCHS=90   the GPU architectures to compile for, as CMake writes them; the default takes minutes each
+#   PYTHONS=3.11   of `make wheels` and `make test-matrix`: only these ("3.10 3.13"), not all at hand
+#   PYTHON, VENV   the interpreter to build with, and the folder of the environment (.venv)
 
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
-SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc ipvae_kernels python bench -type f \
-             \( -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
-
+CUDA ?= AUTO
 CASES ?= quick
 
-.PHONY: demo test lint bench bench-quick aot triton-matrix triton-interpreter clean
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+export CMAKE_ARGS += -DIPVAE_CUDA=$(CUDA)
+# What the environment is built from. The packages are installed in place, so a change of Python code needs no build.
+SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
+# pip says little by default and everything with -v: of that, what is compiled and downloaded is shown, the rest lies in
+# build/install.log, whose end is shown where something fails.
+PROGRESS := awk '/^ *(\[[0-9]+\/[0-9]+\] Building|-- ipvae_kernels:|Downloading [^ ]*\.whl )/ { print; fflush() }'
+
+SHELL := bash
+.SHELLFLAGS := -e -o pipefail -c
+.PHONY: demo test lint bench bench-quick aot triton-matrix triton-interpreter wheels test-matrix clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ipvae demo --out demo
@@ -38,19 +53,26 @@ bench: $(VENV)/.bench
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(BIN)/python $(SOURCES)
+# install EXTRAS: the packages in place, with extras; a module of another Python version stays where it is.
+define install
+	@mkdir -p build
 	@echo "Building and installing (the first time downloads PyTorch, which takes a few minutes)"
-	$(PIP) '.[train]'
+	@$(PIP) -v -e '.[$(1)]' 2>&1 | tee build/install.log | $(PROGRESS) || { tail -n 60 build/install.log; exit 1; }
+endef
+
+$(VENV)/.installed: $(BIN)/python $(SOURCES)
+	$(call install,train)
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python $(SOURCES)
-	@echo "Building and installing, with the development tools (the first time takes minutes)"
-	$(PIP) '.[train,dev]'
+	$(call install,train$(comma)dev)
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.bench: $(BIN)/python $(SOURCES)
-	$(PIP) '.[train,bench]'
+	$(call install,train$(comma)bench)
 	@touch $(VENV)/.installed $@
+
+comma := ,
 
 triton-matrix: $(VENV)/.dev
 	$(BIN)/python bench/triton_matrix.py --all --out bench/results/triton_versions.md
@@ -61,5 +83,11 @@ triton-interpreter: $(VENV)/.dev
 aot: $(VENV)/.dev
 	$(BIN)/python bench/triton_aot.py --all --out bench/results/triton_aot.md
 
+wheels: $(BIN)/python
+	$(BIN)/python tools/environments.py wheels $(addprefix --python ,$(PYTHONS))
+
+test-matrix: $(BIN)/python
+	$(BIN)/python tools/environments.py matrix $(addprefix --python ,$(PYTHONS))
+
 clean:
-	rm -rf $(VENV) build demo .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache *.egg-info ipvae_kernels/_C.*.so

@@ -1,6 +1,7 @@
 // The Python module ipvae_kernels._C. Tensors arrive as addresses: Python has checked them (ipvae_kernels/*/native.py),
 // and nothing here knows of torch.
 #include "cuda/bindings.h"
+#include "sources.h"
 #include "structs.h"
 
 namespace ipvae {
@@ -39,6 +40,7 @@ void bind_common(py::module_& m) {
         py::arg("function"), py::arg("input"), py::arg("output"), py::arg("n"));
     m.def("philox", &cpu::philox, py::arg("counter"), py::arg("key"), py::arg("rounds"));
     m.attr("compiler") = IPVAE_COMPILER;
+    m.attr("sources") = sources;
 #if defined(IPVAE_CUDA)
     m.attr("cuda") = IPVAE_CUDA;
 #else

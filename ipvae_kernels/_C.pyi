@@ -2,6 +2,7 @@
 
 compiler: str
 cuda: str | None
+sources: str
 
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...

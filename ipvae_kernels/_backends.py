@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import logging
+import sys
 import threading
+import warnings
 from collections.abc import Iterable
 from types import ModuleType, TracebackType
 
@@ -17,8 +18,8 @@ NAMES = ("auto", "native", "triton", "eager", "autograd")
 _COMPILED: dict[str, ModuleType] = {"native": _native, "triton": _triton}
 _FILES = {"triton": "triton_kernels"}  # where a backend's file in an op's folder has another name
 
-_log = logging.getLogger("ipvae_kernels")
-_logged: set[str] = set()
+_OURS = ("ipvae_kernels", "ipvae", "torch")  # whose frames a warning does not point at
+_warned: set[str] = set()
 
 
 class _Default(threading.local):
@@ -32,6 +33,13 @@ _default = _Default()
 
 class BackendError(RuntimeError):
     """A backend that was asked for by name cannot serve; the message says why and what to do."""
+
+
+class BackendWarning(RuntimeWarning):
+    """No compiled backend can serve a call, so eager does, much slower; the message says why and what to do.
+
+    Each reason is given once in a process.
+    """
 
 
 def backends() -> dict[str, str]:
@@ -83,12 +91,15 @@ def resolve(backend: str, tensors: Iterable[Tensor]) -> str:
     """The implementation that serves these tensors: "native", "triton" or "eager".
 
     Args:
-        backend: "auto" ("native" where it can serve, on a GPU else "triton"; else "eager", logged once),
-            "native", "triton", "eager", or "autograd": what has no gradient is the same in "eager".
+        backend: "auto" ("native" where it can serve, on a GPU else "triton"; else "eager"), "native",
+            "triton", "eager", or "autograd": what has no gradient is the same in "eager".
         tensors: the floating tensors of the call.
 
     Raises:
         BackendError: a backend was named and cannot serve.
+
+    Warns:
+        BackendWarning: "auto" fell back to "eager".
     """
     if backend in ("eager", "autograd"):
         return "eager"
@@ -104,10 +115,20 @@ def resolve(backend: str, tensors: Iterable[Tensor]) -> str:
     if backend != "auto":
         raise _unable(backend, reasons[backend])
     for name, reason in reasons.items():
-        if reason not in _logged:
-            _logged.add(reason)
-            _log.warning("backend 'eager' serves where %r cannot: %s", name, reason)
+        if reason not in _warned:
+            _warn(f"backend 'eager' serves where {name!r} cannot: {reason}. backend='eager' asks for it")
+            _warned.add(reason)  # after it: where warnings are errors, every call is one
     return "eager"
+
+
+def _warn(message: str) -> None:
+    """Warns at the line of the user's code that made the call, however many frames of torch lie between."""
+    level = 1
+    while sys._getframe(level).f_globals.get("__name__", "").partition(".")[0] in _OURS:
+        if sys._getframe(level).f_back is None:
+            break
+        level += 1
+    warnings.warn(message, BackendWarning, stacklevel=level + 1)
 
 
 def implementation(package: str, backend: str, *tensors: Tensor) -> ModuleType:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import importlib
 import math
 from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,17 +19,56 @@ from torch import Tensor
 ESTIMATORS = ("hard", "sigmoid", "linear", "cubic", "quintic", "cosine", "fini2", "fini3")
 KLS = ("exact", "released")
 
+_PACKAGE = Path(__file__).resolve().parent
+_CHECKOUT = _PACKAGE.parent  # of a checkout; of an installed package, the folder of all packages
+
 
 @functools.cache
 def _import() -> tuple[ModuleType | None, str | None]:
     try:
-        from . import _C
+        module = importlib.import_module("._C", __package__)
+    except ModuleNotFoundError as error:
+        return None, f"the compiled module is missing ({error}); {_how_to_get_it()}"
     except ImportError as error:
-        return (
-            None,
-            f"the compiled module is missing ({error}); install it with 'pip install .' in the repository",
+        return None, f"the compiled module cannot be loaded ({error}); {_how_to_get_it()}"
+    if _in_checkout() and getattr(module, "sources", None) != sources_digest(_CHECKOUT):
+        return None, f"the compiled module is older than the C++ sources beside it; {_how_to_get_it()}"
+    return module, None
+
+
+def _in_checkout() -> bool:
+    return (_CHECKOUT / "CMakeLists.txt").is_file() and (_CHECKOUT / "csrc").is_dir()
+
+
+def sources_digest(checkout: Path) -> str:
+    """The digest of a checkout's C++ sources that CMakeLists.txt compiles into the module."""
+    kinds = (".h", ".cpp", ".cu", ".cuh")
+    paths = [path for path in (checkout / "csrc").rglob("*") if path.suffix in kinds]
+    digests = {path.relative_to(checkout).as_posix(): hashlib.sha256(path.read_bytes()) for path in paths}
+    lines = [f"{name} {digest.hexdigest()}\n" for name, digest in sorted(digests.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _how_to_get_it() -> str:
+    if not _in_checkout():
+        return "install it with 'python -m pip install .' in a checkout of the repository"
+    advice = f"build it with 'python -m pip install -e .' in {_CHECKOUT}"
+    if _is_installed():
+        advice += (
+            ", whose sources Python has imported, or start Python in another folder: the package is installed"
         )
-    return _C, None
+    elif others := sorted(path.name for path in _PACKAGE.glob("_C.*.so")):
+        advice += f", by this Python ({', '.join(others)} lies there)"
+    return advice
+
+
+def _is_installed() -> bool:
+    """Whether a compiled module lies among the installed packages."""
+    return any(
+        str(path).startswith("ipvae_kernels/_C.")
+        for distribution in metadata.distributions(name="ipvae-kernels")
+        for path in distribution.files or ()
+    )
 
 
 def load() -> ModuleType:
@@ -49,8 +92,8 @@ def cuda_reason() -> str | None:
     """Why the compiled module cannot serve tensors on a CUDA device, or None where it can."""
     if reason() is None and load().cuda is None:
         return (
-            "CUDA was not compiled in; put nvcc on the PATH and install again with 'pip install .' in the "
-            "repository"
+            "CUDA was not compiled in; put nvcc on the PATH and install again with "
+            "'python -m pip install -e .' in a checkout of the repository"
         )
     return reason()
 

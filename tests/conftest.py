@@ -41,7 +41,7 @@ def _strict_torch() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of its own for every test: in the repository, Python would import sources, not the package."""
+    """A folder of its own for every test, so that nothing that one writes lands in the repository."""
     monkeypatch.chdir(tmp_path)
 
 

@@ -2,51 +2,207 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tarfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import ipvae_kernels
+from ipvae_kernels import _native
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
+FOLDERS = {"ipvae_kernels": "ipvae_kernels", "ipvae": "python/ipvae", "ipvae_bench": "bench"}
 
 
 @pytest.fixture(scope="module")
 def distribution() -> metadata.Distribution:
-    try:
-        return metadata.distribution("ipvae-kernels")
-    except metadata.PackageNotFoundError:
-        pytest.skip("ipvae-kernels is not installed, only on the path")
+    # Building leaves an .egg-info in the checkout, which Python started there finds too, without a RECORD.
+    for found in metadata.distributions(name="ipvae-kernels"):
+        if found.read_text("RECORD"):
+            return found
+    pytest.skip("ipvae-kernels is not installed, only on the path")
+
+
+@pytest.fixture(scope="module")
+def in_place(distribution: metadata.Distribution) -> bool:
+    """Whether the packages are those of this checkout (``pip install -e``), and not copies."""
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    return bool(origin.get("dir_info", {}).get("editable"))
+
+
+def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return _run(folder, environment, *arguments)
+
+
+def run_bare_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python with the installed packages, but those that are installed in place."""
+    packages = os.pathsep.join(path for path in sys.path if path.endswith("-packages"))
+    return _run(folder, {**os.environ, "PYTHONPATH": packages}, "-S", *arguments)
+
+
+def _run(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_one_version(distribution: metadata.Distribution) -> None:
     (stated,) = re.findall(r'^version = "(.+)"$', PYPROJECT, flags=re.MULTILINE)
     assert distribution.version == stated
     assert f"## {stated}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f'version: "{stated}"' in (ROOT / "CITATION.cff").read_text()
 
 
-def test_every_source_file_is_installed(distribution: metadata.Distribution) -> None:
+def test_links_of_the_readme_lead_somewhere(distribution: metadata.Distribution) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text())
+    relative = [link for link in links if "://" not in link]
+    assert relative
+    for link in relative:
+        assert (ROOT / link).exists(), link
+    # What a package index shows has no relative link, and leads to the repository that the metadata names.
+    urls = dict(url.split(", ") for url in distribution.metadata.get_all("Project-URL") or ())
+    repository = urls["Repository"]
+    shown_links = re.findall(r"\]\(([^)#]+)[^)]*\)", str(distribution.metadata.get_payload()))
+    assert shown_links == [link if "://" in link else f"{repository}/blob/main/{link}" for link in links]
+
+
+def test_the_repository_has_one_address() -> None:
+    (table,) = re.findall(r"^\[project\.urls\]\n((?:\w+ = .+\n)+)", PYPROJECT, re.MULTILINE)
+    urls = dict(re.findall(r'^(\w+) = "(.+)"$', table, re.MULTILINE))
+    repository = urls.pop("Repository")
+    assert f'repository-code: "{repository}"' in (ROOT / "CITATION.cff").read_text()
+    assert all(url.startswith(f"{repository}/") for name, url in urls.items() if name != "Paper")
+
+
+def test_every_source_file_is_installed(distribution: metadata.Distribution, in_place: bool) -> None:
     installed = {str(path) for path in distribution.files or ()}
-    folders = {"ipvae_kernels": "ipvae_kernels", "ipvae": "python/ipvae", "ipvae_bench": "bench"}
-    for package, folder in folders.items():
+    for package, folder in FOLDERS.items():
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert spec.origin is not None
+        if in_place:
+            assert Path(spec.origin).parent == ROOT / folder
+            continue
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".pyi") or path.name == "py.typed":
                 assert str(Path(package) / path.relative_to(ROOT / folder)) in installed
 
 
-def test_the_compiled_module_is_installed(distribution: metadata.Distribution) -> None:
-    assert any(
-        re.fullmatch(r"ipvae_kernels/_C\..*\.(so|pyd)", str(path)) for path in distribution.files or ()
-    )
+def test_the_compiled_module_is_installed() -> None:
+    from ipvae_kernels import _C
+
+    assert _C.__file__ is not None
+    assert Path(_C.__file__).parent == Path(ipvae_kernels.__file__).parent
     assert ipvae_kernels.backends()["native"] == "available"
+
+
+def test_python_in_the_checkout_has_the_compiled_module(in_place: bool) -> None:
+    if not in_place:
+        pytest.skip("in this checkout Python imports sources that were not installed in place")
+    done = run_python(ROOT, "-m", "ipvae_kernels")
+    assert re.search(r"^backend native +available$", done.stdout, re.MULTILINE), done
+
+
+def checkout(folder: Path) -> Path:
+    """A folder like a checkout, with the package of ops but without its compiled module."""
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    shutil.copy(ROOT / "CMakeLists.txt", folder)
+    unwanted = shutil.ignore_patterns("__pycache__", "_C.*.so")
+    shutil.copytree(ROOT / "ipvae_kernels", folder / "ipvae_kernels", ignore=unwanted)
+    return folder
+
+
+def test_without_the_compiled_module_a_user_is_warned_once(tmp_path: Path) -> None:
+    script = checkout(tmp_path) / "script.py"
+    lines = "import torch, ipvae_kernels as ik", "u = torch.zeros(2, 3)", "ik.poisson_sample(u, seed=1)"
+    script.write_text("\n".join(2 * lines))
+    done = run_bare_python(tmp_path, script.name)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "Warning" in line]
+    assert line.startswith(f"{script}:3: BackendWarning: backend 'eager' serves where 'native' cannot: ")
+    assert "the compiled module is missing" in line
+    assert f"build it with 'python -m pip install -e .' in {tmp_path}" in line
+
+
+def test_a_compiled_module_older_than_the_sources_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_native, "_CHECKOUT", checkout(tmp_path))
+    assert _native._import.__wrapped__()[1] is None
+    with (tmp_path / "csrc" / "structs.h").open("a") as file:
+        file.write("// changed\n")
+    module, reason = _native._import.__wrapped__()
+    assert module is None
+    assert reason is not None
+    assert "older than the C++ sources beside it; build it with 'python -m pip install -e .'" in reason
+
+
+def test_the_advice_names_what_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "_CHECKOUT", tmp_path)
+    monkeypatch.setattr(_native, "_PACKAGE", tmp_path)
+    assert "'python -m pip install .' in a checkout of the repository" in _native._how_to_get_it()
+    (tmp_path / "csrc").mkdir()
+    for name in ("CMakeLists.txt", "_C.cpython-39-x86_64-linux-gnu.so"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(_native, "_is_installed", lambda: False)
+    assert _native._how_to_get_it().endswith("by this Python (_C.cpython-39-x86_64-linux-gnu.so lies there)")
+    monkeypatch.setattr(_native, "_is_installed", lambda: True)
+    assert "or start Python in another folder: the package is installed" in _native._how_to_get_it()
+
+
+def test_make_builds_again_for_what_is_compiled_alone(tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("there is no make")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    stamp = tmp_path / ".installed"
+    stamp.touch()
+    for changed, status in {"ipvae_kernels/params.py": 0, "csrc/structs.h": 1, "pyproject.toml": 1}.items():
+        command = ["make", "-q", "-C", str(ROOT), f"VENV={tmp_path}", "-W", changed, str(stamp)]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == status, changed
+
+
+def test_without_a_compiler_the_error_says_what_to_install(tmp_path: Path) -> None:
+    cmake = Path(pytest.importorskip("cmake").CMAKE_BIN_DIR) / "cmake"
+    command = [str(cmake), "-S", str(ROOT), "-B", str(tmp_path)]
+    environment = os.environ | {"CXX": "/nonexistent/g++"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    message = " ".join(done.stderr.split())
+    assert done.returncode != 0
+    assert "needs a C++17 compiler, and CMake finds none that works. Install GCC or Clang" in message
+    assert "'apt install g++'" in message
+    assert "(now: '/nonexistent/g++')" in message
+
+
+def test_the_source_distribution_holds_what_is_tracked(tmp_path: Path) -> None:
+    pytest.importorskip("scikit_build_core")
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("this is no checkout of git, which knows what belongs to the repository")
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True)
+    tracked = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    setup = ("setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), "sdist", "-d", str(tmp_path))
+    done = run_python(ROOT, *setup)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert tracked - packed == {".ci/run", ".gitignore"}, done.stderr
 
 
 def test_entry_point(distribution: metadata.Distribution) -> None:
     entries = {entry.name: entry for entry in distribution.entry_points}
     assert set(entries) == {"ipvae", "bench"}
+    pytest.importorskip("typer")  # the ops alone are installed without it
     assert all(callable(entry.load()) for entry in entries.values())
 
 

@@ -50,7 +50,7 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
         theirs = replace(case, estimator="sigmoid", temperature=case.temperature or THEIR_TEMPERATURE)
         problem = replace(problem, case=theirs)
         note = f"their sigmoid, temperature {theirs.temperature:g}"
-    with _importable(settings.reference):
+    with importable(settings.reference):
         if case.op in ("sample", "rsample"):
             return Prepared(_sampler(problem), problem, note)
         run = _inference(problem) if case.op == "infer" else _training(problem)
@@ -59,7 +59,7 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
 
 def _sampler(problem: Problem) -> Any:
     case, u = problem.case, problem.log_rate
-    poisson = _load("main.distributions").Poisson
+    poisson = load("main.distributions").Poisson
 
     def sample() -> Output:
         return {"counts": poisson(u, temp=0.0, n_exp=problem.arrivals[0]).rsample()}
@@ -97,7 +97,7 @@ def _inference(problem: Problem) -> Any:
 def _training(problem: Problem) -> Any:
     """Their ``Trainer.iteration`` on one batch: annealing, loop, loss, backward, clipping, their Adamax."""
     case, x = problem.case, problem.x
-    train, config = _load("main.train"), _load("main.config")
+    train, config = load("main.train"), load("main.config")
     model = _model(problem, case.steps)
     images = x.reshape(len(x), *model.cfg.input_sz)
 
@@ -139,11 +139,11 @@ def _model(problem: Problem, t_train: int) -> Any:
     """Their IPVAE with the problem's parameters."""
     ours = problem.model
     m, k = ours.dictionary.shape
-    config = _load("main.config").ConfigPoisVAE(
+    config = load("main.config").ConfigPoisVAE(
         dataset=DATASETS[m], t_train=t_train, n_latents=[k], beta_outer=BETA, init_scale=1e-4, save=False,
         clamp_u=ours.config.clamp_u, clamp_du=ours.config.clamp_du,
     )  # fmt: skip
-    model = _load("main.model").IPVAE(config).to(problem.device)
+    model = load("main.model").IPVAE(config).to(problem.device)
     weights = {name: value for name, value in ours.state_dict().items() if name != "layer.n_exp"}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if missing != ["layer.n_exp"] or unexpected:
@@ -151,7 +151,7 @@ def _model(problem: Problem, t_train: int) -> Any:
     return model
 
 
-def _load(name: str) -> Any:
+def load(name: str) -> Any:
     """A module of theirs; main.model goes first, since their circular imports allow no other order."""
     importlib.import_module("main.model")
     return importlib.import_module(name)
@@ -196,7 +196,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 @contextlib.contextmanager
-def _importable(reference: Path) -> Iterator[None]:
+def importable(reference: Path) -> Iterator[None]:
     """Their packages can be imported within, and what they print and seed at import is undone."""
     if not (reference / "main" / "layers.py").is_file():
         raise Unavailable(f"{reference} is not a checkout of hadivafaii/IterativeVAE: no main/layers.py")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from inspect import isfunction, signature
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ REASON = "the compiled module is missing (test)"
 @pytest.fixture
 def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "reason", lambda: REASON)
-    monkeypatch.setattr(_backends, "_logged", set())
+    monkeypatch.setattr(_backends, "_warned", set())
 
 
 def test_backends_are_listed() -> None:
@@ -35,17 +35,30 @@ def test_backends_are_listed() -> None:
 
 
 @pytest.mark.usefixtures("no_native")
-def test_without_the_module_auto_falls_back_and_logs_once(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.filterwarnings("always::ipvae_kernels.BackendWarning")
+def test_without_the_module_auto_falls_back_and_warns_once() -> None:
     assert ik.backends()["native"] == REASON
     u = torch.zeros(2, 3)
-    with caplog.at_level(logging.WARNING, logger="ipvae_kernels"):
+    with pytest.warns(ik.BackendWarning) as caught:
         results = [ik.poisson_sample(u, seed=1) for _ in range(3)]
     assert torch.equal(results[0], ik.poisson_sample(u, seed=1, backend="eager"))
-    assert [record.getMessage() for record in caplog.records] == [
-        f"backend 'eager' serves where 'native' cannot: {REASON}"
-    ]
+    (warning,) = caught
+    assert str(warning.message).startswith(f"backend 'eager' serves where 'native' cannot: {REASON}")
+    assert warning.filename == __file__  # the line of the caller, not one of torch
 
 
+@pytest.mark.usefixtures("no_native")
+def test_where_warnings_are_errors_every_fallback_is_one() -> None:
+    u = torch.zeros(2, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(ik.BackendWarning, match="eager"):
+                ik.poisson_sample(u, seed=1)
+        ik.poisson_sample(u, seed=1, backend="eager")
+
+
+@pytest.mark.filterwarnings("ignore::ipvae_kernels.BackendWarning")
 @pytest.mark.usefixtures("no_native")
 def test_without_the_module_a_named_native_is_refused() -> None:
     u = torch.zeros(2, 3)
@@ -123,6 +136,7 @@ def test_a_grid_beyond_the_device_is_refused() -> None:
         _triton.check_grid(2**31)
 
 
+@pytest.mark.filterwarnings("ignore::ipvae_kernels.BackendWarning")
 def test_auto_takes_native_for_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "reason", lambda: None)
     assert _backends.resolve("auto", [torch.zeros(2)]) == "native"

@@ -28,13 +28,25 @@ FILES = {
     "poisson_relaxed_moving": 26,
     "poisson_relaxed_static": 26,
 }  # how many arrays each replays, over its modes
-Shared = Callable[[str], Path]
+Golden = Callable[[str], Path]
+RECORDED = Path(__file__).parent / "recorded"  # what belongs to the repository; the rest lies beside it
+
+
+@pytest.fixture
+def golden(shared: Callable[[str], Path]) -> Golden:
+    """Finds a recorded run by name; skips where it is one that does not lie beside this checkout."""
+
+    def find(name: str) -> Path:
+        path = RECORDED / f"{name}.npz"
+        return path if path.exists() else shared(f"golden/{name}.npz")
+
+    return find
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", FILES)
-def test_golden_files(name: str, dtype: str, shared: Shared, capsys: pytest.CaptureFixture[str]) -> None:
-    path = shared(f"golden/{name}.npz")
+def test_golden_files(name: str, dtype: str, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+    path = golden(name)
     status = replay.main([str(path), "--dtype", dtype])
     output = capsys.readouterr().out.splitlines()
     assert status == 0, output
@@ -42,7 +54,19 @@ def test_golden_files(name: str, dtype: str, shared: Shared, capsys: pytest.Capt
     assert len(output) == FILES[name] + 2
 
 
-def test_no_golden_file_is_forgotten(shared: Shared) -> None:
+def test_the_repository_has_recorded_runs_of_every_kind() -> None:
+    metas = [replay.Golden(path).meta for path in RECORDED.glob("*.npz")]
+    assert {meta and (meta["kind"], meta["latent_act"], meta["indicator"]) for meta in metas} == {
+        None,  # the estimators
+        ("gaussian", None, None),
+        ("gaussian", "relu", None),
+        ("poisson", None, None),
+        ("poisson", None, "sigmoid"),
+    }
+    assert {path.stem for path in RECORDED.glob("*.npz")} <= set(FILES)
+
+
+def test_no_golden_file_is_forgotten(shared: Callable[[str], Path]) -> None:
     assert {path.stem for path in shared("golden").glob("*.npz")} == set(FILES)
 
 
@@ -56,23 +80,23 @@ def tampered(path: Path, target: Path, name: str, change: Callable[[Any], Any]) 
 
 @pytest.mark.parametrize("name", ["u", "grad_weight", "loss", "loss_kl_exact", "grad_u_init"])
 def test_a_wrong_number_is_found(
-    name: str, shared: Shared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, golden: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def change(array: Any) -> Any:
         array = array.copy()
         array.reshape(-1)[-1] *= 1 + 1e-6
         return array
 
-    path = tampered(shared("golden/poisson_relaxed_inner3.npz"), tmp_path / "wrong.npz", name, change)
+    path = tampered(golden("poisson_relaxed_inner3"), tmp_path / "wrong.npz", name, change)
     assert replay.main([str(path)]) == 1
     output = capsys.readouterr().out
     assert "FAIL: 2 of 26 arrays beyond tolerance" in output
     assert sum(line.endswith("FAIL") and f" {name} " in line for line in output.splitlines()) == 2
 
 
-def test_nan_and_wrong_shapes_fail(shared: Shared, tmp_path: Path) -> None:
+def test_nan_and_wrong_shapes_fail(golden: Golden, tmp_path: Path) -> None:
     for change in (lambda a: a * np.nan, lambda a: a[:-1]):
-        path = tampered(shared("golden/poisson_relaxed_static.npz"), tmp_path / "wrong.npz", "u", change)
+        path = tampered(golden("poisson_relaxed_moving"), tmp_path / "wrong.npz", "u", change)
         assert replay.main([str(path)]) == 1
 
 
@@ -110,17 +134,17 @@ def test_objects_are_not_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("cut", [0.3, 0.9])
 def test_truncated_files(
-    cut: float, shared: Shared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cut: float, golden: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = shared("golden/poisson_hard_static.npz").read_bytes()
+    data = golden("poisson_hard_inner2_moving").read_bytes()
     path = tmp_path / "cut.npz"
     path.write_bytes(data[: int(cut * len(data))])
     assert replay.main([str(path)]) == 2
     assert str(path) in capsys.readouterr().err
 
 
-def test_damaged_bytes(shared: Shared, tmp_path: Path) -> None:
-    data = bytearray(shared("golden/poisson_hard_static.npz").read_bytes())
+def test_damaged_bytes(golden: Golden, tmp_path: Path) -> None:
+    data = bytearray(golden("poisson_hard_inner2_moving").read_bytes())
     data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
     path = tmp_path / "damaged.npz"
     path.write_bytes(data)
@@ -129,9 +153,9 @@ def test_damaged_bytes(shared: Shared, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["exp_noise", "weight", "u", "log_lr"])
 def test_missing_arrays(
-    name: str, shared: Shared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, golden: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with np.load(shared("golden/poisson_relaxed_static.npz")) as archive:
+    with np.load(golden("poisson_relaxed_moving")) as archive:
         arrays = {key: archive[key] for key in archive.files if key != name}
     path = foreign(tmp_path, **arrays)
     assert replay.main([str(path)]) == 2
@@ -139,8 +163,8 @@ def test_missing_arrays(
     assert message in capsys.readouterr().err
 
 
-def test_worst_status_of_several_files_counts(shared: Shared, tmp_path: Path) -> None:
-    good = str(shared("golden/poisson_relaxed_static.npz"))
+def test_worst_status_of_several_files_counts(golden: Golden, tmp_path: Path) -> None:
+    good = str(golden("poisson_relaxed_moving"))
     assert replay.main([good, good]) == 0
     assert replay.main([good, str(tmp_path / "absent.npz"), good]) == 2
 
@@ -154,8 +178,8 @@ def test_errors_are_the_stated_ones() -> None:
     assert replay.relative_error(a, a[:1]) == float("inf")
 
 
-def test_command_line(shared: Shared) -> None:
-    path = str(shared("golden/poisson_hard_static.npz"))
+def test_command_line(golden: Golden) -> None:
+    path = str(golden("poisson_hard_inner2_moving"))
     command = [sys.executable, "-m", "ipvae_kernels.replay", path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
