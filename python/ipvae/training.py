@@ -42,10 +42,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from ipvae_kernels import ElboResult
 
 from . import schedules
 from .checkpoint import CheckpointError, atomic_file, load_pickled
@@ -305,16 +308,13 @@ class Training(lightning.LightningModule):
         self._renew_n_arrivals(batch, step)
         optimizer = cast(Any, self.optimizers())
         optimizer.param_groups[0]["lr"] = coefficients["lr"]
-        result = self.model(
-            batch, self.steps, beta=coefficients["beta"], truncate=c.truncate, seed=mix(c.seed, _NOISE, step),
-            sample_offset=self.global_rank * batch.shape[-2], backend=self.backend, check=False,
-        )  # fmt: skip
+        result = self._elbo(batch, coefficients["beta"])
         optimizer.zero_grad()
         self.manual_backward(result.loss)
         self._latest = (result.loss, result.recon, result.kl, self._clip(step))
         due = (step + 1) % self.log_every == 0 or step + 1 == self.total
         if due or batch.device.type == "cpu":
-            self._check(terms := self._terms(), step + 1)
+            self._check(terms := self._terms())
         optimizer.step()
         if due:
             self._log_row(terms | coefficients)
@@ -328,14 +328,29 @@ class Training(lightning.LightningModule):
         values = cast(Tensor, self.trainer.strategy.reduce(values, reduce_op="mean"))
         return dict(zip(("loss", "recon", "kl", "grad_norm"), values.tolist(), strict=True))
 
-    def _check(self, terms: Mapping[str, float], step: int) -> None:
+    def _elbo(self, batch: Tensor, beta: float) -> ElboResult:
+        c, step = self.config, self.global_step
+        try:
+            result = self.model(
+                batch, self.steps, beta=beta, truncate=c.truncate, seed=mix(c.seed, _NOISE, step),
+                sample_offset=self.global_rank * batch.shape[-2], backend=self.backend, check=False,
+            )  # fmt: skip
+        except ValueError as error:
+            # The gumbel estimator sums over counts up to a bound that it takes from the largest rate.
+            if str(error).startswith("upper_bound"):
+                raise self._diverged(f"{error} at step {step + 1} of {self.total}") from error
+            raise
+        return cast(ElboResult, result)
+
+    def _check(self, terms: Mapping[str, float]) -> None:
         """Stops a run that diverged, before its weights are lost."""
         if not (math.isfinite(terms["loss"]) and math.isfinite(terms["grad_norm"])):
             found = f"loss {terms['loss']:g}, gradient norm {terms['grad_norm']:g}"
-            raise self._diverged(f"{found} at step {step} of {self.total}", step)
+            raise self._diverged(f"{found} at step {self.global_step + 1} of {self.total}")
 
-    def _diverged(self, what: str, step: int) -> TrainingError:
-        advice = "lower lr or grad_clip" if step > 1 else "scale the inputs or choose other initial values"
+    def _diverged(self, what: str) -> TrainingError:
+        updated = self.global_step > 0
+        advice = "lower lr or grad_clip" if updated else "scale the inputs or choose other initial values"
         whole = "no checkpoint was saved"
         if self.whole is not None:
             whole = f"{self.whole[0]} of step {self.whole[1]} is older and whole"
@@ -381,7 +396,7 @@ class Training(lightning.LightningModule):
         ).records["log_rate"]  # fmt: skip
         largest = float(self.trainer.strategy.reduce(path.max().exp(), reduce_op="max"))
         if not 0.0 < largest < math.inf:
-            raise self._diverged(f"largest rate {largest:g} at step {step + 1} of {self.total}", step + 1)
+            raise self._diverged(f"largest rate {largest:g} at step {step + 1} of {self.total}")
         model.set_n_arrivals(arrivals_quantile(largest))
 
     def _clip(self, step: int) -> Tensor:
@@ -391,12 +406,9 @@ class Training(lightning.LightningModule):
             bound *= 3.0
         return torch.nn.utils.clip_grad_norm_(self._trained_parameters(), bound)
 
-    def on_fit_start(self) -> None:
-        """Hears signals from here on: in the process that runs the steps, instead of Lightning's handler."""
-        self.listen()
-
     def on_train_start(self) -> None:
-        """Starts the clock and the progress bar."""
+        """Starts the clock and the progress bar, and hears signals instead of Lightning's handlers."""
+        self.listen()
         self.started, self.first_step = time.perf_counter(), self.global_step
         if self.progress and self.global_rank == 0:
             self._bar = tqdm(
@@ -493,9 +505,8 @@ class Training(lightning.LightningModule):
         names = ("r2", "squared_error", "zeros", "nelbo")
         row = {f"val_{name}": float(getattr(result, name)[-1]) for name in names}
         if not math.isfinite(row["val_nelbo"]):
-            step = self.global_step
-            found = f"-ELBO {row['val_nelbo']:g} of the validation after step {step} of {self.total}"
-            raise self._diverged(found, step)
+            found = f"-ELBO {row['val_nelbo']:g} of the validation"
+            raise self._diverged(f"{found} after step {self.global_step} of {self.total}")
         self._write(row)
 
     def _write(self, row: dict[str, float]) -> None:
@@ -520,7 +531,7 @@ class Training(lightning.LightningModule):
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
                 step = self.global_step
-                raise self._diverged(f"{name} is not finite after step {step} of {self.total}", step)
+                raise self._diverged(f"{name} is not finite after step {step} of {self.total}")
         checkpoint["ipvae"] = self.identity()
 
     def identity(self) -> dict[str, Any]:
@@ -677,7 +688,7 @@ def _fit(trainer: lightning.Trainer, training: Training, start: Path | None) -> 
         # Lightning's answer to a Ctrl-C in the middle of a step, and to a SIGTERM before its first.
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt(_interrupted(training)) from stop
-        if training.stop != "SIGTERM":
+        if not isinstance(stop, SIGTERMException):
             raise
     except ProcessRaisedException:
         told = _read_mailbox(training.mailbox)
