@@ -71,6 +71,9 @@ def atomic_file(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
     """A file to write that takes the name `path` at its end, flushed to disk; on an error, no trace.
 
     What saves of the same name left that were killed more than an hour ago is removed.
+
+    Raises:
+        OSError: it cannot be written, for instance on a full disk; the message names `path`.
     """
     path = Path(path)
     _remove_leftovers(path)
@@ -81,8 +84,20 @@ def atomic_file(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        if (cause := _disk_error(error)) is None:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _disk_error(error: BaseException) -> OSError | None:
+    """The error of a write that names no file, also where `torch.save` made a RuntimeError of it."""
+    found = error if isinstance(error, OSError) else error.__context__
+    if isinstance(found, OSError) and found.errno is not None and found.filename is None:
+        return found
+    return None
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from enum import Enum
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 MAX_RECORD_GIB = 8.0
 ENTRY_POINTS = "ipvae.commands"
 
@@ -124,7 +125,10 @@ Seed = Annotated[int, typer.Option(help="Of all that is random: the same seed gi
 
 
 def clear_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Ends a command in one line on stderr and exit code 2 where the user can help it, 130 on Ctrl-C."""
+    """Ends a command in one line on stderr and exit code 2 where the user can help it, 130 on Ctrl-C.
+
+    On SIGTERM it is 143, see `main`.
+    """
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -146,7 +150,7 @@ def clear_errors(command: Callable[P, R]) -> Callable[P, R]:
 def _fail(message: str, code: int) -> NoReturn:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = "; ".join(lines).replace(":;", ":")
-    typer.echo(text if code == INTERRUPTED else f"error: {text}", err=True)
+    typer.echo(f"error: {text}" if code == USER_ERROR else text, err=True)
     raise typer.Exit(code)
 
 
@@ -275,6 +279,8 @@ def train(
     except KeyboardInterrupt as error:
         hint = "the same command with --resume continues" if last.exists() else "nothing was saved yet"
         raise KeyboardInterrupt(f"interrupted; {hint}") from error
+    if not result.complete:  # no callback of a user's runs here: it was a SIGTERM
+        _fail(f"terminated after step {result.steps:,}; the same command with --resume continues", TERMINATED)
     _report_training(result, splits, eval_steps, seed, backend, moving=frames is not None)
     source = f"{data} --data-dir {data_dir}" if data_dir is not None else data
     typer.echo(f"Model in {result.model_dir}; next: ipvae eval {result.model_dir} --data {source}")
@@ -448,11 +454,17 @@ def info() -> None:
 
 def main() -> None:
     """Entry point of the ``ipvae`` command."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except KeyboardInterrupt:  # while modules load or Typer parses
         typer.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """Ends like an exception does, so that no half-written file stays; training saves instead."""
+    raise SystemExit(TERMINATED)
 
 
 def _machine(threads: int | None, backend: str = "auto") -> None:

@@ -7,32 +7,49 @@ step number, no generator state, and a resumed run equals an uninterrupted one b
 
 from __future__ import annotations
 
+import bisect
 import csv
+import dataclasses
+import enum
+import functools
 import hashlib
+import inspect
+import json
 import logging
 import math
+import os
+import re
 import signal
+import socket
 import struct
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol, cast
 
+import filelock
 import lightning.pytorch as lightning
 import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from ipvae_kernels import ElboResult
 
 from . import schedules
 from .checkpoint import CheckpointError, atomic_file, load_pickled
@@ -45,6 +62,13 @@ from .model import IPVAE, IterativeVAE
 # The released code renews its cut of the arrivals every 200 updates, at this quantile of the largest rate.
 N_EXP_EVERY, N_EXP_TAIL = 200, 1e-3
 LAST = "last.ckpt"
+LOCK = ".lock"
+# Of several processes each hears a Ctrl-C from the terminal and from its parent: within so many seconds they
+# are one.
+ECHO_SECONDS = 1.0
+DIGEST_BYTES = 2**24
+# What of a configuration may differ on resume: how long the run is.
+_LENGTH = {("train", "max_steps"), ("train", "epochs")}
 
 _NOISE, _N_EXP, _FRAMES = range(3)
 
@@ -80,6 +104,8 @@ class TrainResult:
         seconds: wall time of this call's steps.
         history: "step" and logged measures, [rows] each, NaN where a row has no value; of all sessions with
             CSV logs.
+        stopped_by: what ended the run before its last step, "SIGTERM" or "callback" (one that set Lightning's
+            ``should_stop``, such as its EarlyStopping or Timer); None: nothing, the run is complete.
     """
 
     model: IterativeVAE
@@ -87,6 +113,12 @@ class TrainResult:
     steps: int
     seconds: float
     history: dict[str, NDArray[np.float64]]
+    stopped_by: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run reached its last step; if not, ``resume=True`` continues it."""
+        return self.stopped_by is None
 
     @property
     def model_dir(self) -> Path:
@@ -116,9 +148,14 @@ def arrivals_quantile(rate: float, tail: float = N_EXP_TAIL) -> int:
     """
     if not 0.0 < rate < math.inf:
         raise ValueError(f"rate: expected a positive, finite number, found {rate}")
-    n = torch.arange(math.ceil(rate + 12.0 * math.sqrt(rate) + 24.0), dtype=torch.float64, device="cpu")
-    below = torch.special.gammaincc(n + 1.0, torch.full_like(n, rate))
-    return max(int(torch.searchsorted(below, 1.0 - tail)), 1)
+    x = torch.tensor(rate, dtype=torch.float64, device="cpu")
+    highest = math.ceil(rate + 12.0 * math.sqrt(rate) + 24.0)
+    return max(
+        bisect.bisect_left(
+            range(highest), 1.0 - tail, key=lambda n: float(torch.special.gammaincc(x.new_tensor(n + 1.0), x))
+        ),
+        1,
+    )
 
 
 class Batches:
@@ -140,8 +177,7 @@ class Batches:
     ) -> None:
         self.x, self.seed, self.step = x, seed, step
         self.batch_size = min(batch_size, len(x))
-        share = self.batch_size // world
-        self._rows = slice(rank * share, (rank + 1) * share)
+        self._rows = _share(self.batch_size, rank, world)
 
     def __len__(self) -> int:
         return len(self.x) // self.batch_size
@@ -158,6 +194,22 @@ class Batches:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing to load."""
+
+
+def _share(n: int, rank: int, world: int) -> slice:
+    """The rows of a batch of n that belong to one of several devices."""
+    share = n // world
+    return slice(rank * share, (rank + 1) * share)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How a fit ended; plain values, since another process may have run it."""
+
+    steps: int
+    seconds: float
+    stopped_by: str | None
+    rows: list[dict[str, float]]
 
 
 class Training(lightning.LightningModule):
@@ -207,11 +259,18 @@ class Training(lightning.LightningModule):
         self.backend = backend
         self.progress = progress
         self.frames = frames
-        self.interrupted = False
+        self.digest = _digest(x)
         self.rows: list[dict[str, float]] = []
-        self.started = self.stopped = 0.0
+        self.started = 0.0
         self.first_step = 0
-        self._parameters_to_clip = [p for p in model.parameters() if p.requires_grad]
+        self.stop: str | None = None
+        self.whole: tuple[Path, int] | None = None
+        self.outcome: _Outcome | None = None
+        self.mailbox: Path | None = None
+        self.launcher: Any = None
+        self._caller = os.getpid()
+        self._stop_heard = 0.0
+        self._latest: tuple[Tensor, ...] = ()
         self._bar: tqdm[Any] | None = None
 
     @property
@@ -223,42 +282,83 @@ class Training(lightning.LightningModule):
         """Adamax over all parameters, weight decay included, as released."""
         c = self.config
         return torch.optim.Adamax(
-            self._parameters_to_clip, lr=c.lr, betas=c.betas, weight_decay=c.weight_decay
+            self._trained_parameters(), lr=c.lr, betas=c.betas, weight_decay=c.weight_decay
         )
 
+    def _trained_parameters(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
     def train_dataloader(self) -> Batches:
-        """Batches on this module's device."""
+        """Batches on this module's device; whole ones where `frames` makes moving input of them."""
         trainer = self.trainer
+        share = (trainer.global_rank, trainer.world_size) if self.frames is None else (0, 1)
         return Batches(
             self.x.to(self.device), self.config.batch_size, self.config.seed,
-            lambda: trainer.global_step, trainer.global_rank, trainer.world_size,
+            lambda: trainer.global_step, *share,
         )  # fmt: skip
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
-        """One optimizer step. Reads nothing back from the device except where a row is logged."""
+        """One optimizer step, and the row and the validation that are due after it.
+
+        Reads nothing back from an accelerator except where a row is logged.
+        """
         c, step = self.config, self.global_step
-        if self.frames is not None:
-            batch = self.frames(batch, mix(c.seed, _FRAMES, step))
+        if self.frames is not None:  # of the whole batch, so that motion does not depend on the devices
+            rows = _share(len(batch), self.global_rank, self.trainer.world_size)
+            batch = self.frames(batch, mix(c.seed, _FRAMES, step))[:, rows]
         coefficients = self._anneal(step)
         self._renew_n_arrivals(batch, step)
         optimizer = cast(Any, self.optimizers())
         optimizer.param_groups[0]["lr"] = coefficients["lr"]
-        result = self.model(
-            batch, self.steps, beta=coefficients["beta"], truncate=c.truncate, seed=mix(c.seed, _NOISE, step),
-            sample_offset=self.global_rank * batch.shape[-2], backend=self.backend,
-        )  # fmt: skip
+        result = self._elbo(batch, coefficients["beta"])
         optimizer.zero_grad()
         self.manual_backward(result.loss)
-        norm = self._clip(step)
+        self._latest = (result.loss, result.recon, result.kl, self._clip(step))
+        due = (step + 1) % self.log_every == 0 or step + 1 == self.total
+        if due or batch.device.type == "cpu":
+            self._check(terms := self._terms())
         optimizer.step()
-        if (step + 1) % self.log_every == 0 or step + 1 == self.total:
-            terms = {
-                "loss": result.loss,
-                "recon": result.recon.mean(),
-                "kl": result.kl.mean(),
-                "grad_norm": norm,
-            }
-            self._log_row({name: float(value.detach()) for name, value in terms.items()} | coefficients)
+        if due:
+            self._log_row(terms | coefficients)
+        if self.validation is not None and ((step + 1) % self.validate_every == 0 or step + 1 == self.total):
+            self._validate()
+
+    def _terms(self) -> dict[str, float]:
+        """Loss and gradient norm of the latest step, of all devices together."""
+        loss, recon, kl, norm = self._latest
+        values = torch.stack([loss.detach(), recon.detach().mean(), kl.detach().mean(), norm])
+        values = cast(Tensor, self.trainer.strategy.reduce(values, reduce_op="mean"))
+        return dict(zip(("loss", "recon", "kl", "grad_norm"), values.tolist(), strict=True))
+
+    def _elbo(self, batch: Tensor, beta: float) -> ElboResult:
+        c, step = self.config, self.global_step
+        try:
+            result = self.model(
+                batch, self.steps, beta=beta, truncate=c.truncate, seed=mix(c.seed, _NOISE, step),
+                sample_offset=self.global_rank * batch.shape[-2], backend=self.backend, check=False,
+            )  # fmt: skip
+        except ValueError as error:
+            # The gumbel estimator sums over counts up to a bound that it takes from the largest rate.
+            if str(error).startswith("upper_bound"):
+                raise self._diverged(f"{error} at step {step + 1} of {self.total}") from error
+            raise
+        return cast(ElboResult, result)
+
+    def _check(self, terms: Mapping[str, float]) -> None:
+        """Stops a run that diverged, before its weights are lost."""
+        if not (math.isfinite(terms["loss"]) and math.isfinite(terms["grad_norm"])):
+            found = f"loss {terms['loss']:g}, gradient norm {terms['grad_norm']:g}"
+            raise self._diverged(f"{found} at step {self.global_step + 1} of {self.total}")
+
+    def _diverged(self, what: str) -> TrainingError:
+        updated = self.global_step > 0
+        advice = "lower lr or grad_clip" if updated else "scale the inputs or choose other initial values"
+        whole = "no checkpoint was saved"
+        if self.whole is not None:
+            whole = f"{self.whole[0]} of step {self.whole[1]} is older and whole"
+        message = f"training diverged: {what}; {advice}; {whole}"
+        self._tell(error=message)
+        return TrainingError(message)
 
     def _anneal(self, step: int) -> dict[str, float]:
         """Sets the model's temperature and clamps; returns every scheduled number of the step."""
@@ -294,20 +394,23 @@ class Training(lightning.LightningModule):
             return
         path = model.infer(
             batch, self.steps, record=("log_rate",), seed=mix(self.config.seed, _N_EXP, step),
-            sample_offset=self.global_rank * batch.shape[-2], backend=self.backend,
+            sample_offset=self.global_rank * batch.shape[-2], backend=self.backend, check=False,
         ).records["log_rate"]  # fmt: skip
-        largest = self.trainer.strategy.reduce(path.max().exp(), reduce_op="max")
-        model.set_n_arrivals(arrivals_quantile(float(largest)))
+        largest = float(self.trainer.strategy.reduce(path.max().exp(), reduce_op="max"))
+        if not 0.0 < largest < math.inf:
+            raise self._diverged(f"largest rate {largest:g} at step {step + 1} of {self.total}")
+        model.set_n_arrivals(arrivals_quantile(largest))
 
     def _clip(self, step: int) -> Tensor:
         """Clips the gradient's norm, at three times the bound during warm-up; returns the norm before."""
         bound = self.config.grad_clip if self.config.grad_clip is not None else math.inf
         if schedules.warming_up(step, self.total, portion=self.config.warmup_portion):
             bound *= 3.0
-        return torch.nn.utils.clip_grad_norm_(self._parameters_to_clip, bound)
+        return torch.nn.utils.clip_grad_norm_(self._trained_parameters(), bound)
 
     def on_train_start(self) -> None:
-        """Starts the clock and the progress bar."""
+        """Starts the clock and the progress bar, and hears signals instead of Lightning's handlers."""
+        self.listen()
         self.started, self.first_step = time.perf_counter(), self.global_step
         if self.progress and self.global_rank == 0:
             self._bar = tqdm(
@@ -316,20 +419,69 @@ class Training(lightning.LightningModule):
             )  # fmt: skip
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
-        """Validates, saves and stops where the step asks for it."""
+        """Saves and stops where the step, a signal or a callback asks for it."""
         step = self.global_step
-        if self.validation is not None and (step % self.validate_every == 0 or step == self.total):
-            self._validate()
-        if self.interrupted:
+        if self._asked_to_stop():
             self.trainer.should_stop = True
-        if step % self.checkpoint_every == 0 or step == self.total or self.interrupted:
-            self.trainer.save_checkpoint(self.last)
+        if step % self.checkpoint_every == 0 or step == self.total or self.trainer.should_stop:
+            self._save()
         if self._bar is not None and (step % self.log_every == 0 or step == self.total):
             self._bar.update(step - self._bar.n)
 
+    def on_train_epoch_end(self) -> None:
+        """Measures what a callback monitors and no row held yet, lest the first epoch end without it."""
+        wanted = {name for c in cast(Any, self.trainer).callbacks if (name := getattr(c, "monitor", None))}
+        missing = wanted - set(self.trainer.callback_metrics)
+        if missing & {"loss", "recon", "kl", "grad_norm"}:
+            self._publish(self._terms())
+        if self.validation is not None and any(name.startswith("val_") for name in missing):
+            self._validate()
+
     def on_train_end(self) -> None:
-        """Stops the clock."""
-        self.stopped = time.perf_counter()
+        """Saves what no step has saved, and says how the run ended."""
+        if self.whole is None or self.whole[1] != self.global_step:
+            self._save()
+        stopped_by = None if self.global_step >= self.total else self.stop or "callback"
+        seconds = time.perf_counter() - self.started
+        self.outcome = _Outcome(self.global_step, seconds, stopped_by, self.rows)
+        if self.trainer.local_rank == 0:
+            self._tell(**dataclasses.asdict(self.outcome))
+
+    def _save(self) -> None:
+        self.trainer.save_checkpoint(self.last)
+        self.whole = self.last, self.global_step
+
+    def _tell(self, **what: Any) -> None:
+        """Leaves word for the process that called `train`, where that is another one."""
+        if self.mailbox is not None and os.getpid() != self._caller:
+            with atomic_file(self.mailbox) as file:
+                file.write(json.dumps(what).encode())
+
+    def listen(self) -> None:
+        """Lets the first Ctrl-C or SIGTERM wait for the end of the step at hand.
+
+        A second one acts at once. Only a process's main thread can set this up.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        first = self.stop is None
+        if first:
+            self.stop, self._stop_heard = signal.Signals(number).name, time.monotonic()
+        if self.launcher is not None:
+            self.launcher.kill(number)
+        alone = self.launcher is None and os.getpid() == self._caller
+        if not first and (alone or time.monotonic() - self._stop_heard > ECHO_SECONDS):
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether a signal came, to any of the devices' processes: all must stop at the same step."""
+        stop = self.stop is not None
+        if self.trainer.world_size > 1:
+            stop = self.trainer.strategy.reduce_boolean_decision(stop, all=False)
+        return stop
 
     def close(self) -> None:
         """Closes the progress bar, however the run ended."""
@@ -337,11 +489,6 @@ class Training(lightning.LightningModule):
             self._bar.close()
 
     def _log_row(self, row: dict[str, float]) -> None:
-        if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
-            raise TrainingError(
-                f"training diverged: loss {row['loss']}, gradient norm {row['grad_norm']} at step "
-                f"{self.global_step} of {self.total}; lower lr or grad_clip. {self.last} is older and whole"
-            )
         if isinstance(self.model, IPVAE) and self.model.n_arrivals is not None:
             row["n_arrivals"] = float(self.model.n_arrivals)
         row["steps_per_second"] = (self.global_step - self.first_step) / (time.perf_counter() - self.started)
@@ -356,9 +503,13 @@ class Training(lightning.LightningModule):
             if self.frames is None
             else self.frames(self.validation, mix(self.config.seed, _FRAMES, -1))
         )
-        result = evaluate(self.model, x, self.steps, marks=(), backend=self.backend)
+        result = evaluate(self.model, x, self.steps, marks=(), backend=self.backend, check=False)
         names = ("r2", "squared_error", "zeros", "nelbo")
-        self._write({f"val_{name}": float(getattr(result, name)[-1]) for name in names})
+        row = {f"val_{name}": float(getattr(result, name)[-1]) for name in names}
+        if not math.isfinite(row["val_nelbo"]):
+            found = f"-ELBO {row['val_nelbo']:g} of the validation"
+            raise self._diverged(f"{found} after step {self.global_step} of {self.total}")
+        self._write(row)
 
     def _write(self, row: dict[str, float]) -> None:
         """A row of the log; what was measured after the same number of steps shares a row of the history."""
@@ -368,23 +519,35 @@ class Training(lightning.LightningModule):
             self.rows.append({"step": float(self.global_step), **row})
         for logger in self.loggers:
             logger.log_metrics(row, step=self.global_step)
+        self._publish(row)
+
+    def _publish(self, row: Mapping[str, float]) -> None:
+        """Gives callbacks that monitor something, and a user's own progress bar, the numbers of the log."""
+        tensors = {name: torch.tensor(value, device="cpu") for name, value in row.items()}
+        self.trainer.callback_metrics.update(tensors)
+        shown = {name: row[name] for name in ("loss", "val_r2") if name in row}
+        self.trainer.progress_bar_metrics.update(shown)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resume must agree with, and refuses to replace good weights by broken ones."""
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise TrainingError(
-                    f"training diverged: {name} is not finite after step {self.global_step} of "
-                    f"{self.total}; lower lr or grad_clip. {self.last} is older and whole"
-                )
+                step = self.global_step
+                raise self._diverged(f"{name} is not finite after step {step} of {self.total}")
         checkpoint["ipvae"] = self.identity()
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal between a run and its continuation: configurations and the shape of the data."""
+        """What must be equal between a run and its continuation: configurations, data and motion.
+
+        Of the number of steps a continuation may have more.
+        """
         return {
             "model": _plain(self.model.config.to_dict()),
             "train": _plain(self.config.to_dict()),
+            "steps": self.total,
             "data": list(self.x.shape),
+            "digest": self.digest,
+            "motion": None if self.frames is None else _describe(self.frames),
         }
 
 
@@ -426,6 +589,21 @@ def train(
 
     The first Ctrl-C stops after the step at hand and saves a checkpoint, the second at once; either way
     ``out_dir/checkpoints/last.ckpt`` is whole, and ``resume=True`` continues as if nothing had happened.
+    SIGTERM, and a callback that sets Lightning's ``should_stop``, stop after the step at hand, save the
+    checkpoint and the model and return: `TrainResult.stopped_by` says which. A script that should end on
+    SIGTERM looks there.
+
+    A longer `config` (`max_steps`, `epochs`) extends a run on resume. Schedules are portions of all steps, so
+    they are those of the longer run from the step at hand on: the learning rate rises again, and the
+    temperature too if the run had been past its fall. Such a run is a run of its own; it does not equal one
+    of that length from the start, whose earlier steps had another schedule.
+
+    Callbacks find the columns of the log in ``trainer.callback_metrics`` (loss, recon, kl, grad_norm; val_r2,
+    val_squared_error, val_zeros, val_nelbo; ...) from the step on at which a row is logged, or from the end
+    of the first epoch if one monitors them.
+
+    With several devices each takes its rows of every batch with the noise and the motion that these rows have
+    on one device.
 
     Args:
         model: of either kind.
@@ -435,16 +613,17 @@ def train(
         config: the recipe.
         out_dir: of the run; created.
         resume: True: from ``out_dir/checkpoints/last.ckpt``; a path: from that file; None or False: a fresh
-            run.
+            run. Configurations, inputs and `frames` must be those the run began with, but for more steps.
         logger: rows in ``out_dir/logs``, one folder per session, or a Lightning logger; None: no log.
-        progress: draw a progress bar.
-        log_every: steps between rows of the log, and between looks at the loss.
+        progress: draw a progress bar, unless `callbacks` holds one of Lightning's.
+        log_every: steps between rows of the log, and on an accelerator between looks at the loss.
         validate_every: steps between validations (hard counts, the training's number of inference steps);
             None: a twentieth of the run.
         checkpoint_every: steps between checkpoints; None: a twentieth of the run, 1000 at most.
         validation_samples: validate on the first so many.
         frames: makes moving input: called with inputs [B, M] and a seed, returns [T, B, M], a frame per
-            inference step; None: inputs stand still.
+            inference step; None: inputs stand still. A resume knows it by its name and by the plain values
+            and tensors in its defaults, closure, or public attributes.
         backend: of `ipvae_kernels`.
         accelerator: of `lightning.Trainer`.
         devices: of `lightning.Trainer`; they share out every batch.
@@ -455,11 +634,14 @@ def train(
         Model, paths and history.
 
     Raises:
-        CheckpointError: `resume` names a file that is missing, damaged, or of another run.
+        CheckpointError: `resume` names a file that is missing, damaged, or of another run (the message says
+            in what it differs).
         FileExistsError: `out_dir` holds a run and `resume` was not asked for.
-        KeyboardInterrupt: after an interrupt, with the checkpoint to resume from in the message.
-        TrainingError: the loss or the weights are no longer finite.
-        ValueError: for data that do not fit the model.
+        KeyboardInterrupt: after Ctrl-C, with the checkpoint to resume from in the message.
+        OSError: a file cannot be written, for instance on a full disk; it names the path.
+        TrainingError: the loss or the weights are no longer finite (the message names the step and the
+            checkpoint that is whole), or another process is training in `out_dir`.
+        ValueError: for data that do not fit the model or are not finite.
     """
     out_dir = Path(out_dir)
     x, validation = _inputs(model, splits, validation_samples)
@@ -474,28 +656,67 @@ def train(
         raise ValueError(
             f"devices: expected a divisor of the batch size {config.batch_size}, found {devices}"
         )
-    start = _resume_from(training, resume)
-    with _quiet(), _deferred_interrupt(training, devices):
+    own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    training.progress = progress and not own_bar
+    if resume is not None and resume is not False and not _checkpoint(training, resume).is_file():
+        raise CheckpointError(f"{_checkpoint(training, resume)}: no such file")  # and make no folder
+    with _alone_in(out_dir), _quiet(), _signals_restored(), tempfile.TemporaryDirectory() as mailbox:
+        start = _resume_from(training, resume)
         trainer = lightning.Trainer(
             max_steps=total, max_epochs=-1, logger=_logger(logger, out_dir), callbacks=list(callbacks),
             accelerator=accelerator, devices=devices, strategy=strategy, plugins=[_AtomicIO()],
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            use_distributed_sampler=False, log_every_n_steps=log_every, num_sanity_val_steps=0,
-            default_root_dir=out_dir,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            enable_progress_bar=own_bar, enable_model_summary=False, use_distributed_sampler=False,
+            log_every_n_steps=log_every, num_sanity_val_steps=0, default_root_dir=out_dir,
         )  # fmt: skip
-        try:
-            trainer.fit(training, ckpt_path=start)
-        except SystemExit as stop:  # how Lightning answers an interrupt in the middle of a step
+        training.mailbox, training.launcher = Path(mailbox) / "outcome.json", trainer.strategy.launcher
+        training.listen()
+        outcome = _fit(trainer, training, start)
+        if outcome.stopped_by == "SIGINT":
+            raise KeyboardInterrupt(_interrupted(training))
+        if trainer.is_global_zero:
+            model.save_pretrained(out_dir / "model")
+    history = read_history(out_dir) if logger == "csv" else _columns(outcome.rows)
+    return TrainResult(model, out_dir, outcome.steps, outcome.seconds, history, outcome.stopped_by)
+
+
+def _fit(trainer: lightning.Trainer, training: Training, start: Path | None) -> _Outcome:
+    """Runs the steps, here or in the processes that the strategy starts, and says how they ended."""
+    assert training.mailbox is not None
+    at_start = 0 if training.whole is None else training.whole[1]
+    told: dict[str, Any] = {}
+    try:
+        trainer.fit(training, ckpt_path=start)
+    except SystemExit as stop:
+        # Lightning's answer to a Ctrl-C in the middle of a step, and to a SIGTERM before its first.
+        if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt(_interrupted(training)) from stop
-        finally:  # Lightning tells a module of no exception
-            training.close()
-    if trainer.global_step < total:
-        raise KeyboardInterrupt(_interrupted(training))
-    if trainer.is_global_zero:
-        model.save_pretrained(out_dir / "model")
-    seconds = training.stopped - training.started
-    history = read_history(out_dir) if logger == "csv" else _columns(training.rows)
-    return TrainResult(model, out_dir, total, seconds, history)
+        if not isinstance(stop, SIGTERMException):
+            raise
+    except ProcessRaisedException:
+        told = _read_mailbox(training.mailbox)
+        if "error" in told:
+            raise TrainingError(told["error"]) from None
+        raise
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(training.last.parent.parent)) from error
+    finally:  # Lightning tells a module of no exception
+        training.close()
+    if training.outcome is not None:
+        return training.outcome
+    told = _read_mailbox(training.mailbox)
+    if told:
+        return _Outcome(**told)
+    # There was no step to run, or a signal came before the first.
+    steps = at_start if training.whole is None else training.whole[1]
+    stopped_by = None if steps >= training.total else training.stop or "callback"
+    return _Outcome(steps, 0.0, stopped_by, training.rows)
+
+
+def _read_mailbox(path: Path) -> dict[str, Any]:
+    return cast("dict[str, Any]", json.loads(path.read_text())) if path.is_file() else {}
 
 
 def read_history(out_dir: str | PathLike[str]) -> dict[str, NDArray[np.float64]]:
@@ -508,14 +729,8 @@ def read_history(out_dir: str | PathLike[str]) -> dict[str, NDArray[np.float64]]
         "step" and every logged measure, [rows] each, NaN where a row has no value; empty without logs.
     """
     rows: list[dict[str, float]] = []
-    folders = sorted(
-        (Path(out_dir) / "logs").glob("version_*"), key=lambda path: int(path.name.split("_")[1])
-    )
-    for folder in folders:
-        if not (folder / "metrics.csv").is_file():
-            continue
-        with open(folder / "metrics.csv", newline="") as file:
-            session = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    for path in _sessions(Path(out_dir) / "logs"):
+        session = _read_session(path)
         if session:
             rows = [row for row in rows if row["step"] < session[0]["step"]]
         for row in session:
@@ -524,6 +739,33 @@ def read_history(out_dir: str | PathLike[str]) -> dict[str, NDArray[np.float64]]
             else:
                 rows.append(row)
     return _columns(rows)
+
+
+def _sessions(logs: Path) -> list[Path]:
+    """The CSV files of a run's sessions, oldest first; other entries of the folder are nobody's business."""
+    files = logs.glob("version_*/metrics.csv")
+    numbered = [(path.parent.name.removeprefix("version_"), path) for path in files if path.is_file()]
+    return [path for n, path in sorted((int(n), path) for n, path in numbered if re.fullmatch("[0-9]+", n))]
+
+
+def _read_session(path: Path) -> list[dict[str, float]]:
+    """Rows of a CSV log. What cannot be read is left out with a warning: no damaged log fails a run."""
+    rows, damaged = [], 0
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            for cells in csv.DictReader(line.replace("\0", "?") for line in file):
+                try:
+                    row = {name: float(cell) for name, cell in cells.items() if cell}
+                    row["step"] = float(int(row["step"]))
+                except (KeyError, TypeError, ValueError, OverflowError):
+                    damaged += 1
+                else:
+                    rows.append(row)
+    except (OSError, csv.Error) as error:
+        warnings.warn(f"{path}: the history leaves out what cannot be read ({error})", stacklevel=3)
+    if damaged:
+        warnings.warn(f"{path}: the history leaves out {damaged} damaged row(s)", stacklevel=3)
+    return rows
 
 
 def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, NDArray[np.float64]]:
@@ -553,9 +795,15 @@ def _inputs(
         raise ValueError(
             f"splits: expected training inputs [N, {model.config.n_inputs}], found {list(x.shape)}"
         )
+    if not torch.isfinite(x).all():
+        raise ValueError("splits: expected finite training inputs, found NaN or infinite ones")
     if validation is None or (hasattr(validation, "__len__") and len(validation) == 0):
         return x, None
     return x, model.flatten(gather("splits.validation", validation, like)[0])[:validation_samples]
+
+
+def _checkpoint(training: Training, resume: Literal[True] | str | PathLike[str]) -> Path:
+    return training.last if resume is True else Path(resume)
 
 
 def _resume_from(training: Training, resume: bool | str | PathLike[str] | None) -> Path | None:
@@ -566,23 +814,86 @@ def _resume_from(training: Training, resume: bool | str | PathLike[str] | None) 
                 f"{training.last} is there: resume=True continues that run, another out_dir starts anew"
             )
         return None
-    path = training.last if resume is True else Path(resume)
+    path = _checkpoint(training, resume)
     saved = load_pickled(path)
     if not isinstance(saved, dict) or not isinstance(saved.get("ipvae"), dict):
         raise CheckpointError(f"{path}: not a checkpoint of ipvae training")
-    own, found = training.identity(), saved["ipvae"]
+    wrong = _differences(training.identity(), saved["ipvae"])
+    if wrong:
+        raise CheckpointError(
+            f"{path}: of another run:\n  " + "\n  ".join(wrong) + "\n  resume with what the run began with, "
+            "or train anew in another out_dir"
+        )
+    training.whole = path, int(saved["global_step"])
+    return path
+
+
+def _differences(own: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """What keeps a checkpoint's run from going on as `own`, a line each."""
     wrong = [
         f"{part}.{name}: expected {own_part.get(name)!r}, found {found_part.get(name)!r}"
         for part in ("model", "train")
-        for own_part, found_part in [(own[part], found.get(part, {}))]
+        for own_part, found_part in [(own[part], found.get(part) or {})]
         for name in own_part | found_part
-        if own_part.get(name) != found_part.get(name)
+        if own_part.get(name) != found_part.get(name) and (part, name) not in _LENGTH
     ]
+    if own["steps"] < (steps := int(found.get("steps", 0))):
+        wrong.append(
+            f"steps: expected at least {steps} as before, found {own['steps']}: max_steps or epochs may grow "
+            "but not shrink"
+        )
     if own["data"] != found.get("data"):
         wrong.append(f"data: expected training inputs {own['data']}, found {found.get('data')}")
-    if wrong:
-        raise CheckpointError(f"{path}: of another run:\n  " + "\n  ".join(wrong))
-    return path
+    elif own["digest"] != found.get("digest"):
+        wrong.append("data: the training inputs have the same shape but other values than those of the run")
+    if own["motion"] != found.get("motion"):
+        wrong.append(f"motion (frames): expected {own['motion']}, found {found.get('motion')}")
+    return wrong
+
+
+def _digest(values: Tensor | NDArray[Any]) -> str:
+    """BLAKE2b over type, shape and bytes, read in pieces; the same on every device."""
+    tensor = torch.as_tensor(values).detach()
+    digest = hashlib.blake2b(f"{tensor.dtype} {list(tensor.shape)}".encode(), digest_size=16)
+    rows = tensor if tensor.ndim else tensor[None]
+    piece = max(1, DIGEST_BYTES // max(1, rows[:1].numel() * rows.element_size()))
+    for first in range(0, len(rows), piece):
+        part = rows[first : first + piece].cpu().contiguous()
+        digest.update(part.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _describe(value: Any) -> str:
+    """What a callable or a value in it is, in words that are the same in every session.
+
+    Plain values and tensors that it holds count; what a program may change in passing (lists, open files,
+    private attributes) does not, nor does the text of a function.
+    """
+    if isinstance(value, enum.Enum):
+        return str(value.value)
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
+        return repr(value)
+    if isinstance(value, (Tensor, np.ndarray)):
+        return _digest(value)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_describe, value))})"
+    if isinstance(value, functools.partial):
+        return _call(_describe(value.func), {**dict(enumerate(value.args)), **value.keywords})
+    if inspect.ismethod(value):
+        return f"{_describe(value.__self__)}.{value.__name__}"
+    if inspect.isfunction(value):
+        names = inspect.signature(value).parameters
+        defaults = {k: p.default for k, p in names.items() if p.default is not inspect.Parameter.empty}
+        return _call(value.__qualname__, {**inspect.getclosurevars(value).nonlocals, **defaults})
+    if callable(value) or dataclasses.is_dataclass(value):
+        return _call(
+            type(value).__qualname__, {k: v for k, v in getattr(value, "__dict__", {}).items() if k[0] != "_"}
+        )
+    return type(value).__qualname__
+
+
+def _call(name: str, arguments: Mapping[Any, Any]) -> str:
+    return f"{name}({', '.join(f'{k}={_describe(v)}' for k, v in arguments.items())})" if arguments else name
 
 
 def _interrupted(training: Training) -> str:
@@ -625,22 +936,49 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _deferred_interrupt(training: Training, devices: int) -> Iterator[None]:
-    """Lets the first Ctrl-C wait for the end of the step at hand; the second one acts at once.
-
-    Only where one process trains: several could end at different steps and wait for each other.
-    """
-    if devices > 1 or threading.current_thread() is not threading.main_thread():
+def _signals_restored() -> Iterator[None]:
+    """Puts the handlers that `Training.listen` replaces back in their place."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def wait(number: int, frame: FrameType | None) -> None:
-        training.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, wait)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _alone_in(out_dir: Path) -> Iterator[None]:
+    """Keeps a second run out of a folder.
+
+    The lock is the operating system's, so it goes with its process, however that ends.
+
+    Raises:
+        TrainingError: another process has the lock.
+    """
+    if getattr(rank_zero_only, "rank", 0):  # of one run with the process of rank 0
+        yield
+        return
+    out_dir.mkdir(parents=True, exist_ok=True)
+    owner = out_dir / f"{LOCK}.owner"
+    lock = filelock.FileLock(out_dir / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        try:
+            who = owner.read_text()
+        except OSError:
+            who = "another process"
+        raise TrainingError(
+            f"{out_dir}: {who} is training in this folder; wait for its end, or give another out_dir"
+        ) from None
+    try:
+        with suppress(OSError):  # it only helps a message
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        with suppress(OSError):
+            owner.unlink()
+        lock.release()

@@ -1,9 +1,14 @@
 """`ipvae.training`: the recipe, and that a resumed run is the run that was not interrupted."""
 
 import dataclasses
+import functools
 import math
 import os
 import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ import pytest
 import torch
 from ipvae import CheckpointError, IterativeVAE, ModelConfig, TrainConfig, build_model, schedules, train
 from ipvae.training import Batches, TrainingError, TrainResult, arrivals_quantile, mix, read_history
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
 from torch import Tensor
 
 CONFIG = TrainConfig(lr=0.02, max_steps=20, batch_size=8, beta_outer=2.0, seed=5)
@@ -101,6 +107,124 @@ def test_ctrl_c_saves_the_step_at_hand(x: Tensor, tmp_path: Path) -> None:
     assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 10
     assert not (tmp_path / "cut/model").exists()
     same(run(fresh(), x, tmp_path / "cut", resume=True), whole)
+
+
+class At(lightning.Callback):
+    """Does something in one of Lightning's hooks when training is at a step."""
+
+    def __init__(self, hook: str, step: int, do: Callable[[lightning.Trainer], None]) -> None:
+        def act(trainer: lightning.Trainer, *_: Any) -> None:
+            if trainer.global_step == step:
+                do(trainer)
+
+        setattr(self, hook, act)
+
+
+def stop(trainer: lightning.Trainer) -> None:
+    trainer.should_stop = True
+
+
+def saved_step(folder: Path) -> int:
+    saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    return int(saved["global_step"])
+
+
+@pytest.mark.parametrize(
+    ("callback", "steps", "by"),
+    [
+        (At("on_train_batch_end", 9, stop), 9, "callback"),
+        (At("on_train_batch_start", 9, stop), 10, "callback"),
+        (At("on_train_epoch_end", 12, stop), 12, "callback"),
+        (EarlyStopping("loss", patience=1, min_delta=1e9), 12, "callback"),
+        (Cut(9, signal.SIGTERM), 10, "SIGTERM"),
+    ],
+    ids=["within an epoch", "within a step", "epoch end", "early stopping", "SIGTERM"],
+)
+def test_a_stop_is_saved_and_returned(
+    callback: lightning.Callback, steps: int, by: str, x: Tensor, tmp_path: Path
+) -> None:
+    whole = run(fresh(), x, tmp_path / "whole")
+    handler = signal.getsignal(signal.SIGTERM)
+    result = run(fresh(), x, tmp_path / "cut", checkpoint_every=100, callbacks=[callback])
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert (result.steps, result.stopped_by, result.complete) == (steps, by, False)
+    assert saved_step(tmp_path / "cut") == steps
+    saved = IterativeVAE.from_pretrained(result.model_dir).state_dict()
+    assert all(torch.equal(saved[name], value) for name, value in result.model.state_dict().items())
+    resumed = run(fresh(), x, tmp_path / "cut", resume=True)
+    assert resumed.complete
+    same(resumed, whole)
+
+
+def test_a_timer_stops_a_run(x: Tensor, tmp_path: Path) -> None:
+    result = run(fresh(), x, tmp_path, callbacks=[Timer(duration={"milliseconds": 1})])
+    assert result.stopped_by == "callback"
+    assert result.steps < 20
+    assert saved_step(tmp_path) == result.steps
+
+
+def test_callbacks_find_the_columns_of_the_log(x: Tensor, tmp_path: Path) -> None:
+    """Also what is due only after the end of the first epoch, where both look for the first time."""
+    best = ModelCheckpoint(tmp_path / "best", monitor="val_r2", mode="max", save_top_k=-1)
+    patient = EarlyStopping("kl", patience=100)
+    seen: dict[str, float] = {}
+
+    def look(trainer: lightning.Trainer) -> None:
+        seen.update({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    result = run(
+        fresh(), Splits(x, x[:9]), tmp_path, log_every=5, validate_every=10,
+        callbacks=[At("on_train_batch_end", 20, look), best, patient],
+    )  # fmt: skip
+    last = {name: values[-1] for name, values in result.history.items() if name != "step"}
+    assert {"loss", "recon", "kl", "grad_norm", "lr", "beta", "val_r2", "val_nelbo"} <= set(last)
+    assert seen == pytest.approx(last, rel=1e-6)
+    assert patient.best_score <= last["kl"]
+    assert float(best.best_model_score) == pytest.approx(np.nanmax(result.history["val_r2"]))
+    first = sorted((tmp_path / "best").iterdir())[0]
+    same(run(fresh(), x, tmp_path / "again", resume=first), result)
+
+
+def test_a_progress_bar_of_the_users_replaces_ours(
+    x: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(fresh(), x, tmp_path, progress=True, log_every=5, callbacks=[TQDMProgressBar()])
+    shown = capfd.readouterr()
+    assert "20/20" not in shown.err
+    assert "loss=" in shown.out + shown.err
+
+
+def drift(x: Tensor, seed: int) -> Tensor:
+    """Moving input in which each row moves in its own way."""
+    generator = torch.Generator().manual_seed(seed % 2**31)
+    return x + torch.randn(4, *x.shape, generator=generator)
+
+
+def test_two_devices_are_one_run(x: Tensor, tmp_path: Path) -> None:
+    """Launched as in a notebook: the rows have the noise and the motion that they have on one device."""
+    one = run(fresh(), x, tmp_path / "one", log_every=5, frames=drift)
+    two = run(fresh(), x, tmp_path / "two", log_every=5, frames=drift, devices=2, strategy="ddp_fork")
+    assert (two.steps, two.complete, saved_step(tmp_path / "two")) == (20, True, 20)
+    assert two.seconds > 0
+    for name, expected in one.model.state_dict().items():
+        torch.testing.assert_close(two.model.state_dict()[name], expected, rtol=1e-3, atol=1e-5)
+    assert two.history["step"].tolist() == [5, 10, 15, 20]
+    np.testing.assert_allclose(two.history["loss"], one.history["loss"], rtol=1e-4)
+
+
+def test_two_devices_stop_at_the_same_step(x: Tensor, tmp_path: Path) -> None:
+    """One of them gets the signal; a run that diverges is a TrainingError here as well."""
+
+    def terminate_one(trainer: lightning.Trainer) -> None:
+        if trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    two: dict[str, Any] = {"devices": 2, "strategy": "ddp_fork"}
+    cut = At("on_train_batch_start", 9, terminate_one)
+    result = run(fresh(), x, tmp_path / "cut", callbacks=[cut], **two)
+    assert (result.steps, result.complete, saved_step(tmp_path / "cut")) == (10, False, 10)
+    with pytest.raises(TrainingError, match="training diverged: loss inf"):
+        run(fresh(), 1e25 * x, tmp_path / "lost", **two)
 
 
 def test_an_interrupt_within_a_step_leaves_the_last_checkpoint(x: Tensor, tmp_path: Path) -> None:
@@ -240,6 +364,153 @@ def test_resume_needs_the_same_run(x: Tensor, tmp_path: Path) -> None:
     assert "data: expected training inputs [40, 10], found [50, 10]" in message
 
 
+def test_resume_needs_the_same_values(x: Tensor, tmp_path: Path) -> None:
+    run(fresh(), x, tmp_path)
+    other = x.clone()
+    other[-1, -1] += 1.0
+    with pytest.raises(CheckpointError, match="the same shape but other values") as caught:
+        run(fresh(), other, tmp_path, resume=True)
+    assert "another out_dir" in str(caught.value)
+    run(fresh(), x.clone(), tmp_path, resume=True)
+
+
+class Slide:
+    """Moving input with a setting."""
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = pixels
+        self._calls = 0
+
+    def __call__(self, batch: Tensor, seed: int) -> Tensor:
+        self._calls += 1
+        return torch.stack([batch.roll(self.pixels * t, dims=-1) for t in range(4)])
+
+
+def sliding(pixels: int) -> Callable[[Tensor, int], Tensor]:
+    """The same with the setting in a closure."""
+    calls: list[int] = []
+
+    def frames(batch: Tensor, seed: int) -> Tensor:
+        calls.append(seed)
+        return Slide(pixels)(batch, seed)
+
+    return frames
+
+
+def slide(pixels: int, batch: Tensor, seed: int) -> Tensor:
+    return Slide(pixels)(batch, seed)
+
+
+@pytest.mark.parametrize(
+    "make", [Slide, sliding, lambda pixels: functools.partial(slide, pixels)], ids=["object", "closure", "partial"]
+)
+def test_resume_needs_the_same_motion(
+    make: Callable[[int], Callable[[Tensor, int], Tensor]], x: Tensor, tmp_path: Path
+) -> None:
+    short = dataclasses.replace(CONFIG, max_steps=2)
+    run(fresh(), x, tmp_path, short, frames=make(1))
+    for frames in (None, make(2), drift):
+        with pytest.raises(CheckpointError, match=r"motion \(frames\): expected .*, found ") as caught:
+            run(fresh(), x, tmp_path, short, frames=frames, resume=True)
+        assert "data:" not in str(caught.value)
+    run(fresh(), x, tmp_path, short, frames=make(1), resume=True)
+
+
+def test_a_finished_run_can_be_extended(x: Tensor, tmp_path: Path) -> None:
+    """From its last step on it follows the schedule of the longer run; it can be cut and resumed like any."""
+    longer = dataclasses.replace(CONFIG, max_steps=30)
+    run(fresh(), x, tmp_path / "run")
+    run(fresh(), x, tmp_path / "cut")
+    result = run(fresh(), x, tmp_path / "run", longer, resume=True, log_every=1)
+    assert (result.steps, saved_step(tmp_path / "run")) == (30, 30)
+    assert result.history["step"].tolist() == list(range(21, 31))
+    lr = [schedules.learning_rate(step, 30, peak=0.02) for step in range(20, 30)]
+    np.testing.assert_allclose(result.history["lr"], lr)
+    run(fresh(), x, tmp_path / "cut", longer, resume=True, callbacks=[At("on_train_batch_end", 25, stop)])
+    same(run(fresh(), x, tmp_path / "cut", longer, resume=True), result)
+    with pytest.raises(CheckpointError, match="steps: expected at least 30 as before, found 20: max_steps"):
+        run(fresh(), x, tmp_path / "run", resume=True)
+
+
+def test_one_run_at_a_time_in_a_folder(x: Tensor, tmp_path: Path) -> None:
+    """A second one is told who is there; the lock goes with its process, even by kill -9."""
+    code = (
+        "import filelock, os, sys; from pathlib import Path; from ipvae.training import _alone_in\n"
+        "with _alone_in(Path(sys.argv[1])): print(os.getpid(), flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout is not None
+    pid = int(other.stdout.readline())
+    with pytest.raises(TrainingError, match=f"process {pid} on .* is training in this folder"):
+        run(fresh(), x, tmp_path)
+    other.kill()
+    other.wait()
+    run(fresh(), x, tmp_path)
+    run(fresh(), x, tmp_path, resume=True)
+
+
+def test_threads_do_not_share_a_folder(x: Tensor, tmp_path: Path) -> None:
+    refused: list[BaseException] = []
+
+    def second() -> None:
+        try:
+            run(fresh(), x, tmp_path)
+        except TrainingError as error:
+            refused.append(error)
+
+    def start(_: lightning.Trainer) -> None:
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+
+    run(fresh(), x, tmp_path, callbacks=[At("on_train_batch_end", 3, start)])
+    assert f"process {os.getpid()}" in str(refused[0])
+
+
+def test_a_full_disk_is_named(x: Tensor, tmp_path: Path) -> None:
+    """A limit on the size of files stands for it: the writes fail in the same places."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+
+    def fill(_: lightning.Trainer) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+
+    try:
+        with pytest.raises(OSError, match=r"\[Errno 27\] File too large: '.*'") as caught:
+            run(fresh(), x, tmp_path, checkpoint_every=4, callbacks=[At("on_train_batch_end", 6, fill)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(path)
+    assert saved_step(tmp_path) == 4
+    assert [entry.name for entry in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_no_entry_under_logs_fails_a_finished_run(x: Tensor, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    for name, text in {
+        "version_0": b"step,loss\n1,2.0\n2,rubbish\n,3\n4,\xff\x00\n5,7.0\n6",
+        "version_1": b"loss\n\x00\xff\xfe,,,\n",
+        "version_2": b"",
+        "version_x": b"step\n1\n",
+        "version_1_old": b"step\n1\n",
+    }.items():
+        (logs / name).mkdir(parents=True)
+        (logs / name / "metrics.csv").write_bytes(text)
+    (logs / "version_3").write_text("a file")
+    (logs / "version_4" / "metrics.csv").mkdir(parents=True)
+    (logs / "version_9").symlink_to(tmp_path / "nowhere")
+    with pytest.warns(UserWarning, match=r"version_0/metrics\.csv: the history leaves out 3 damaged row"):
+        history = read_history(tmp_path)
+    assert history["step"].tolist() == [1, 5, 6]
+    assert history["loss"][:2].tolist() == [2, 7]
+    with pytest.warns(UserWarning, match="damaged"):
+        result = run(fresh(), x, tmp_path, logger="csv", log_every=5)
+    assert result.history["step"].tolist() == [1, 5, 10, 15, 20]
+
+
 def test_a_damaged_or_foreign_checkpoint_is_refused(x: Tensor, tmp_path: Path) -> None:
     path = run(fresh(), x, tmp_path).checkpoint
     path.write_bytes(path.read_bytes()[:-100])
@@ -268,10 +539,46 @@ def test_divergence_is_an_error_and_spares_the_checkpoint(x: Tensor, tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("scale", "options", "config"),
+    [
+        (1.0, {"estimator": "cubic"}, {"lr": 1e30}),
+        (1.0, {"estimator": "fini2"}, {"lr": 1e4}),
+        (1.0, {"estimator": "gumbel"}, {"lr": 1e30}),
+        (1.0, {"estimator": "sigmoid", "n_arrivals": "released"}, {"lr": 1e30}),
+        (1.0, {"kind": "gaussian"}, {"lr": 1e30}),
+        (1e25, {}, {}),
+        (1e25, {"kind": "gaussian", "activation": "relu"}, {}),
+    ],
+    ids=["cubic", "fini2", "gumbel", "released cut", "gaussian", "huge inputs", "huge inputs, relu"],
+)
+def test_every_divergence_is_a_training_error(
+    scale: float, options: dict[str, Any], config: dict[str, float], x: Tensor, tmp_path: Path
+) -> None:
+    """By itself, not by poisoned weights; what it calls whole is there and finite."""
+    recipe = dataclasses.replace(CONFIG, **{"warmup_portion": 0.0, "grad_clip": None, **config})
+    with pytest.raises(TrainingError, match=r"training diverged: .* step \d+ of 20; ") as caught:
+        run(fresh(**options), Splits(scale * x, scale * x[:9]), tmp_path, recipe, checkpoint_every=1)
+    if (tmp_path / "checkpoints/last.ckpt").exists():
+        assert f"last.ckpt of step {saved_step(tmp_path)} is older and whole" in str(caught.value)
+        saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+        assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
+    else:
+        assert "no checkpoint was saved" in str(caught.value)
+
+
+def test_too_large_initial_rates_are_a_training_error(x: Tensor, tmp_path: Path) -> None:
+    model = fresh()
+    model.layer.log_bias.data.fill_(89.0)
+    with pytest.raises(TrainingError, match="gradient norm nan at step 1 of 20; scale the inputs or choose"):
+        run(model, x, tmp_path)
+
+
+@pytest.mark.parametrize(
     ("data", "options", "message"),
     [
         (torch.zeros(0, 10), {}, "splits: expected training inputs"),
         (torch.zeros(8, 9), {}, "x: expected shape"),
+        (torch.full((8, 10), math.nan), {}, "splits: expected finite training inputs"),
         (torch.zeros(8, 10), {"logger": "paper"}, "logger: expected 'csv'"),
         (torch.zeros(8, 10), {"devices": 3}, "devices: expected a divisor"),
     ],
