@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from .config import ConfigError, ModelConfig
+from .extras import explained
+
+with explained():
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import save as safetensors_bytes
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .extras import explained
 from .metrics import SparsitySums, StepSums, r2_from_error, steps_to, total_variation
 from .model import IterativeVAE, frames
 
@@ -226,6 +227,7 @@ def latents_at(
     return {mark: torch.cat(values) for mark, values in rows.items()}
 
 
+@explained()
 def linear_readout(
     train_x: Tensor, train_y: Tensor, x: Tensor, y: Tensor, *, C: float = 1.0, max_iter: int = 100
 ) -> Readout:

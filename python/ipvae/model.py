@@ -79,8 +79,11 @@ class IterativeVAE(nn.Module):
         config: as given.
         temperature: of the relaxed counts, in force where `forward` is given none.
         eps: opening of the soft clamps, 0 tight to 1 final (`set_annealing`).
+        precision: of matrix products on a GPU's tensor cores, "float32", "tf32" or "bf16"
+            (`ipvae_kernels.infer`); a matter of the machine, so it is not saved.
     """
 
+    precision: str = "float32"
     kind: ClassVar[Kind]
     n_states: ClassVar[int]
     clamp_init: ClassVar[float]
@@ -250,7 +253,10 @@ class IterativeVAE(nn.Module):
 
     def _cell_options(self) -> dict[str, Any]:
         config = self.config
-        return {"n_inner": config.n_inner, "beta_inner": config.beta_inner, "kl": config.kl, **self.clamps}
+        return {
+            "n_inner": config.n_inner, "beta_inner": config.beta_inner, "kl": config.kl,
+            "precision": self.precision, **self.clamps,
+        }  # fmt: skip
 
     def rates(self, log_rate: Tensor) -> Tensor:
         """Latents without noise: exp(u) of log rates [..., B, K], the activated mean of [..., 2, B, K]."""

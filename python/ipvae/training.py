@@ -24,25 +24,30 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol, cast
 
-import lightning.pytorch as lightning
 import numpy as np
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from . import schedules
 from .checkpoint import CheckpointError, atomic_file, load_pickled
-from .config import TrainConfig
+from .config import ModelConfig, TrainConfig
 from .data.batches import epoch_order
-from .evaluation import evaluate
+from .evaluation import Evaluation, evaluate
+from .extras import explained
 from .model import IPVAE, IterativeVAE
+
+with explained():
+    import lightning.pytorch as lightning
+    from lightning.fabric.plugins import TorchCheckpointIO
+    from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 # The released code renews its cut of the arrivals every 200 updates, at this quantile of the largest rate.
 N_EXP_EVERY, N_EXP_TAIL = 200, 1e-3
 LAST = "last.ckpt"
+# What counts as collapsed at the end of a run, and how many inputs tell where nothing validates.
+COLLAPSED_R2, COLLAPSED_SILENCE, OUTCOME_SAMPLES = 0.1, 0.95, 200
 
 _NOISE, _N_EXP, _FRAMES = range(3)
 
@@ -53,6 +58,10 @@ Frames = Callable[[Tensor, int], Tensor]
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and what to do."""
+
+
+class CollapseWarning(UserWarning):
+    """A model that was trained explains next to nothing or is silent; the message says what to change."""
 
 
 class Splits(Protocol):
@@ -101,6 +110,34 @@ def mix(seed: int, purpose: int, index: int) -> int:
     """A 64-bit seed, a pure and well-mixed function of a seed, what it is for, and a step or epoch."""
     digest = hashlib.blake2b(struct.pack("<qqq", seed, purpose, index), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def collapse(r2: float, zeros: float, model: ModelConfig, config: TrainConfig) -> str | None:
+    """What is wrong with the outcome of a run and what to change; None where nothing is.
+
+    Args:
+        r2: at the last inference step.
+        zeros: share of silent neurons there, in [0, 1].
+        model: of the run.
+        config: of the run.
+    """
+    if r2 >= COLLAPSED_R2 and zeros <= COLLAPSED_SILENCE:
+        return None
+    plain = ModelConfig(n_inputs=1), TrainConfig(max_steps=1)
+    awake, beta = plain[0].init_log_rate, plain[1].beta_outer
+    advice = []
+    if config.beta_outer > beta:
+        advice.append(f"a smaller weight of the KL (beta_outer {config.beta_outer:g}; default {beta:g})")
+    if model.kind == "poisson" and model.init_log_rate[1] < awake[0]:
+        advice.append(f"neurons that start awake (init_log_rate {model.init_log_rate}; default {awake})")
+    if r2 < COLLAPSED_R2 and config.lr != plain[1].lr:
+        advice.append(f"another learning rate (lr {config.lr:g}; default {plain[1].lr:g})")
+    advice += ["more updates (max_steps or epochs)", "inputs in [0, 1] or of variance near 1"]
+    return (
+        f"the model collapsed: R2 {r2:.3f}, {100 * zeros:.1f} % of the neurons silent at the last inference "
+        f"step (expected at least {COLLAPSED_R2:g} and at most {100 * COLLAPSED_SILENCE:g} %). "
+        f"Try {'; '.join(advice)}"
+    )
 
 
 def arrivals_quantile(rate: float, tail: float = N_EXP_TAIL) -> int:
@@ -209,6 +246,7 @@ class Training(lightning.LightningModule):
         self.rows: list[dict[str, float]] = []
         self.started = self.stopped = 0.0
         self.first_step = 0
+        self.collapse: str | None = None
         self._parameters_to_clip = [p for p in model.parameters() if p.requires_grad]
         self._bar: tqdm[Any] | None = None
 
@@ -326,8 +364,11 @@ class Training(lightning.LightningModule):
             self._bar.update(step - self._bar.n)
 
     def on_train_end(self) -> None:
-        """Stops the clock."""
+        """Stops the clock, and looks at what became of the model."""
         self.stopped = time.perf_counter()
+        if self.trainer.is_global_zero:
+            r2, zeros = self._outcome()
+            self.collapse = collapse(r2, zeros, self.model.config, self.config)
 
     def close(self) -> None:
         """Closes the progress bar, however the run ended."""
@@ -347,14 +388,23 @@ class Training(lightning.LightningModule):
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
 
+    def _evaluate(self, x: Tensor, check: bool = True) -> Evaluation:
+        if self.frames is not None:
+            x = self.frames(x, mix(self.config.seed, _FRAMES, -1))
+        return evaluate(self.model, x, self.steps, marks=(), backend=self.backend, check=check)
+
+    def _outcome(self) -> tuple[float, float]:
+        """R2 and silence at the end: of the last validation if it was then, else of some inputs."""
+        last = self.rows[-1] if self.rows else {}
+        if last.get("step") == self.global_step and "val_r2" in last:
+            return last["val_r2"], last["val_zeros"]
+        x = self.x if self.validation is None else self.validation
+        found = self._evaluate(x[:OUTCOME_SAMPLES], check=False)
+        return float(found.r2[-1]), float(found.zeros[-1])
+
     def _validate(self) -> None:
         assert self.validation is not None
-        x = (
-            self.validation
-            if self.frames is None
-            else self.frames(self.validation, mix(self.config.seed, _FRAMES, -1))
-        )
-        result = evaluate(self.model, x, self.steps, marks=(), backend=self.backend)
+        result = self._evaluate(self.validation)
         names = ("r2", "squared_error", "zeros", "nelbo")
         self._write({f"val_{name}": float(getattr(result, name)[-1]) for name in names})
 
@@ -416,7 +466,7 @@ def train(
     frames: Frames | None = None,
     backend: str = "auto",
     accelerator: str = "auto",
-    devices: int = 1,
+    devices: int | list[int] = 1,
     strategy: str = "auto",
     callbacks: Sequence[lightning.Callback] = (),
 ) -> TrainResult:
@@ -444,7 +494,7 @@ def train(
             inference step; None: inputs stand still.
         backend: of `ipvae_kernels`.
         accelerator: of `lightning.Trainer`.
-        devices: of `lightning.Trainer`; they share out every batch.
+        devices: of `lightning.Trainer`: how many, or the numbers of which; they share out every batch.
         strategy: of `lightning.Trainer`.
         callbacks: more of Lightning's.
 
@@ -457,6 +507,9 @@ def train(
         KeyboardInterrupt: after an interrupt, with the checkpoint to resume from in the message.
         TrainingError: the loss or the weights are no longer finite.
         ValueError: for data that do not fit the model.
+
+    Warns:
+        CollapseWarning: R2 under .1 or over 95 % of the neurons silent at the end; says what to change.
     """
     out_dir = Path(out_dir)
     x, validation = _inputs(model, splits, validation_samples)
@@ -467,12 +520,13 @@ def train(
         checkpoint_every=checkpoint_every or min(often, 1000), backend=backend, progress=progress,
         frames=frames,
     )  # fmt: skip
-    if min(config.batch_size, len(x)) % devices:
+    n_devices = devices if isinstance(devices, int) else len(devices)
+    if min(config.batch_size, len(x)) % n_devices:
         raise ValueError(
-            f"devices: expected a divisor of the batch size {config.batch_size}, found {devices}"
+            f"devices: expected a divisor of the batch size {config.batch_size}, found {n_devices}"
         )
     start = _resume_from(training, resume)
-    with _quiet(), _deferred_interrupt(training, devices):
+    with _quiet(), _deferred_interrupt(training, n_devices):
         trainer = lightning.Trainer(
             max_steps=total, max_epochs=-1, logger=_logger(logger, out_dir), callbacks=list(callbacks),
             accelerator=accelerator, devices=devices, strategy=strategy, plugins=[_AtomicIO()],
@@ -490,6 +544,8 @@ def train(
         raise KeyboardInterrupt(_interrupted(training))
     if trainer.is_global_zero:
         model.save_pretrained(out_dir / "model")
+        if training.collapse is not None:
+            warnings.warn(training.collapse, CollapseWarning, stacklevel=2)
     seconds = training.stopped - training.started
     history = read_history(out_dir) if logger == "csv" else _columns(training.rows)
     return TrainResult(model, out_dir, total, seconds, history)
@@ -584,6 +640,8 @@ def _logger(logger: Literal["csv", "tensorboard"] | Logger | None, out_dir: Path
     if logger == "csv":
         return CSVLogger(out_dir, name="logs", flush_logs_every_n_steps=1)
     if logger == "tensorboard":
+        with explained():  # Lightning would miss it at the first row only
+            import tensorboard  # type: ignore[import-untyped]  # noqa: F401
         return TensorBoardLogger(out_dir, name="logs")
     raise ValueError(f"logger: expected 'csv', 'tensorboard', a Lightning logger or None, found {logger!r}")
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ipvae.data.splits import SPLITS, DataSplits, counts
+from ipvae.extras import explained
 
 Contrast = Literal["patch", "local", "none"]
 Regions = Mapping[str, list[Tensor]]
@@ -100,6 +101,7 @@ def natural_patches(
     return DataSplits(*splits, shape=(1, size, size), name="patches", about=about)
 
 
+@explained()
 def photographs() -> list[Tensor]:
     """The grey-scaled photographs, each [427, 640] float64, from 0 to 255."""
     from sklearn.datasets import load_sample_images  # type: ignore[import-untyped]
