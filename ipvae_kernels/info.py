@@ -40,6 +40,10 @@ def _version(distribution: str) -> str:
 
 def report() -> str:
     """:func:`info` as lines of text."""
-    facts = info()
+    return lines(info())
+
+
+def lines(facts: dict[str, str]) -> str:
+    """Facts as lines of text, their names in a column."""
     width = max(map(len, facts))
     return "\n".join(f"{name:{width}}  {text}" for name, text in facts.items())

@@ -24,11 +24,14 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from .config import ConfigError, ModelConfig
+from .extras import explained
+
+with explained():
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import save as safetensors_bytes
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

@@ -1,4 +1,4 @@
-"""The command line: ``ipvae demo | train | eval | infer | info``, and what other packages add to it.
+"""The command line: ``ipvae demo | train | eval | infer | plot | info``, and what other packages add to it.
 
 PyTorch and Lightning are imported when a command runs, so that ``ipvae --help`` answers at once.
 """
@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import signal
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
-import typer
-from typer.core import TyperGroup
+from .config import ESTIMATORS
+from .extras import DISTRIBUTION, explained
+
+with explained():
+    import typer
+    from typer.core import TyperCommand, TyperGroup
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from .config import ModelConfig, TrainConfig
@@ -30,6 +38,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 USER_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
+SPIKES_SHOWN = 200
 MAX_RECORD_GIB = 8.0
 ENTRY_POINTS = "ipvae.commands"
 
@@ -58,9 +67,34 @@ def _offered() -> metadata.EntryPoints:
 
 
 app = typer.Typer(
-    name="ipvae", cls=Commands, no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+    name="ipvae", cls=Commands, no_args_is_help=True, rich_markup_mode="rich",
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+
+
+class KernelCommand(TyperCommand):
+    """A command whose help names backends and precisions: looked up when shown, as that imports PyTorch."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The help, with {backends} and {precisions} filled in."""
+        for parameter in self.params:
+            text = getattr(parameter, "help", None) or ""
+            for name, choices in (("{backends}", _backends), ("{precisions}", _precisions)):
+                if name in text:
+                    parameter.help = text.replace(name, ", ".join(choices()))  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+def _backends() -> Sequence[str]:
+    from ipvae_kernels._backends import NAMES
+
+    return NAMES
+
+
+def _precisions() -> Sequence[str]:
+    from ipvae_kernels.rollout.config import PRECISIONS
+
+    return PRECISIONS
 
 
 class Recipe(str, Enum):
@@ -98,6 +132,7 @@ class Split(str, Enum):
     TRAIN = "train"
     VALIDATION = "validation"
     TEST = "test"
+    ALL = "all"
 
 
 Data = Annotated[
@@ -118,7 +153,22 @@ Model = Annotated[
     Path, typer.Argument(help="A model: its folder, that of its run, or a checkpoint of the authors' code.")
 ]
 Backend = Annotated[
-    str, typer.Option(help="auto, native, eager or autograd; 'ipvae info' tells which serve.")
+    str,
+    typer.Option(
+        autocompletion=_backends,
+        help="Which implementation computes: {backends}; 'ipvae info' tells which serve here.",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(help="auto (a GPU where PyTorch finds one), cpu, cuda, or cuda:N for the GPU numbered N."),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        autocompletion=_precisions,
+        help="Of matrix products on a GPU's tensor cores: {precisions}; a CPU computes in full.",
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; PyTorch's choice where left out.")]
 Seed = Annotated[int, typer.Option(help="Of all that is random: the same seed gives the same numbers.")]
@@ -133,7 +183,8 @@ def clear_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with _plain_warnings(), explained():
+                return command(*args, **kwargs)
         except KeyboardInterrupt as error:
             _fail(str(error) or "interrupted", INTERRUPTED)
         except (ValueError, OSError, ImportError) as error:
@@ -147,6 +198,23 @@ def clear_errors(command: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Shows a warning of ours as one line that tells what to change, without file and line."""
+    previous = warnings.formatwarning
+
+    def plain(message: Any, category: type[Warning], *rest: Any, **options: Any) -> str:
+        if category.__module__.partition(".")[0] not in ("ipvae", "ipvae_kernels"):
+            return previous(message, category, *rest, **options)
+        return f"warning: {message}\n"
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = previous
+
+
 def _fail(message: str, code: int) -> NoReturn:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = "; ".join(lines).replace(":;", ":")
@@ -154,8 +222,18 @@ def _fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}")
+        raise typer.Exit
+
+
 @app.callback()
-def _ipvae() -> None:
+def _ipvae(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
     """The iterative Poisson VAE: spiking inference of natural images and digits, fast.
 
     Start with [bold]ipvae demo[/]: it trains a model in minutes, draws what it learned and times it.
@@ -194,7 +272,7 @@ def demo(
     )  # fmt: skip
 
 
-@app.command()
+@app.command(cls=KernelCommand)
 @clear_errors
 def train(
     data: Data = "patches",
@@ -216,7 +294,9 @@ def train(
     ] = None,
     estimator: Annotated[
         str | None,
-        typer.Option(help="sigmoid, linear, cubic, quintic, cosine, fini2, fini3, gumbel or hard."),
+        typer.Option(
+            autocompletion=lambda: ESTIMATORS, help=f"Gradient of counts: {', '.join(ESTIMATORS)}."
+        ),
     ] = None,
     kind: Annotated[KindName, typer.Option(help="poisson: iP-VAE; gaussian: iG-VAE.")] = KindName.POISSON,
     activation: Annotated[str, typer.Option(help="Of a gaussian model: identity or relu.")] = "identity",
@@ -231,7 +311,9 @@ def train(
     eval_steps: Annotated[
         int, typer.Option(min=0, help="Inference steps of the final test; 0: no test.")
     ] = 1000,
+    device: Device = "auto",
     backend: Backend = "auto",
+    precision: Precision = "float32",
     threads: Threads = None,
 ) -> None:
     """Train a model and leave it in OUT/model.
@@ -248,7 +330,7 @@ def train(
 
     [bold]Next:[/] ipvae eval digits --data digits --readout
     """
-    _machine(threads, backend)
+    place = _machine(threads, backend, device, precision)
     last = out / "checkpoints" / "last.ckpt"
     if last.exists() and not resume:
         raise FileExistsError(f"{out} holds a run: --resume continues it, another --out starts a new one")
@@ -270,23 +352,25 @@ def train(
     from .training import train as run
 
     model = build_model(model_config)
+    model.precision = precision
     frames = _frames(motion, splits, train_config.steps or model_config.t_train)
     try:
         result = run(
             model, splits, train_config, out, resume=resume, logger=logger.value, frames=frames,
-            backend=backend,
+            backend=backend, accelerator=place.type, devices=1 if place.index is None else [place.index],
         )  # fmt: skip
     except KeyboardInterrupt as error:
         hint = "the same command with --resume continues" if last.exists() else "nothing was saved yet"
         raise KeyboardInterrupt(f"interrupted; {hint}") from error
     if not result.complete:  # no callback of a user's runs here: it was a SIGTERM
         _fail(f"terminated after step {result.steps:,}; the same command with --resume continues", TERMINATED)
+    result.model.to(place)
     _report_training(result, splits, eval_steps, seed, backend, moving=frames is not None)
     source = f"{data} --data-dir {data_dir}" if data_dir is not None else data
     typer.echo(f"Model in {result.model_dir}; next: ipvae eval {result.model_dir} --data {source}")
 
 
-@app.command("eval")
+@app.command("eval", cls=KernelCommand)
 @clear_errors
 def evaluate(
     model: Model,
@@ -309,7 +393,9 @@ def evaluate(
         Path | None, typer.Option("--json", help="Write all curves and measures here.")
     ] = None,
     seed: Seed = 0,
+    device: Device = "auto",
     backend: Backend = "auto",
+    precision: Precision = "float32",
     threads: Threads = None,
 ) -> None:
     """Measure a model as the paper does: hard spike counts, a thousand steps, held-out data.
@@ -324,10 +410,11 @@ def evaluate(
 
     [bold]Next:[/] ipvae infer digits --data digits --record counts --out spikes.npz
     """
-    _machine(threads, backend)
-    splits = _load_data(data, data_dir)
-    net = _load_model(model, splits, data)
-    x, labels = _part(splits, split.value, limit)
+    place = _machine(threads, backend, device, precision)
+    splits = _load_data(data, data_dir, split)
+    net = _load_model(model, splits, data).to(place)
+    net.precision = precision
+    x, labels = _part(splits, split, limit)
     fit = _readout_data(splits, split.value, data, readout_limit) if readout else None
 
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
@@ -344,7 +431,7 @@ def evaluate(
             net, x, steps, batch_size=batch_size, marks=marks, labels=None if fit is None else labels,
             train=fit, seed=seed, backend=backend, progress=lambda done, _: bar.update(done - bar.n),
         )  # fmt: skip
-    _print_evaluation(result, marks, f"{model} on {len(x):,} {split.value} samples of {data}")
+    _print_evaluation(result, marks, f"{model} on {_chosen(splits, split, x, data)}")
     if json_file is not None:
         _write_json(
             json_file, {"model": str(model), "data": splits.about, "split": split.value, **result.to_dict()}
@@ -352,14 +439,20 @@ def evaluate(
         typer.echo(f"All curves in {json_file}")
 
 
-@app.command()
+@app.command(cls=KernelCommand)
 @clear_errors
 def infer(
     model: Model,
     out: Annotated[Path, typer.Option(help="The .npz file to write.")],
     data: Data = "patches",
     data_dir: DataDir = None,
-    split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.TEST,
+    split: Annotated[
+        Split | None,
+        typer.Option(
+            help="Which part of the data; where left out, all of a file or folder of your own, in its order, "
+            "and the test set of the others."
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Inference steps.")] = 128,
     record: Annotated[
         str,
@@ -368,12 +461,16 @@ def infer(
         ),
     ] = "counts",
     record_every: Annotated[int, typer.Option(min=1, help="Record every so manyth step.")] = 1,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many samples.")] = 100,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="The first so many samples; all where left out.")
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Samples at a time; the result does not depend on it.")
     ] = 200,
     seed: Seed = 0,
+    device: Device = "auto",
     backend: Backend = "auto",
+    precision: Precision = "float32",
     threads: Threads = None,
 ) -> None:
     """Run inference and write what the neurons did to an .npz file.
@@ -386,11 +483,14 @@ def infer(
 
     [bold]Next:[/] python -c "import numpy as np; print(np.load('spikes.npz')['counts'].shape)"
     """
-    _machine(threads, backend)
+    place = _machine(threads, backend, device, precision)
+    split = split or (Split.ALL if _own(data) else Split.TEST)
     names = tuple(dict.fromkeys(name.strip() for name in record.split(",") if name.strip()))
-    splits = _load_data(data, data_dir)
-    net = _load_model(model, splits, data)
-    x, labels = _part(splits, split.value, limit)
+    splits = _load_data(data, data_dir, split)
+    net = _load_model(model, splits, data).to(place)
+    net.precision = precision
+    x, labels = _part(splits, split, limit)
+    typer.echo(f"{_chosen(splits, split, x, data)}, {steps:,} steps")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"--out: no folder {out.parent}")
     _check_size(net, names, len(x), steps // record_every)
@@ -403,11 +503,11 @@ def infer(
     states, parts = [], []
     for start in range(0, len(x), batch_size):
         state, records = net.infer(
-            x[start : start + batch_size], steps, record=names, record_every=record_every, seed=seed,
-            sample_offset=start, backend=backend,
+            x[start : start + batch_size].to(place), steps, record=names, record_every=record_every,
+            seed=seed, sample_offset=start, backend=backend,
         )  # fmt: skip
-        states.append(state.log_rate)
-        parts.append(records)
+        states.append(state.log_rate.cpu())
+        parts.append({name: values.cpu() for name, values in records.items()})
     sample_axis = {name: 2 if name == "log_rate" and net.kind == "gaussian" else 1 for name in names}
     arrays = {name: torch.cat([p[name] for p in parts], sample_axis[name]).numpy() for name in names}
     arrays |= {"log_rate_final": torch.cat(states, -2).numpy(), "x": x.numpy()}
@@ -421,6 +521,55 @@ def infer(
     typer.echo(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
 
 
+@app.command(cls=KernelCommand)
+@clear_errors
+def plot(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for the figures; those of the same names are replaced.")],
+    data: Data = "patches",
+    data_dir: DataDir = None,
+    split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.TEST,
+    steps: Annotated[int, typer.Option(min=1, help="Inference steps.")] = 1000,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many samples.")] = 1000,
+    seed: Seed = 0,
+    device: Device = "auto",
+    backend: Backend = "auto",
+    precision: Precision = "float32",
+    threads: Threads = None,
+) -> None:
+    """Draw what a model learned and does: features, convergence, spikes, reconstructions, training curves.
+
+    Training curves need the log of the run, which lies beside the model where 'ipvae train' left it.
+
+    [bold]Example:[/] ipvae plot demo/model --data patches --out figures
+
+    [bold]Next:[/] ipvae eval demo/model --data patches
+    """
+    place = _machine(threads, backend, device, precision)
+    splits = _load_data(data, data_dir, split)
+    net = _load_model(model, splits, data).to(place)
+    net.precision = precision
+    x, _ = _part(splits, split, limit)
+
+    from tqdm.auto import tqdm
+
+    from .evaluation import evaluate as run
+    from .figures import draw
+    from .training import read_history
+
+    folder = model if model.is_dir() else model.parent
+    histories = (read_history(run_dir) for run_dir in (folder, folder.parent))
+    with tqdm(total=len(x), desc="inference", unit="sample") as bar:
+        result = run(
+            net, x, steps, batch_size=200, marks=(), seed=seed, backend=backend,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )  # fmt: skip
+    about = _chosen(splits, split, x, data)
+    history = next(filter(None, histories), {})
+    for path in draw(net, x, result.r2, result.zeros, history, out, about=about, seed=seed, backend=backend):
+        typer.echo(str(path))
+
+
 @app.command()
 @clear_errors
 def info() -> None:
@@ -428,28 +577,9 @@ def info() -> None:
 
     [bold]Example:[/] ipvae info
     """
-    from importlib import metadata
+    from .extras import report
 
-    from ipvae_kernels.info import info as kernels
-
-    facts = kernels()
-    for name in (
-        "lightning",
-        "numpy",
-        "safetensors",
-        "scikit-learn",
-        "matplotlib",
-        "pooch",
-        "tensorboard",
-        "typer",
-    ):
-        try:
-            facts[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            facts[name] = "not installed (pip install 'ipvae-kernels[train]')"
-    width = max(map(len, facts))
-    for name, text in facts.items():
-        typer.echo(f"{name:{width}}  {text}")
+    typer.echo(report())
 
 
 def main() -> None:
@@ -467,22 +597,57 @@ def _terminate(number: int, frame: object) -> NoReturn:
     raise SystemExit(TERMINATED)
 
 
-def _machine(threads: int | None, backend: str = "auto") -> None:
-    """Sets the number of threads, and refuses a backend that cannot serve before any work is done."""
+def _machine(
+    threads: int | None, backend: str = "auto", device: str = "cpu", precision: str = "float32"
+) -> torch.device:
+    """Sets the number of threads; refuses what cannot serve before any work is done."""
     import torch
 
     import ipvae_kernels
 
     with ipvae_kernels.use_backend(backend):
         pass
+    if precision not in _precisions():
+        raise ValueError(f"--precision: expected one of {', '.join(_precisions())}; found {precision!r}")
     if threads is not None:
         torch.set_num_threads(threads)
+    return _device(device)
 
 
-def _load_data(data: str, data_dir: Path | None) -> DataSplits:
-    from .data import load_dataset
+def _device(name: str) -> torch.device:
+    """The device an option names.
 
-    return load_dataset(data, data_dir=data_dir)
+    Raises:
+        ValueError: for another name, or a GPU that PyTorch does not find.
+    """
+    import torch
+
+    kind, _, number = name.partition(":")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if kind != "cuda" or (name != "cuda" and not number.isdecimal()):
+        raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, found {name!r}")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) >= found:
+        here = f"{found} CUDA GPU{'' if found == 1 else 's'}" if found else "no CUDA GPU"
+        raise ValueError(f"--device: expected a device that is there, found {name!r}; PyTorch finds {here}")
+    return torch.device(name)
+
+
+def _own(data: str) -> bool:
+    """Whether `data` is a path of the user's, not the name of a set with a test set of its own."""
+    from .data import DATASETS
+
+    return os.fspath(data) not in DATASETS
+
+
+def _load_data(data: str, data_dir: Path | None, split: Split | None = None) -> DataSplits:
+    from .data import load_dataset, load_whole
+
+    load = load_whole if split is Split.ALL else load_dataset
+    return load(data, data_dir=data_dir)
 
 
 def _load_model(path: Path, splits: DataSplits, data: str) -> IterativeVAE:
@@ -499,12 +664,25 @@ def _load_model(path: Path, splits: DataSplits, data: str) -> IterativeVAE:
     return net
 
 
-def _part(splits: DataSplits, split: str, limit: int | None) -> tuple[Tensor, Tensor | None]:
-    x: Tensor = getattr(splits, split)
+def _part(splits: DataSplits, split: Split, limit: int | None) -> tuple[Tensor, Tensor | None]:
+    """The first inputs of a split and their labels; `load_whole` leaves all of them in the training split."""
+    name = "train" if split is Split.ALL else split.value
+    x: Tensor = getattr(splits, name)
     if len(x) == 0:
-        raise ValueError(f"--split: {splits.name} has no {split} samples")
-    labels = splits.labels.get(split)
+        raise ValueError(f"--split: {splits.name} has no {name} samples")
+    labels = splits.labels.get(name)
     return x[:limit], None if labels is None else labels[:limit]
+
+
+def _chosen(splits: DataSplits, split: Split, x: Tensor, data: str) -> str:
+    """Which samples, in words; says what was left out."""
+    whole = len(splits.train if split is Split.ALL else getattr(splits, split.value))
+    share = f"{len(x):,}" if len(x) == whole else f"the first {len(x):,} of {whole:,}"
+    if split is Split.ALL:
+        return f"{share} samples of {data}"
+    total = sum(len(part) for part in (splits.train, splits.validation, splits.test))
+    held = f" ({whole:,} of its {total:,}; --split all takes them all)" if _own(data) else ""
+    return f"{share} {split.value} samples of {data}{held}"
 
 
 def _readout_data(splits: DataSplits, split: str, data: str, limit: int | None) -> tuple[Tensor, Tensor]:

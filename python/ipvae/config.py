@@ -1,7 +1,7 @@
 """What a model is (`ModelConfig`) and how it is trained (`TrainConfig`), checked when written down.
 
-The defaults are those of the authors' released code; where this package recommends something else (the exact
-KL, the cubic estimator, no cut of the arrivals) the default is ours and `released_recipe` gives theirs.
+The defaults train whitened patches and images in [0, 1] in a run of minutes (docs/decisions.md, "Defaults");
+`released_recipe` gives the authors' settings, for runs of hours.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ Kl = Literal["exact", "released"]
 Activation = Literal["identity", "relu"]
 
 ESTIMATORS = ("sigmoid", "linear", "cubic", "quintic", "cosine", "fini2", "fini3", "gumbel", "hard")
+RELEASED_LOG_RATE = (-6.0, -4.0)
 CLAMPS: dict[str, dict[str, tuple[float, ...]]] = {
     "poisson": {"clamp_u": (10.0,), "clamp_du": (10.0,)},
     "gaussian": {"clamp_u": (7.0, 2.0), "clamp_du": (7.0, 3.0)},
@@ -48,13 +49,15 @@ class ModelConfig:
         clamp_u: final soft clamp of the state; None: 10 (Poisson) or (7, 2) (Gaussian: mean, log sigma).
         clamp_du: final soft clamp of one update; None: 10 or (7, 3).
         kl: "exact", or "released": exp(u - u_prior) times that, to which the published betas belong.
-        estimator: gradient of counts in training; "sigmoid" is what the authors trained with.
+        estimator: gradient of counts in training; "fini2" trains on whole spikes and has no temperature,
+            "sigmoid" is what the authors trained with.
         n_arrivals: arrivals kept by the estimator: None (all), a number, or "released" (their quantile rule).
         activation: of a Gaussian model, "identity" or "relu" (with a learned gain per neuron, as released).
         fit_prior: whether the initial state, the prior of the first step, is learned.
         init_scale: standard deviation of the initial dictionary.
         init_log_bias: initial log bias.
-        init_log_rate: bounds of the uniform initial log rates (Poisson; a Gaussian state starts at 0).
+        init_log_rate: bounds of the uniform initial log rates (Poisson; a Gaussian state starts at 0): about
+            a spike a step. The released code starts nearly silent, (-6, -4), and needs hours to recover.
         seed: of the initial weights.
     """
 
@@ -68,13 +71,13 @@ class ModelConfig:
     clamp_u: float | tuple[float, ...] | None = None
     clamp_du: float | tuple[float, ...] | None = None
     kl: Kl = "exact"
-    estimator: str = "cubic"
+    estimator: str = "fini2"
     n_arrivals: int | Literal["released"] | None = None
     activation: Activation = "identity"
     fit_prior: bool = True
     init_scale: float = 1e-4
     init_log_bias: float = -3.0
-    init_log_rate: tuple[float, float] = (-6.0, -4.0)
+    init_log_rate: tuple[float, float] = (-0.5, 0.5)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -155,7 +158,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The released training recipe: Adamax, warm-up, cosine, annealed KL, clamps and temperature.
+    """How to train: Adamax, warm-up, cosine, annealed KL, clamps and temperature, as in the released code.
 
     Portions are shares of all optimizer steps. One of `epochs` and `max_steps` sets their number.
 
@@ -166,7 +169,8 @@ class TrainConfig:
         batch_size: inputs per optimizer step, over all devices.
         steps: inference steps per optimizer step; None stands for the model's `t_train`.
         truncate: cut the gradient after every so many inference steps; None: never.
-        beta_outer: weight of the KL after annealing.
+        beta_outer: weight of the KL after annealing; larger is sparser, and too large for the length of a run
+            it silences every neuron. The paper's belong to ``kl="released"``.
         beta_min: weight of the KL before.
         grad_clip: largest norm of the gradient (three times that in the warm-up, as released); None: any.
         weight_decay: of Adamax.
@@ -181,13 +185,13 @@ class TrainConfig:
         seed: of the noise and of the order of the data.
     """
 
-    lr: float = 0.005
+    lr: float = 0.002
     epochs: int | None = None
     max_steps: int | None = None
     batch_size: int = 200
     steps: int | None = None
     truncate: int | None = None
-    beta_outer: float = 24.0
+    beta_outer: float = 2.0
     beta_min: float = 1e-4
     grad_clip: float | None = 300.0
     weight_decay: float = 3e-4
@@ -290,6 +294,7 @@ def released_recipe(
     model = ModelConfig(
         n_inputs=math.prod(shape), input_shape=shape, kind=kind, activation=activation, t_train=t_train,
         kl="released", estimator="sigmoid", n_arrivals="released" if kind == "poisson" else None,
+        init_log_rate=RELEASED_LOG_RATE,
     )  # fmt: skip
     if name == "patches":
         return model, TrainConfig(lr=0.005, epochs=300, batch_size=200, beta_outer=beta, grad_clip=300.0)

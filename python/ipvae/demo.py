@@ -14,22 +14,26 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 import ipvae_kernels
 from ipvae_kernels.info import info
 
-from . import baseline, plots
+from . import baseline
 from .checkpoint import atomic_file
 from .config import ModelConfig, TrainConfig
 from .data import DataSplits, load_dataset
 from .evaluation import evaluate
+from .extras import explained
+from .figures import FIGURES, draw
 from .metrics import r2_from_error, total_variation
 from .model import IPVAE, IterativeVAE
 from .recipes import DEMO_MODEL, DEMO_TRAIN
+
+with explained():
+    from rich.console import Console
+    from rich.table import Table
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 EVAL_STEPS = 1000
 MARKS = (1, 16, 64, 128, 256, 1000)
@@ -41,12 +45,10 @@ PUBLISHED = {
     256: (0.830, 0.746),
     1000: (0.830, 0.773),
 }
-RASTER_STEPS = 200
 TIMED_INFERENCE_STEPS = 64
 MIN_REPEATS, MAX_REPEATS = 3, 30
 # What tells the demo's own folder from any other, and what of it a new run replaces.
 METRICS = "metrics.json"
-FIGURES = ("features.png", "convergence.png", "raster.png", "reconstructions.png", "training.png")
 FOLDERS = ("model", "checkpoints", "logs")
 BY = "ipvae demo"
 
@@ -133,7 +135,10 @@ def run(
     result = train(model, splits, train_config, out, accelerator="cpu", progress=progress)
     console.print(f"[bold]3 of 4[/]  Inference: {eval_steps:,} steps on {len(splits.test)} held-out patches")
     marks, curves = measure(model, splits.test, eval_steps, seed=seed, progress=progress)
-    draw(model, splits, result.history, curves, out, seed=seed)
+    draw(
+        model, splits.test, curves["r2"], curves["zeros"], result.history, out, about="held-out patches",
+        seed=seed,
+    )  # fmt: skip
     timings: list[Timing] = []
     if timing_seconds > 0:
         console.print("[bold]4 of 4[/]  Speed: the same loop in plain PyTorch (ipvae/baseline.py), in turns")
@@ -193,48 +198,6 @@ def measure(
             )
         )  # fmt: skip
     return marks, {"r2": result.r2, "zeros": result.zeros, "spikes": result.spikes}
-
-
-def draw(
-    model: IterativeVAE,
-    splits: DataSplits,
-    history: dict[str, np.ndarray[Any, Any]],
-    curves: dict[str, np.ndarray[Any, Any]],
-    out: Path,
-    *,
-    seed: int = 0,
-) -> None:
-    """Writes the figures of `FIGURES`.
-
-    Args:
-        model: trained.
-        splits: its data, with a test set.
-        history: of the training.
-        curves: "r2" and "zeros" [steps] of the evaluation.
-        out: folder.
-        seed: of the noise.
-    """
-    steps = len(curves["r2"])
-    x = splits.test
-    counts = model.encode(x, steps, last=min(20, steps), counts=True, seed=seed)
-    last = model.infer(x[:10], steps, record=("reconstruction",), record_every=steps, seed=seed).records
-    spikes = model.infer(x[:1], min(RASTER_STEPS, steps), record=("counts",), seed=seed).records["counts"]
-    shape, t_train = model.config.shape, model.config.t_train
-    figures = {
-        "features.png": plots.features(model.dictionary.detach(), shape, use=counts.mean(0)),
-        "convergence.png": plots.convergence(
-            curves["r2"], curves["zeros"], trained_steps=t_train, title="Held-out patches"
-        ),
-        "raster.png": plots.raster(spikes[:, 0], title="Spikes of one held-out patch"),
-        "reconstructions.png": plots.reconstructions(
-            x[:10], last["reconstruction"][0], shape,
-            title=f"Held-out patches, reconstructed from the spikes of step {steps:,}, and the rest",
-        ),
-        "training.png": plots.training_curves(history),
-    }  # fmt: skip
-    for name, figure in figures.items():
-        with atomic_file(out / name) as file:
-            figure.savefig(file, format="png")
 
 
 def compare(model: IPVAE, x: Tensor, seconds: float = 15.0, *, progress: bool = True) -> list[Timing]:
@@ -360,6 +323,7 @@ def report(metrics: dict[str, Any], out: Path, console: Console) -> None:
     for command, what in (
         (f"ipvae eval {out}/model --data patches", "the full table, and measures as JSON"),
         (f"ipvae infer {out}/model --data patches --record counts --out spikes.npz", "spikes to look at"),
+        (f"ipvae plot {out}/model --data patches --out figures", "the figures, of other data or more steps"),
         ("ipvae train --data digits --out run", "your own model; --help shows the recipes"),
     ):
         console.print(f"  {command}", soft_wrap=True, highlight=False)

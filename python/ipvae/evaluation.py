@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ipvae_kernels import _checks
 
+from .extras import explained
 from .inputs import Source, as_labels, gather, labelled, whole
 from .metrics import SparsitySums, StepSums, r2_from_error, steps_to, total_variation
 from .model import IterativeVAE, frames
@@ -241,6 +242,7 @@ def latents_at(
     return {mark: torch.cat(values) for mark, values in rows.items()}
 
 
+@explained()
 def linear_readout(
     train_x: Tensor, train_y: Tensor, x: Tensor, y: Tensor, *, C: float = 1.0, max_iter: int = 100
 ) -> Readout:

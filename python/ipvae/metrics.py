@@ -66,6 +66,24 @@ def _sparsity(total: Tensor, total_square: Tensor, n: int) -> Tensor:
     return torch.where(silent, 1.0, (1.0 - ratio / n) / (1.0 - 1.0 / n))
 
 
+def explained_variance(x: Tensor, latents: Tensor, dictionary: Tensor) -> Tensor:
+    """What every feature explains: the squared error of inputs without it, less that with it.
+
+    Args:
+        x: [N, M].
+        latents: [N, K], such as mean counts.
+        dictionary: Phi, [M, K].
+
+    Returns:
+        [K], as shares of the inputs' variation (`total_variation`). Features that share their work both get
+        little, so these do not add up to R2; below zero where a feature does harm.
+    """
+    residual = x - latents @ dictionary.T
+    energy = dictionary.square().sum(0) * latents.square().sum(0)
+    gain = 2.0 * ((residual @ dictionary) * latents).sum(0) + energy
+    return gain / (total_variation(x).sum() + FLOAT32_EPS)
+
+
 def steps_to(curve: NDArray[np.floating], fraction: float) -> int:
     """The first step, counted from 1, at which a rising curve reaches `fraction` of its last value.
 

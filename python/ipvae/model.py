@@ -175,8 +175,11 @@ class IterativeVAE(nn.Module):
 
     Attributes:
         config: as given.
+        precision: of matrix products on a GPU's tensor cores, "float32", "tf32" or "bf16"
+            (`ipvae_kernels.infer`); a matter of the machine, so it is not saved.
     """
 
+    precision: str = "float32"
     kind: ClassVar[Kind]
     n_states: ClassVar[int]
     clamp_init: ClassVar[float]
@@ -404,7 +407,10 @@ class IterativeVAE(nn.Module):
     def _cell_options(self) -> dict[str, Any]:
         config = self.config
         leak = self.layer.read("beta_inner") if config.n_inner > 1 else 0.0
-        return {"n_inner": config.n_inner, "beta_inner": leak, "kl": config.kl, **self.clamps}
+        return {
+            "n_inner": config.n_inner, "beta_inner": leak, "kl": config.kl, "precision": self.precision,
+            **self.clamps,
+        }  # fmt: skip
 
     def rates(self, log_rate: Inputs) -> Tensor:
         """Latents without noise: exp(u) of log rates [..., B, K], the activated mean of [..., 2, B, K]."""

@@ -10,11 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
+
+from .extras import explained
+
+with explained():
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREEN, INK, MUTED, GRID = "#1f5f99", "#d1622b", "#2f7d5b", "#22262b", "#6b7280", "#e3e6ea"
 # Negative blue, zero white, positive red: features have signs, and a white zero sets them apart.
@@ -22,6 +27,9 @@ DIVERGING = LinearSegmentedColormap.from_list(
     "features", ["#163b66", "#4f8bc4", "#ffffff", "#e08a5a", "#8a2a12"]
 ).with_extremes(bad="#e9ecef")
 DPI = 160
+# Of a raster: inches of a neuron's row, at 160 dpi five pixels, enough to see dots of several sizes; and the
+# area of a single spike's dot where others are far larger, as a share of the largest.
+RASTER_ROW, SMALLEST_DOT = 0.032, 0.12
 
 Array = NDArray[np.float64]
 
@@ -35,12 +43,14 @@ def features(
     columns: int | None = None,
     title: str | None = None,
 ) -> Figure:
-    """The dictionary as a grid of features, the most used first.
+    """The dictionary as a grid of features, the most useful first.
 
     Args:
         dictionary: Phi, [M, K].
         shape: of an input: (height, width), or (channels, height, width) with 1 or 3 channels.
-        use: [K], what features are sorted by, descending, such as mean counts; None keeps the order.
+        use: [K], what features are sorted by, descending: the variance that each explains
+            (`ipvae.metrics.explained_variance`); None keeps the order. Not the counts: the neurons that fire
+            most are often the noisiest.
         limit: show the first so many; None: all.
         columns: of the grid; None: as square as the figure.
         title: None gives one that tells the order.
@@ -72,7 +82,7 @@ def features(
     text = (
         f"{len(tiles)} features" if len(tiles) == phi.shape[1] else f"{len(tiles)} of {phi.shape[1]} features"
     )
-    _title(axes, title if title is not None else text + ("" if use is None else ", most used first"))
+    _title(axes, title if title is not None else text + ("" if use is None else ", most useful first"))
     return figure
 
 
@@ -125,7 +135,7 @@ def convergence(
         ax.xaxis.set_major_formatter("{x:g}")
         ax.margins(y=0.16)
         _grid(ax)
-    axes[1].yaxis.set_major_formatter(lambda v, _: f"{100 * v:g} %")
+    axes[1].yaxis.set_major_formatter(_percent)
     _suptitle(figure, title)
     return figure
 
@@ -148,8 +158,9 @@ def raster(
         title: above the figure.
 
     Returns:
-        A figure with two axes: one mark per neuron and step that spiked, larger for more spikes; and their
-            sum.
+        A figure with two axes: one dot per neuron and step that spiked, of an area that grows with the count
+        (the legend shows how) and never wider than its cell, so that dots do not merge at any rate; and their
+        sum.
     """
     z = _matrix("counts", counts)
     totals = z.sum(axis=0)
@@ -158,11 +169,10 @@ def raster(
         order = np.argsort(-totals, kind="stable")[: max(np.count_nonzero(totals), 1)]
     shown = z[:, order[:limit]]
     times, neurons = np.nonzero(shown)
-    figure, axes = _figure((9.0, 5.4), 2, 1, height_ratios=[4, 1], sharex=True)
-    size = np.clip(260.0 / max(shown.shape), 0.6, 9.0) * np.clip(shown[times, neurons], 1, 6)
-    axes[0].scatter(
-        times + first_step, neurons, s=size, c=INK, marker="o", linewidths=0, alpha=0.85, rasterized=True
-    )
+    height = float(np.clip(RASTER_ROW * shown.shape[1], 3.2, 8.0))
+    figure, axes = _figure((9.0, height + 2.2), 2, 1, height_ratios=[height, 1.2], sharex=True)
+    cell = 72.0 * min(8.0 / shown.shape[0], height / shown.shape[1])  # points, the narrower side
+    _dots(axes[0], times + first_step, neurons, shown[times, neurons], min(cell, 8.0))
     axes[0].set(ylim=(shown.shape[1] - 0.5, -0.5), ylabel="neuron, most active first" if sort else "neuron")
     population = z.sum(axis=1)
     steps = np.arange(len(z)) + first_step
@@ -172,14 +182,35 @@ def raster(
         ylim=(0, max(float(population.max()) * 1.15, 1.0)), xlim=(steps[0] - 0.5, steps[-1] + 0.5),
         xlabel="inference step", ylabel="spikes",
     )  # fmt: skip
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     _grid(axes[1])
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     silent = 100 * float(np.mean(z == 0))
     _suptitle(
-        figure, title, f"{shown.shape[1]} of {z.shape[1]} neurons, {silent:.1f} % of all entries silent"
-    )
+        figure, title,
+        f"{shown.shape[1]} of {z.shape[1]} neurons; {silent:.1f} % silent, mean over all and steps",
+    )  # fmt: skip
     return figure
+
+
+def _dots(ax: Axes, x: NDArray[np.int64], y: NDArray[np.int64], counts: Array, widest: float) -> None:
+    """A dot per count above zero, at most `widest` points across, and a legend of what their sizes mean."""
+    top = math.ceil(np.percentile(counts, 99)) if counts.size else 1
+
+    def area(n: Any) -> Any:
+        return widest**2 * (SMALLEST_DOT + (1.0 - SMALLEST_DOT) * np.minimum(n, top) / top)
+
+    ax.scatter(x, y, s=area(counts), c=INK, marker="o", linewidths=0, rasterized=True)
+    examples = sorted({1, max(1, round(top / 2)), top})
+    for n in examples:
+        more = n == top and counts.size and counts.max() > top
+        label = f"{n}{' or more' if more else ''} spike{'s' if n > 1 or more else ''}"
+        ax.scatter([], [], s=area(n), c=INK, linewidths=0, label=label)
+    ax.legend(
+        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(examples), frameon=False, fontsize=9,
+        labelcolor=MUTED, handletextpad=0.1, columnspacing=1.2, borderaxespad=0.1,
+    )  # fmt: skip
 
 
 def reconstructions(
@@ -238,7 +269,7 @@ def training_curves(
     history: Mapping[str, ArrayLike],
     *,
     panels: Sequence[tuple[str, Sequence[str]]] = (
-        ("loss, nats", ("loss", "recon", "kl")),
+        ("loss, nats", ("loss", "recon", "beta kl", "kl")),
         ("validation $R^2$", ("val_r2",)),
         ("validation, silent neurons", ("val_zeros",)),
         ("gradient norm", ("grad_norm",)),
@@ -249,7 +280,8 @@ def training_curves(
 
     Args:
         history: "step" [R] and any of the logged names [R], NaN where a row has no value
-            (`ipvae.training.read_history`).
+            (`ipvae.training.read_history`). From "loss", "recon", "kl" and "beta" come the terms as they
+            enter the loss, "recon" and "beta kl", whose sum it is.
         panels: (label, names) of each axes; names that the history lacks are left out, and so is a panel
             without any.
         title: above the figure.
@@ -260,7 +292,7 @@ def training_curves(
     Raises:
         ValueError: if no panel has a curve.
     """
-    columns = {name: _vector(name, values) for name, values in history.items()}
+    columns, scale = _loss_terms({name: _vector(name, values) for name, values in history.items()})
     shown = [
         (label, [n for n in names if n in columns and np.isfinite(columns[n]).any()])
         for label, names in panels
@@ -277,6 +309,8 @@ def training_curves(
         for name, color in zip(names, (INK, BLUE, ORANGE, GREEN), strict=False):
             keep = np.isfinite(columns[name])
             steps, values = columns["step"][keep], columns[name][keep]
+            if name.endswith("zeros"):
+                ax.yaxis.set_major_formatter(_percent)
             ax.plot(
                 steps,
                 values,
@@ -284,11 +318,12 @@ def training_curves(
                 lw=1.6,
                 marker="o" if len(steps) < 30 else None,
                 ms=3.5,
-                label=name,
+                label=_NAMES.get(name, name),
             )
         if len(names) > 1:
             ax.legend(frameon=False, fontsize=9, labelcolor="linecolor")
-        ax.set(xlabel="optimizer step", ylabel=label)
+        scaled = f" times {scale:.3g}" if "beta kl" in names and abs(scale - 1.0) > 1e-3 else ""
+        ax.set(xlabel="optimizer step", ylabel=label + scaled)
         ax.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:g}k" if v >= 10_000 else f"{v:g}")
         ax.set_xlim(columns["step"].min(), max(columns["step"].max(), 1))
         _grid(ax)
@@ -296,6 +331,29 @@ def training_curves(
         ax.remove()
     _suptitle(figure, title)
     return figure
+
+
+# How the curves of a history are called in a legend, where not by their names.
+_NAMES = {"recon": "reconstruction", "beta kl": "β KL", "kl": "KL"}
+
+
+def _percent(value: float, _: object = None) -> str:
+    """A share as a label of an axis: silence is in percent wherever it is shown."""
+    return f"{100 * value:g} %"
+
+
+def _loss_terms(columns: dict[str, Array]) -> tuple[dict[str, Array], float]:
+    """Columns with the terms of the loss as they enter it, and their common factor, 256 / pixels.
+
+    Without all of loss, recon, kl and beta: the columns as they are, and 1.
+    """
+    if not {"loss", "recon", "kl", "beta"} <= set(columns):
+        return columns, 1.0
+    weighted = columns["beta"] * columns["kl"]
+    factor = columns["loss"] / (columns["recon"] + weighted)
+    terms = {name: values for name, values in columns.items() if name != "kl"}
+    terms |= {"recon": factor * columns["recon"], "beta kl": factor * weighted}
+    return terms, float(np.nanmedian(factor))
 
 
 def _figure(size: tuple[float, float], rows: int, columns: int, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -361,10 +419,15 @@ def _vector(name: str, values: ArrayLike) -> Array:
     return array
 
 
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether inputs of this shape can be drawn: (height, width), or channels, 1 or 3, before these."""
+    return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+
+
 def _images(name: str, rows: Array, shape: Sequence[int]) -> Array:
     """Rows [N, M] as images [N, height, width, channels]."""
     full = (1, *shape) if len(shape) == 2 else tuple(shape)
-    if len(full) != 3 or full[0] not in (1, 3) or math.prod(full) != rows.shape[1]:
+    if not is_image(full) or math.prod(full) != rows.shape[1]:
         raise ValueError(
             f"shape: expected (height, width) or (1 or 3, height, width) with {rows.shape[1]} pixels "
             f"as in {name}, found {tuple(shape)}"

@@ -34,30 +34,33 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol, cast
 
-import filelock
-import lightning.pytorch as lightning
 import numpy as np
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from ipvae_kernels import ElboResult
 
 from . import schedules
 from .checkpoint import CheckpointError, atomic_file, load_pickled
-from .config import TrainConfig
+from .config import ModelConfig, TrainConfig
 from .data.batches import epoch_order
-from .evaluation import evaluate
+from .evaluation import Evaluation, evaluate
+from .extras import explained
 from .inputs import KINDS, Source, gather, refuse_pixels
 from .model import IPVAE, IterativeVAE
+
+with explained():
+    import filelock
+    import lightning.pytorch as lightning
+    from lightning.fabric.plugins import TorchCheckpointIO
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+    from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+    from lightning.pytorch.utilities import rank_zero_only
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 # The released code renews its cut of the arrivals every 200 updates, at this quantile of the largest rate.
 N_EXP_EVERY, N_EXP_TAIL = 200, 1e-3
@@ -69,6 +72,8 @@ ECHO_SECONDS = 1.0
 DIGEST_BYTES = 2**24
 # What of a configuration may differ on resume: how long the run is.
 _LENGTH = {("train", "max_steps"), ("train", "epochs")}
+# What counts as collapsed at the end of a run, and how many inputs tell where nothing validates.
+COLLAPSED_R2, COLLAPSED_SILENCE, OUTCOME_SAMPLES = 0.1, 0.95, 200
 
 _NOISE, _N_EXP, _FRAMES = range(3)
 
@@ -79,6 +84,10 @@ Frames = Callable[[Tensor, int], Tensor]
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and what to do."""
+
+
+class CollapseWarning(UserWarning):
+    """A model that was trained explains next to nothing or is silent; the message says what to change."""
 
 
 class Splits(Protocol):
@@ -135,6 +144,34 @@ def mix(seed: int, purpose: int, index: int) -> int:
     """A 64-bit seed, a pure and well-mixed function of a seed, what it is for, and a step or epoch."""
     digest = hashlib.blake2b(struct.pack("<qqq", seed, purpose, index), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def collapse(r2: float, zeros: float, model: ModelConfig, config: TrainConfig) -> str | None:
+    """What is wrong with the outcome of a run and what to change; None where nothing is.
+
+    Args:
+        r2: at the last inference step.
+        zeros: share of silent neurons there, in [0, 1].
+        model: of the run.
+        config: of the run.
+    """
+    if r2 >= COLLAPSED_R2 and zeros <= COLLAPSED_SILENCE:
+        return None
+    plain = ModelConfig(n_inputs=1), TrainConfig(max_steps=1)
+    awake, beta = plain[0].init_log_rate, plain[1].beta_outer
+    advice = []
+    if config.beta_outer > beta:
+        advice.append(f"a smaller weight of the KL (beta_outer {config.beta_outer:g}; default {beta:g})")
+    if model.kind == "poisson" and model.init_log_rate[1] < awake[0]:
+        advice.append(f"neurons that start awake (init_log_rate {model.init_log_rate}; default {awake})")
+    if r2 < COLLAPSED_R2 and config.lr != plain[1].lr:
+        advice.append(f"another learning rate (lr {config.lr:g}; default {plain[1].lr:g})")
+    advice += ["more updates (max_steps or epochs)", "inputs in [0, 1] or of variance near 1"]
+    return (
+        f"the model collapsed: R2 {r2:.3f}, {100 * zeros:.1f} % of the neurons silent at the last inference "
+        f"step (expected at least {COLLAPSED_R2:g} and at most {100 * COLLAPSED_SILENCE:g} %). "
+        f"Try {'; '.join(advice)}"
+    )
 
 
 def arrivals_quantile(rate: float, tail: float = N_EXP_TAIL) -> int:
@@ -210,6 +247,7 @@ class _Outcome:
     seconds: float
     stopped_by: str | None
     rows: list[dict[str, float]]
+    collapsed: str | None = None
 
 
 class Training(lightning.LightningModule):
@@ -438,12 +476,15 @@ class Training(lightning.LightningModule):
             self._validate()
 
     def on_train_end(self) -> None:
-        """Saves what no step has saved, and says how the run ended."""
+        """Saves what no step has saved, and says how the run ended and what became of the model."""
         if self.whole is None or self.whole[1] != self.global_step:
             self._save()
         stopped_by = None if self.global_step >= self.total else self.stop or "callback"
         seconds = time.perf_counter() - self.started
-        self.outcome = _Outcome(self.global_step, seconds, stopped_by, self.rows)
+        collapsed = None
+        if stopped_by is None and self.trainer.is_global_zero:
+            collapsed = collapse(*self._r2_and_silence(), self.model.config, self.config)
+        self.outcome = _Outcome(self.global_step, seconds, stopped_by, self.rows, collapsed)
         if self.trainer.local_rank == 0:
             self._tell(**dataclasses.asdict(self.outcome))
 
@@ -496,14 +537,23 @@ class Training(lightning.LightningModule):
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
 
+    def _evaluate(self, x: Tensor) -> Evaluation:
+        if self.frames is not None:
+            x = self.frames(x, mix(self.config.seed, _FRAMES, -1))
+        return evaluate(self.model, x, self.steps, marks=(), backend=self.backend, check=False)
+
+    def _r2_and_silence(self) -> tuple[float, float]:
+        """R2 and silence at the end: of the last validation if it was then, else of some inputs."""
+        last = self.rows[-1] if self.rows else {}
+        if last.get("step") == self.global_step and "val_r2" in last:
+            return last["val_r2"], last["val_zeros"]
+        x = self.x if self.validation is None else self.validation
+        found = self._evaluate(x[:OUTCOME_SAMPLES])
+        return float(found.r2[-1]), float(found.zeros[-1])
+
     def _validate(self) -> None:
         assert self.validation is not None
-        x = (
-            self.validation
-            if self.frames is None
-            else self.frames(self.validation, mix(self.config.seed, _FRAMES, -1))
-        )
-        result = evaluate(self.model, x, self.steps, marks=(), backend=self.backend, check=False)
+        result = self._evaluate(self.validation)
         names = ("r2", "squared_error", "zeros", "nelbo")
         row = {f"val_{name}": float(getattr(result, name)[-1]) for name in names}
         if not math.isfinite(row["val_nelbo"]):
@@ -581,7 +631,7 @@ def train(
     frames: Frames | None = None,
     backend: str = "auto",
     accelerator: str = "auto",
-    devices: int = 1,
+    devices: int | list[int] = 1,
     strategy: str = "auto",
     callbacks: Sequence[lightning.Callback] = (),
 ) -> TrainResult:
@@ -626,7 +676,7 @@ def train(
             and tensors in its defaults, closure, or public attributes.
         backend: of `ipvae_kernels`.
         accelerator: of `lightning.Trainer`.
-        devices: of `lightning.Trainer`; they share out every batch.
+        devices: of `lightning.Trainer`: how many, or the numbers of which; they share out every batch.
         strategy: of `lightning.Trainer`.
         callbacks: more of Lightning's.
 
@@ -642,6 +692,9 @@ def train(
         TrainingError: the loss or the weights are no longer finite (the message names the step and the
             checkpoint that is whole), or another process is training in `out_dir`.
         ValueError: for data that do not fit the model or are not finite.
+
+    Warns:
+        CollapseWarning: R2 under .1 or over 95 % of the neurons silent at the end; says what to change.
     """
     out_dir = Path(out_dir)
     x, validation = _inputs(model, splits, validation_samples)
@@ -652,9 +705,10 @@ def train(
         checkpoint_every=checkpoint_every or min(often, 1000), backend=backend, progress=progress,
         frames=frames,
     )  # fmt: skip
-    if min(config.batch_size, len(x)) % devices:
+    n_devices = devices if isinstance(devices, int) else len(devices)
+    if min(config.batch_size, len(x)) % n_devices:
         raise ValueError(
-            f"devices: expected a divisor of the batch size {config.batch_size}, found {devices}"
+            f"devices: expected a divisor of the batch size {config.batch_size}, found {n_devices}"
         )
     own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     training.progress = progress and not own_bar
@@ -676,6 +730,8 @@ def train(
             raise KeyboardInterrupt(_interrupted(training))
         if trainer.is_global_zero:
             model.save_pretrained(out_dir / "model")
+    if outcome.collapsed is not None:
+        warnings.warn(outcome.collapsed, CollapseWarning, stacklevel=2)
     history = read_history(out_dir) if logger == "csv" else _columns(outcome.rows)
     return TrainResult(model, out_dir, outcome.steps, outcome.seconds, history, outcome.stopped_by)
 
@@ -910,6 +966,8 @@ def _logger(logger: Literal["csv", "tensorboard"] | Logger | None, out_dir: Path
     if logger == "csv":
         return CSVLogger(out_dir, name="logs", flush_logs_every_n_steps=1)
     if logger == "tensorboard":
+        with explained():  # Lightning would miss it at the first row only
+            import tensorboard  # type: ignore[import-untyped]  # noqa: F401
         return TensorBoardLogger(out_dir, name="logs")
     raise ValueError(f"logger: expected 'csv', 'tensorboard', a Lightning logger or None, found {logger!r}")
 

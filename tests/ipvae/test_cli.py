@@ -1,22 +1,30 @@
 """`ipvae.cli`: every command on a small model, and that what a user can get wrong ends in one clear line."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ipvae import IPVAE, ModelConfig, cli
+from ipvae import IPVAE, ModelConfig, build_model, cli
+from ipvae.data import load_whole
+from ipvae.figures import FIGURES
 from ipvae.recipes import SHORT, paper_recipe, short_recipe
+from ipvae.training import CollapseWarning
 from typer.testing import CliRunner
 
 import ipvae_kernels
+from ipvae_kernels._backends import NAMES
+from ipvae_kernels.rollout.config import PRECISIONS
 
 SMALL = ["--data", "digits", "--latents", "16", "--t-train", "4", "--max-steps", "4", "--batch-size", "8"]
 
@@ -59,10 +67,10 @@ def test_help_imports_no_torch() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0
     assert result.stderr == ""
-    assert all(name in result.stdout for name in ("demo", "train", "eval", "infer", "info"))
+    assert all(name in result.stdout for name in ("demo", "train", "eval", "infer", "plot", "info"))
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "eval", "infer", "info"])
+@pytest.mark.parametrize("command", ["demo", "train", "eval", "infer", "plot", "info"])
 def test_every_command_teaches_by_example(command: str) -> None:
     text = call(command, "--help").output
     assert "Example" in text
@@ -223,6 +231,150 @@ def test_infer_refuses_unknown_and_endless_records(run: Path, tmp_path: Path) ->
     refused(call("infer", run, *out, "--steps", 10**7), "GiB", "--record-every")
     refused(call("infer", run, "--data", "digits", "--out", tmp_path / "no" / "x.npz"), "--out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "infer", "plot"])
+def test_help_lists_every_backend_and_precision(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipvae_kernels._backends.NAMES", (*NAMES, "abacus"))
+    text = re.sub(r"\W+", " ", call(command, "--help").output)
+    assert " ".join((*NAMES, "abacus")) in text
+    assert " ".join(PRECISIONS) in text
+    assert "cuda N" in text
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--device", "gpu", ["--device", "auto, cpu, cuda or cuda:N", "'gpu'"]),
+        ("--device", "cuda:99", ["--device", "'cuda:99'", "PyTorch finds"]),
+        ("--device", "cuda:-1", ["--device", "'cuda:-1'"]),
+        ("--backend", "abacus", ["backend", "triton", "'abacus'"]),
+        ("--precision", "half", ["--precision", "bf16", "'half'"]),
+    ],
+)
+def test_wrong_machines_are_refused_before_any_work(
+    option: str, value: str, words: list[str], tmp_path: Path
+) -> None:
+    for command in (["train"], ["eval", "none"], ["infer", "none", "--out", "x.npz"], ["plot", "none"]):
+        out = ["--out", str(tmp_path / "new")] if command[0] in ("train", "plot") else []
+        refused(call(*command, *out, "--data", "digits", option, value), *words)
+
+
+def test_device_and_precision_reach_the_kernels(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    infer, elbo = ipvae_kernels.infer, ipvae_kernels.elbo
+
+    def spy(op: Any) -> Any:
+        def call(x: torch.Tensor, *rest: Any, **options: Any) -> Any:
+            seen.append((x.device.type, options["precision"], options["backend"]))
+            return op(x, *rest, **options)
+
+        return call
+
+    monkeypatch.setattr(ipvae_kernels, "infer", spy(infer))
+    monkeypatch.setattr(ipvae_kernels, "elbo", spy(elbo))
+    options = ("--data", "digits", "--device", "cpu", "--precision", "bf16", "--backend", "eager")
+    where = ("--out", tmp_path / "run", "--eval-steps", 2)
+    trained = call("train", *SMALL, *where, *options[2:], "--max-steps", 1)
+    assert trained.exit_code == 0, trained.output
+    shared = (*options, "--steps", 2, "--limit", 2)
+    for command in (("eval", run), ("infer", run, "--out", tmp_path / "x.npz")):
+        result = call(*command, *shared)
+        assert result.exit_code == 0, result.output
+    assert set(seen) == {("cpu", "bf16", "eager")}
+
+
+def test_infer_takes_all_of_ones_own_file_in_its_order(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((30, 64), dtype=np.float32)
+    np.save(tmp_path / "x.npy", x)
+    IPVAE(ModelConfig(n_inputs=64, n_latents=4)).save_pretrained(tmp_path / "model")
+
+    def inferred(*options: object) -> tuple[Any, str]:
+        out = tmp_path / "y.npz"
+        shared = ("--data", tmp_path / "x.npy", "--steps", 2, "--out", out)
+        result = call("infer", tmp_path / "model", *shared, *options)
+        assert result.exit_code == 0, result.output
+        with np.load(out) as found:
+            return found["x"], re.sub(r"\s+", " ", result.output)
+
+    for options in ((), ("--split", "all")):
+        found, said = inferred(*options)
+        np.testing.assert_array_equal(found, x)
+        assert "30 samples of" in said
+    found, said = inferred("--split", "test")
+    assert len(found) == 3
+    assert "3 of its 30; --split all" in said
+    found, said = inferred("--limit", 5)
+    np.testing.assert_array_equal(found, x[:5])
+    assert "the first 5 of 30 samples" in said
+    evaluated = call("eval", tmp_path / "model", "--data", tmp_path / "x.npy", "--steps", 2, "--split", "all")
+    assert "30 samples of" in evaluated.output
+
+
+def test_all_of_a_named_set_has_every_sample_and_label() -> None:
+    whole = load_whole("digits")
+    assert len(whole.train) == len(whole.labels["train"]) == 1797
+    assert len(whole.test) == 0
+
+
+def test_plot_draws_what_the_demo_draws(run: Path, tmp_path: Path) -> None:
+    options = ("--data", "digits", "--steps", 20, "--limit", 30)
+    for model in (run, run / "model"):
+        result = call("plot", model, *options, "--out", tmp_path / "figures")
+        assert result.exit_code == 0, result.output
+        files = {path.name: path for path in (tmp_path / "figures").iterdir()}
+        assert set(files) == set(FIGURES)
+        assert all(path.read_bytes().startswith(b"\x89PNG") for path in files.values())
+
+
+def test_plot_leaves_out_what_a_model_does_not_have(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((20, 3, 5), dtype=np.float32))
+    model = build_model(ModelConfig(n_inputs=15, n_latents=4, kind="gaussian", input_shape=(15,)))
+    model.save_pretrained(tmp_path / "model")
+    options = ("--data", tmp_path / "x.npy", "--steps", 3, "--out", tmp_path / "figures")
+    result = call("plot", tmp_path / "model", *options)
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["convergence.png"]
+
+
+def test_version() -> None:
+    assert call("--version").output == f"ipvae-kernels {metadata.version('ipvae-kernels')}\n"
+    assert ipvae_kernels.__version__ == metadata.version("ipvae-kernels")
+    code = "import sys; from ipvae.__main__ import main; sys.argv[1:] = ['--version']; main()"
+    code = f"import atexit; atexit.register(lambda: print('torch' in sys.modules)); {code}"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["ipvae-kernels", ipvae_kernels.__version__, "False"]
+
+
+def test_shells_complete_commands_and_names() -> None:
+    def completed(line: str) -> str:
+        words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+        environment = {**os.environ, "_IPVAE_COMPLETE": "complete_bash", **words}
+        code = "import sys; sys.argv[0] = 'ipvae'; from ipvae.__main__ import main; main()"
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout
+
+    assert {"demo", "plot", "bench"} <= set(completed("ipvae ").split())
+    assert "triton" in completed("ipvae infer --backend t")
+
+
+def test_a_collapsed_run_says_what_to_change(tmp_path: Path) -> None:
+    with pytest.warns(CollapseWarning, match=r"R2 .*silent.*beta_outer 1000; default 2"):
+        result = call("train", *SMALL, "--beta", 1000, "--out", tmp_path / "run", "--eval-steps", 0)
+    assert result.exit_code == 0, result.output
+
+
+def test_warnings_of_ours_are_one_line() -> None:
+    @cli.clear_errors
+    def command() -> tuple[str, str]:
+        form = warnings.formatwarning
+        return form("change this", CollapseWarning, "f", 1), form("old", DeprecationWarning, "f", 1, "")  # type: ignore[arg-type]
+
+    ours, other = command()
+    assert ours == "warning: change this\n"
+    assert other == "f:1: DeprecationWarning: old\n"
 
 
 def test_info_names_versions_and_backends() -> None:

@@ -1,6 +1,6 @@
 """Data sets, and moving input made from them."""
 
-from ipvae.data.datasets import DATASETS, load_dataset
+from ipvae.data.datasets import DATASETS, load_dataset, load_whole
 from ipvae.data.feeders import Feeder, JitterFeeder, RotationFeeder, SequenceFeeder
 from ipvae.data.mnist import DownloadError
 from ipvae.data.splits import DataSplits
@@ -14,4 +14,5 @@ __all__ = [
     "RotationFeeder",
     "SequenceFeeder",
     "load_dataset",
+    "load_whole",
 ]

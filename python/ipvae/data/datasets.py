@@ -15,7 +15,8 @@ from ipvae.data.idx import idx_folder
 from ipvae.data.mnist import fashion_mnist, mnist
 from ipvae.data.patches import natural_patches
 from ipvae.data.photographs import PHOTOGRAPHS, is_photograph, photo_patches
-from ipvae.data.splits import DataSplits, as_inputs, counts
+from ipvae.data.splits import SPLITS, DataSplits, as_inputs, counts
+from ipvae.extras import explained
 
 
 def load_dataset(
@@ -65,6 +66,30 @@ def load_dataset(
     return load(name, **options) if name not in DATASETS else load(**options)
 
 
+def load_whole(name: str | Path, *, data_dir: str | Path | None = None, seed: int = 0) -> DataSplits:
+    """Every sample of a data set in one split, `train`; of a file, in the order of its rows.
+
+    Args:
+        name: as for `load_dataset`.
+        data_dir: likewise.
+        seed: likewise; a file or folder is not split, so it has no part in its order.
+
+    Raises:
+        ValueError, FileNotFoundError, DownloadError: as `load_dataset`.
+    """
+    parameters = inspect.signature(_loader_of(os.fspath(name))).parameters
+    unsplit = {option: 0.0 for option in ("validation", "test") if option in parameters}
+    splits = load_dataset(name, data_dir=data_dir, seed=seed, **unsplit)
+    filled = [split for split in SPLITS if len(getattr(splits, split))]
+    labels = [splits.labels[split] for split in filled if split in splits.labels]
+    x = torch.cat([getattr(splits, split) for split in filled])
+    none = x[:0]
+    return DataSplits(
+        x, none, none, shape=splits.shape, name=splits.name, about=splits.about,
+        labels={"train": torch.cat(labels)} if len(labels) == len(filled) else {},
+    )  # fmt: skip
+
+
 def idx(data_dir: str | Path | None = None, *, seed: int = 0, validation: float = 0.1) -> DataSplits:
     """`idx_folder` of `data_dir`: any IDX files in the layout of MNIST.
 
@@ -79,6 +104,7 @@ def idx(data_dir: str | Path | None = None, *, seed: int = 0, validation: float 
     return idx_folder(data_dir, seed=seed, validation=validation)
 
 
+@explained()
 def digits() -> DataSplits:
     """The 1,797 handwritten digits of scikit-learn (UCI, Alpaydin and Kaynak), 8x8, in [0, 1].
 

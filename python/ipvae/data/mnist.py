@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ipvae.data.idx import PREFIXES, find_idx, idx_folder, read_bytes
 from ipvae.data.splits import DataSplits
+from ipvae.extras import explained
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -91,6 +92,7 @@ def fashion_mnist(
     return idx_folder(folder, seed=seed, validation=validation, name="fashion-mnist")
 
 
+@explained()
 def _download(stem: str, folder: Path) -> None:
     """Downloads a file of MNIST, gzipped: to a temporary file, which is checked, then renamed.
 
@@ -109,6 +111,7 @@ def _download(stem: str, folder: Path) -> None:
     raise DownloadError("\n".join([f"could not download {stem}.gz to {folder}:", *failures, _HELP]))
 
 
+@explained()
 def _cache() -> Path:
     import pooch
 

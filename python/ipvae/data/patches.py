@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ipvae.data.splits import SPLITS, DataSplits, counts, seeded
+from ipvae.extras import explained
 from ipvae_kernels import _checks
 
 Contrast = Literal["patch", "local", "none"]
@@ -172,6 +173,7 @@ def as_splits(patches: Mapping[str, Tensor], sampling: Sampling, name: str, abou
     return DataSplits(*splits, shape=(1, size, size), name=name, about=about)
 
 
+@explained()
 def photographs() -> list[Tensor]:
     """The grey-scaled photographs, each [427, 640] float64, from 0 to 255."""
     from sklearn.datasets import load_sample_images  # type: ignore[import-untyped]
