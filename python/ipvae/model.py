@@ -121,10 +121,10 @@ class _Layer(nn.Module):
         On the CPU it is looked at each time, which takes microseconds and sees writes that leave no trace
         (through ``.data``). On a GPU the host would have to wait, so it is read again only where the tensor
         is another one or has a new version. Where there is no number to look at (in a graph that
-        torch.compile makes, on the meta device, in a fake tensor) the last one known holds.
+        torch.compile makes, on the meta device, among fake tensors) the last one known holds.
         """
         buffer: Tensor = getattr(self, name)
-        if torch.compiler.is_compiling() or buffer.is_meta or isinstance(buffer, FakeTensor):
+        if torch.compiler.is_compiling() or _has_no_number(buffer):
             return self._known[name]
         if _is_read_each_time(buffer):
             value = _number(buffer)
@@ -154,6 +154,12 @@ class _Layer(nn.Module):
 def _number(buffer: Tensor) -> float:
     """The largest number in a buffer; of one on a GPU, this waits for it."""
     return float(buffer.max() if buffer.ndim else buffer)
+
+
+def _has_no_number(buffer: Tensor) -> bool:
+    """Whether a buffer has no data, or may not be looked at while other tensors have none."""
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return buffer.is_meta or isinstance(buffer, FakeTensor) or mode is not None
 
 
 def _is_read_each_time(buffer: Tensor) -> bool:
