@@ -31,7 +31,7 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
 
 
 def differentiated(*tensors: Tensor) -> bool:
-    """Whether a call may need a derivative or a rule of ``torch.func``; without, it goes to its op directly."""
+    """Whether a call may need a derivative or a rule of ``torch.func``; others go to their op directly."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return True
     return not torch.compiler.is_compiling() and transformed()
