@@ -23,7 +23,7 @@ _warned: set[str] = set()
 
 
 class _Default(threading.local):
-    """What "auto" stands for in each thread. torch.compile reads it, which it cannot of a context variable."""
+    """What "auto" stands for in each thread; torch.compile can read it, and not a context variable."""
 
     name = "auto"
 

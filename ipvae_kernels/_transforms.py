@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ._backends import BackendError
 
@@ -26,6 +28,25 @@ def packed(*values: float) -> Tensor:
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """``function.apply``, which torch leaves untyped."""
     return function.apply(*arguments)  # type: ignore[no-untyped-call]
+
+
+def differentiated(*tensors: Tensor) -> bool:
+    """Whether a call may need a derivative or a rule of ``torch.func``; others go to their op directly."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return True
+    return not torch.compiler.is_compiling() and transformed()
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` or forward mode is in force."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """For the inside of an op, whose products are full precision; costs nothing outside of autocast."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def refused(op: str, what: str) -> BackendError:

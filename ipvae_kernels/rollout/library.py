@@ -99,7 +99,7 @@ def _infer(*arguments: Any) -> list[Tensor]:
         check_finite(tensors)
     module, dense = _serve(backend, tensors)
     names = tuple(record.split(",")) if record else ()
-    with torch.autocast(dense[0].device.type, enabled=False):
+    with _transforms.without_autocast(dense[0].device):
         results: list[Tensor] = module.infer(*dense, arguments[_FIRST], cfg, names, record_every)
     if check:
         _checks.finite_result(DIVERGED, **dict(zip(("state", *names), results, strict=True)))
@@ -134,7 +134,7 @@ def _elbo(*arguments: Any) -> eager.Trace:
         check_finite(tensors)
     module, (x, *parameters, log_rate) = _serve(backend, tensors)
     window = checkpoint or windows.window(cfg, x, tensors[1])
-    with torch.autocast(x.device.type, enabled=False):
+    with _transforms.without_autocast(x.device):
         trace = windows.elbo(module, x, parameters, log_rate, arguments[_FIRST], cfg, window)
     if check:
         check_loss(*trace[:3])
@@ -179,7 +179,7 @@ def _elbo_backward(*arguments: Any) -> tuple[Tensor, ...]:
     module, dense = _serve(backend, (*grads, *tensors[:5], *trace))
     x, parameters = dense[3], dense[4:8]
     window = checkpoint or windows.window(cfg, x, tensors[1])
-    with torch.autocast(x.device.type, enabled=False):
+    with _transforms.without_autocast(x.device):
         gradients = windows.elbo_backward(
             module, (dense[0], dense[1], dense[2]), x, parameters, arguments[14], dense[8:], cfg, window
         )
@@ -314,6 +314,9 @@ class _Infer(torch.autograd.Function):
 
 def elbo(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """recon, kl and log_rate, differentiable in the tensors; arguments of the op ``elbo``, in order."""
+    if not _transforms.differentiated(*arguments[:_FIRST]):
+        recon, kl, log_rate, *_ = _elbo(*arguments)
+        return recon, kl, log_rate
     function = _Elbo if torch.compiler.is_compiling() else _ElboOnce
     tensors, others = arguments[: _FIRST + 2], arguments[_FIRST + 2 :]
     recon, kl, log_rate, *_ = _transforms.apply(function, *tensors, others)
@@ -322,6 +325,6 @@ def elbo(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def infer(*arguments: Any) -> Sequence[Tensor]:
     """The final log rate and the records, without gradient; arguments of the op ``infer``, in order."""
-    compiling = torch.compiler.is_compiling()
-    results: Sequence[Tensor] = _infer(*arguments) if compiling else _transforms.apply(_Infer, *arguments)
+    plain = torch.compiler.is_compiling() or not _transforms.transformed()
+    results: Sequence[Tensor] = _infer(*arguments) if plain else _transforms.apply(_Infer, *arguments)
     return results

@@ -89,11 +89,11 @@ def log_rate_update(
         return new
     rows = (-1, log_rate.shape[-1]) if log_rate.numel() else (0, log_rate.shape[-1])
     wide = (tensor.reshape(rows) for tensor in (log_rate, log_rate_prior, drive))
+    arguments = (*wide, log_bias, log_lr, _transforms.packed(*constants), backend, check)
+    if not _transforms.differentiated(*tensors):
+        return cast(Tensor, _update(*arguments).view(log_rate.shape))
     function = _Update if torch.compiler.is_compiling() else _UpdateForward
-    new = _transforms.apply(
-        function, *wide, log_bias, log_lr, _transforms.packed(*constants), backend, check
-    )
-    return cast(Tensor, new.view(log_rate.shape))
+    return cast(Tensor, _transforms.apply(function, *arguments).view(log_rate.shape))
 
 
 def check_clamp(name: str, value: object) -> float:
@@ -124,7 +124,7 @@ def _update(
     if check:
         _check_finite(*tensors)
     module = _backends.implementation(__package__, backend, log_rate)
-    with torch.autocast(log_rate.device.type, enabled=False):
+    with _transforms.without_autocast(log_rate.device):
         new: Tensor = module.forward(*(tensor.contiguous() for tensor in tensors), *constants.tolist())
     if check:
         _checks.finite_result(_OUT_OF_RANGE, log_rate=new)
@@ -160,7 +160,7 @@ def _update_backward(
     """Gradients of log_rate, log_rate_prior, drive, log_bias and log_lr."""
     tensors = (grad, log_rate, log_rate_prior, drive, log_bias, log_lr)
     module = _backends.implementation(__package__, backend, log_rate)
-    with torch.autocast(log_rate.device.type, enabled=False):
+    with _transforms.without_autocast(log_rate.device):
         gradients: Gradients = module.backward(
             *(tensor.contiguous() for tensor in tensors), *constants.tolist()
         )

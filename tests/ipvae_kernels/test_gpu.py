@@ -176,18 +176,19 @@ def test_backward_against_float64(
 
 
 def test_opcheck(problem: Problem, driver: str) -> None:
-    x, params = on_gpu(*problem(2, dtype=torch.float32), grad=True)
+    x, params = on_gpu(*problem(2, dtype=torch.float32))
     seed = torch.tensor(3, device="cuda")
     u = torch.zeros(4, 5, device="cuda")
     operators = torch.ops.ipvae_kernels
     torch.library.opcheck(operators.poisson_sample.default, (u, seed, 0, 0, "triton", True))
     relaxed = (u.clone().requires_grad_(), seed, 0, 0, "cubic", 0.1, None, "triton", True)
     torch.library.opcheck(operators.poisson_rsample.default, relaxed)
+    from ipvae_kernels.rollout import library
     from ipvae_kernels.rollout.config import RolloutConfig
 
-    cfg = RolloutConfig(2, estimator="cubic", temperature=0.3)
-    start = torch.zeros(2, 9, device="cuda", requires_grad=True)
-    arguments = (*leaves(x, params)[:5], start, seed, *cfg, 2, "triton", True)
+    constants = library.constants(seed, RolloutConfig(2, estimator="cubic", temperature=0.3))
+    start = torch.zeros(2, 9, device="cuda")
+    arguments = (*leaves(x, params)[:5], start, *constants, 2, "triton", True)
     torch.library.opcheck(operators.elbo.default, arguments)
 
 

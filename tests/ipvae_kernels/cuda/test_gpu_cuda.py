@@ -234,16 +234,19 @@ def test_opcheck(problem: Problem) -> None:
     torch.library.opcheck(rsample, (u, seed, 0, 0, "cubic", 0.1, None, "native", True), test_utils=tests)
     update = torch.ops.ipvae_kernels.log_rate_update
     bias, lr = torch.zeros(9, device="cuda"), torch.zeros((), device="cuda")
-    torch.library.opcheck(update, (u, u, u, bias, lr, 0.0, 10.0, 10.0, "native", True), test_utils=tests)
-    x, params = _moved(*problem(dtype=torch.float32), "cuda", grad=True)
+    plain = u.detach()
+    numbers = torch.tensor([0.0, 10.0, 10.0], dtype=torch.float64)
+    torch.library.opcheck(update, (*(plain,) * 3, bias, lr, numbers, "native", True), test_utils=tests)
+    x, params = _moved(*problem(dtype=torch.float32), "cuda")
+    from ipvae_kernels.rollout import library
     from ipvae_kernels.rollout.config import RolloutConfig
 
     *parameters, start = _parameters(params)
-    arguments = (x, *parameters, start.expand(3, -1).contiguous(), seed, *RolloutConfig(2, estimator="cubic"))
+    constants = library.constants(seed, RolloutConfig(2, estimator="cubic"))
+    arguments = (x, *parameters, start.expand(3, -1).contiguous(), *constants)
     torch.library.opcheck(torch.ops.ipvae_kernels.elbo, (*arguments, 2, "native", True), test_utils=tests)
-    plain = [part.detach() if isinstance(part, Tensor) else part for part in arguments]  # no gradient
     torch.library.opcheck(
-        torch.ops.ipvae_kernels.infer, (*plain, "counts", 1, "native", True), test_utils=tests
+        torch.ops.ipvae_kernels.infer, (*arguments, "counts", 1, "native", True), test_utils=tests
     )
 
 

@@ -343,13 +343,13 @@ def test_torch_func(transform: str, backend: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(run(backend), run("autograd"), rtol=1e-4, atol=1e-4)
 
 
-def test_two_compilations_for_any_constants(backend: str) -> None:
+def test_two_compilations_for_any_constants() -> None:
     tensors = inputs(dtype=torch.float32)
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
 
     def run(*tensors: Tensor, leak: float, clamp: float) -> Tensor:
-        return update(list(tensors), leak=leak, clamp_u=clamp, clamp_du=clamp, backend=backend)
+        return update(list(tensors), leak=leak, clamp_u=clamp, clamp_du=clamp)
 
     compiled = torch.compile(run, fullgraph=True, backend=counter)
     for i in range(5):
