@@ -713,8 +713,10 @@ def _frames(motion: Motion, splits: DataSplits, steps: int) -> Frames | None:
         return None
     from .data import JitterFeeder, RotationFeeder
 
+    shape = splits.shape  # a checkpoint knows `frames` by the plain values that it holds
+
     def frames(x: Tensor, seed: int) -> Tensor:
-        images = x.reshape(-1, *splits.shape)
+        images = x.reshape(-1, *shape)
         if motion is Motion.JITTER:
             return JitterFeeder(images, seed=seed).frames(0, steps)
         return RotationFeeder(images).frames(0, steps)

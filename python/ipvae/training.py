@@ -919,11 +919,11 @@ def _digest(values: Tensor | NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def _describe(value: Any) -> str:
+def _describe(value: Any, depth: int = 4) -> str:
     """What a callable or a value in it is, in words that are the same in every session.
 
-    Plain values and tensors that it holds count; what a program may change in passing (lists, open files,
-    private attributes) does not, nor does the text of a function.
+    Plain values and tensors that it holds count, to some depth; what a program may change in passing (lists,
+    open files, private attributes) does not, nor does the text of a function.
     """
     if isinstance(value, enum.Enum):
         return str(value.value)
@@ -931,25 +931,24 @@ def _describe(value: Any) -> str:
         return repr(value)
     if isinstance(value, (Tensor, np.ndarray)):
         return _digest(value)
+    if inspect.isclass(value):
+        return value.__qualname__
+    name, held = type(value).__qualname__, dict[Any, Any]()
     if isinstance(value, tuple):
-        return f"({', '.join(map(_describe, value))})"
-    if isinstance(value, functools.partial):
-        return _call(_describe(value.func), {**dict(enumerate(value.args)), **value.keywords})
-    if inspect.ismethod(value):
-        return f"{_describe(value.__self__)}.{value.__name__}"
-    if inspect.isfunction(value):
-        names = inspect.signature(value).parameters
-        defaults = {k: p.default for k, p in names.items() if p.default is not inspect.Parameter.empty}
-        return _call(value.__qualname__, {**inspect.getclosurevars(value).nonlocals, **defaults})
-    if callable(value) or dataclasses.is_dataclass(value):
-        return _call(
-            type(value).__qualname__, {k: v for k, v in getattr(value, "__dict__", {}).items() if k[0] != "_"}
-        )
-    return type(value).__qualname__
-
-
-def _call(name: str, arguments: Mapping[Any, Any]) -> str:
-    return f"{name}({', '.join(f'{k}={_describe(v)}' for k, v in arguments.items())})" if arguments else name
+        name, held = "", dict(enumerate(value))
+    elif isinstance(value, functools.partial):
+        name, held = "partial", {"func": value.func, **dict(enumerate(value.args)), **value.keywords}
+    elif inspect.ismethod(value):
+        name, held = value.__qualname__, {"self": value.__self__}
+    elif inspect.isfunction(value):
+        parameters = inspect.signature(value).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+        name, held = value.__qualname__, {**inspect.getclosurevars(value).nonlocals, **defaults}
+    elif callable(value) or dataclasses.is_dataclass(value):
+        held = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
+    if depth == 0 or not held:
+        return name
+    return f"{name}({', '.join(f'{k}={_describe(v, depth - 1)}' for k, v in held.items())})"
 
 
 def _interrupted(training: Training) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ipvae import IPVAE, ModelConfig, build_model, cli
 from ipvae.data import load_whole
 from ipvae.figures import FIGURES
 from ipvae.recipes import SHORT, paper_recipe, short_recipe
-from ipvae.training import CollapseWarning
+from ipvae.training import CollapseWarning, Training
 from typer.testing import CliRunner
 
 import ipvae_kernels
@@ -140,6 +141,72 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert "--resume" in errors
     assert "Traceback" not in errors
     assert (out / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts the handlers of signals back that `cli.main` replaces."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """The exit code of the ``ipvae`` command, run here."""
+    monkeypatch.setattr("sys.argv", ["ipvae", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_sigterm_saves_a_run_and_resume_continues_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anneal = Training._anneal
+
+    def terminated(self: Training, step: int) -> dict[str, float]:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return anneal(self, step)
+
+    command = ("train", *SMALL, "--motion", "jitter", "--eval-steps", 0, "--out", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_anneal", terminated)
+        assert main(patch, *command) == 143
+    errors = capsys.readouterr().err
+    assert errors.splitlines()[-1] == "terminated after step 2; the same command with --resume continues"
+    still = call("train", *SMALL, "--eval-steps", 0, "--out", tmp_path, "--resume")
+    refused(still, "motion (frames): expected None, found ", "motion=jitter", "another out_dir")
+    assert main(monkeypatch, *command, "--resume", "--max-steps", 6) == 0
+    assert "Trained 6 steps" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("command", ["eval", "infer"])
+def test_eval_and_infer_end_on_a_signal(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, number: int, code: int
+) -> None:
+    """While results are computed and, for infer, while they are written: no half file stays."""
+    infer, write = IPVAE.infer, np.savez
+
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return infer(*args, **kwargs)
+
+    def written(*args: Any, **kwargs: Any) -> None:
+        write(*args, **kwargs)
+        os.kill(os.getpid(), number)
+
+    options = [command, run, "--data", "digits", "--steps", 2, "--limit", 8]
+    options += ["--out", tmp_path / "spikes.npz"] if command == "infer" else []
+    if command == "infer" and number == signal.SIGTERM:
+        monkeypatch.setattr(np, "savez", written)
+    else:
+        monkeypatch.setattr(IPVAE, "infer", signalled)
+    assert main(monkeypatch, *options) == code
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_eval_prints_the_table_and_writes_all_curves(run: Path, tmp_path: Path) -> None:

@@ -3,10 +3,9 @@
 import dataclasses
 import functools
 import math
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,15 @@ import numpy as np
 import pytest
 import torch
 from ipvae import CheckpointError, IterativeVAE, ModelConfig, TrainConfig, build_model, schedules, train
-from ipvae.training import Batches, TrainingError, TrainResult, arrivals_quantile, mix, read_history
+from ipvae.training import (
+    Batches,
+    TrainingError,
+    TrainResult,
+    _alone_in,
+    arrivals_quantile,
+    mix,
+    read_history,
+)
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
 from torch import Tensor
 
@@ -30,10 +37,16 @@ class Splits:
     validation: Tensor | None
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def x() -> Tensor:
     """50 samples: 6 batches of 8 an epoch, so that 20 steps end within the fourth."""
     return torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def whole(x: Tensor, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run that nothing cut."""
+    return run(fresh(), x, tmp_path_factory.mktemp("whole"))
 
 
 def fresh(**options: Any) -> IterativeVAE:
@@ -98,8 +111,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     same(run(fresh(**options), x, tmp_path / "cut", resume=True), whole)
 
 
-def test_ctrl_c_saves_the_step_at_hand(x: Tensor, tmp_path: Path) -> None:
-    whole = run(fresh(), x, tmp_path / "whole")
+def test_ctrl_c_saves_the_step_at_hand(x: Tensor, whole: TrainResult, tmp_path: Path) -> None:
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match=r"resume=True continues from .*last\.ckpt"):
         run(fresh(), x, tmp_path / "cut", checkpoint_every=100, callbacks=[Cut(9, signal.SIGINT)])
@@ -141,9 +153,8 @@ def saved_step(folder: Path) -> int:
     ids=["within an epoch", "within a step", "epoch end", "early stopping", "SIGTERM"],
 )
 def test_a_stop_is_saved_and_returned(
-    callback: lightning.Callback, steps: int, by: str, x: Tensor, tmp_path: Path
+    callback: lightning.Callback, steps: int, by: str, x: Tensor, whole: TrainResult, tmp_path: Path
 ) -> None:
-    whole = run(fresh(), x, tmp_path / "whole")
     handler = signal.getsignal(signal.SIGTERM)
     result = run(fresh(), x, tmp_path / "cut", checkpoint_every=100, callbacks=[callback])
     assert signal.getsignal(signal.SIGTERM) is handler
@@ -227,8 +238,9 @@ def test_two_devices_stop_at_the_same_step(x: Tensor, tmp_path: Path) -> None:
         run(fresh(), 1e25 * x, tmp_path / "lost", **two)
 
 
-def test_an_interrupt_within_a_step_leaves_the_last_checkpoint(x: Tensor, tmp_path: Path) -> None:
-    whole = run(fresh(), x, tmp_path / "whole")
+def test_an_interrupt_within_a_step_leaves_the_last_checkpoint(
+    x: Tensor, whole: TrainResult, tmp_path: Path
+) -> None:
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="resume=True continues"):
         run(fresh(), x, tmp_path / "cut", checkpoint_every=4, callbacks=[Cut(10, KeyboardInterrupt)])
@@ -320,9 +332,8 @@ def test_logs_of_sessions_are_one_history(x: Tensor, tmp_path: Path) -> None:
     assert read_history(tmp_path / "nothing") == {}
 
 
-def test_validation_leaves_training_alone(x: Tensor, tmp_path: Path) -> None:
-    plain = run(fresh(), x, tmp_path / "plain")
-    same(run(fresh(), Splits(x, x[:9]), tmp_path / "validated", validate_every=3), plain)
+def test_validation_leaves_training_alone(x: Tensor, whole: TrainResult, tmp_path: Path) -> None:
+    same(run(fresh(), Splits(x, x[:9]), tmp_path, validate_every=3), whole)
 
 
 def test_an_empty_validation_split_is_none(x: Tensor, tmp_path: Path) -> None:
@@ -402,7 +413,9 @@ def slide(pixels: int, batch: Tensor, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "make", [Slide, sliding, lambda pixels: functools.partial(slide, pixels)], ids=["object", "closure", "partial"]
+    "make",
+    [Slide, sliding, lambda pixels: functools.partial(slide, pixels)],
+    ids=["object", "closure", "partial"],
 )
 def test_resume_needs_the_same_motion(
     make: Callable[[int], Callable[[Tensor, int], Tensor]], x: Tensor, tmp_path: Path
@@ -434,19 +447,20 @@ def test_a_finished_run_can_be_extended(x: Tensor, tmp_path: Path) -> None:
 
 def test_one_run_at_a_time_in_a_folder(x: Tensor, tmp_path: Path) -> None:
     """A second one is told who is there; the lock goes with its process, even by kill -9."""
-    code = (
-        "import filelock, os, sys; from pathlib import Path; from ipvae.training import _alone_in\n"
-        "with _alone_in(Path(sys.argv[1])): print(os.getpid(), flush=True); sys.stdin.read()"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert other.stdout is not None
-    pid = int(other.stdout.readline())
+    ours, theirs = multiprocessing.Pipe()
+
+    def stay() -> None:
+        with _alone_in(tmp_path):
+            theirs.send(os.getpid())
+            threading.Event().wait()
+
+    other = multiprocessing.get_context("fork").Process(target=stay)
+    other.start()
+    pid = ours.recv()
     with pytest.raises(TrainingError, match=f"process {pid} on .* is training in this folder"):
         run(fresh(), x, tmp_path)
     other.kill()
-    other.wait()
+    other.join()
     run(fresh(), x, tmp_path)
     run(fresh(), x, tmp_path, resume=True)
 
