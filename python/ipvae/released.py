@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from .checkpoint import CheckpointError, load_pickled
-from .config import ConfigError, ModelConfig
+from .config import RELEASED_CLAMP_U, RELEASED_LOG_RATE, ConfigError, ModelConfig
 
 DICTIONARY = "layer.phi.weight"
 
@@ -115,6 +115,8 @@ def _config(state: Mapping[str, Any], settings: Mapping[str, Any]) -> ModelConfi
         kl="released",
         estimator="sigmoid",
         n_arrivals=None if gaussian else "released",
+        init_log_rate=RELEASED_LOG_RATE,
+        clamp_u=None if gaussian else RELEASED_CLAMP_U,
         beta_inner=float(state.get("layer.beta_inner", 1.0)),
     )
     changes: dict[str, Any] = {
