@@ -66,42 +66,30 @@ class Results:
             writer.writerows(lines)
 
 
-class Goal(NamedTuple):
-    """What the project asks of the native kernels.
+class Roof(NamedTuple):
+    """What bounds a machine: no point of the plot lies above it.
 
     Attributes:
-        what: in words.
-        case: whose native time counts.
-        against: contestant.
-        least: ratio to be reached.
-        aim: ratio to be hoped for.
-        field: "median" or "peak_mib".
+        flops: operations per second: of a matrix product on all cores in use, or what a contestant reached if
+            that is more (matrix units compute in narrower formats than the product that was timed).
+        bytes: per second: of a copy through memory, or what a contestant reached if that is more (what fits
+            into a cache never crosses the bus).
     """
 
-    what: str
-    case: str
-    against: str
-    least: float
-    aim: float
-    field: str = "median"
+    flops: float
+    bytes: float
 
 
-_AUTHORS = (
-    Goal("inference, paper's size", "infer-paper", "authors", 15, 30),
-    Goal("training step, sigmoid, tau .1", "train-paper-sigmoid-0.1", "authors", 15, 40),
-    Goal("training step, sigmoid, tau 1", "train-paper-sigmoid-1", "authors", 10, 20),
-    Goal("training step, cubic, against their sigmoid", "train-paper-cubic-0.1", "authors", 20, 60),
-    Goal("training step, fini2, against their sigmoid", "train-paper-fini2", "authors", 20, 60),
-    Goal("poisson_rsample, sigmoid", "sample-paper-sigmoid-0.1", "authors", 20, 60),
-    Goal("poisson_rsample, cubic, against their sigmoid", "sample-paper-cubic-0.1", "authors", 20, 60),
-)
-GOALS = (
-    *_AUTHORS,
-    Goal("poisson_sample against torch.poisson", "sample-paper-hard", "baseline", 15, 40),
-    *(goal._replace(against="compiled", least=5, aim=15) for goal in _AUTHORS),
-    Goal("poisson_sample", "sample-paper-hard", "compiled", 5, 15),
-    Goal("peak memory of a training step, T 128", "train-784-128", "authors", 8, 20, "peak_mib"),
-)
+def roof(results: Sequence[Results]) -> Roof:
+    """The bound over all rows of all runs."""
+    flops, rates = [], []
+    for result in results:
+        for row in result.rows:
+            if row["status"] == OK:
+                cores = result.machine["threads"] if row["device"] == "cpu" else 1
+                flops += [row["peaks"]["flops"] * cores, row["operations"] / row["median"]]
+                rates += [row["peaks"]["bytes"], row["bytes"] / row["median"]]
+    return Roof(max(flops), max(rates))
 
 
 def tell(text: str) -> None:
@@ -139,9 +127,8 @@ def write_report(results: Sequence[Results], out: Path) -> list[Path]:
     written = [out / "report.md"]
     with atomic_file(written[0]) as file:
         file.write("\n".join(text).encode())
-    rows = [row for result in results for row in result.rows if row["status"] == OK]
     for name, draw in (("growth", _draw_growth), ("speedup", _draw_speedup), ("roofline", _draw_roofline)):
-        figure = draw(rows)
+        figure = draw(results)
         if figure is not None:
             written.append(out / f"{name}.png")
             with atomic_file(written[-1]) as file:
@@ -204,10 +191,14 @@ def _sections(results: Sequence[Results]) -> Iterator[Section]:
     for result in results:
         machine = result.machine
         where = f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {machine['commit']}"
-        goals = [line for goal in GOALS if (line := _goal(goal, result.rows))]
-        if goals:
-            header = ("what", "against", "ratio", "least", "aim")
-            yield Section(f"Goals of the native backend ({where})", header, goals)
+        ratios, others = _ratios(result.rows)
+        if ratios:
+            lines = [
+                [case, *(f"{ratios[case, name]:.1f} x" if (case, name) in ratios else "" for name in others)]
+                for case in dict.fromkeys(case for case, _ in ratios)
+            ]
+            header = ("case", *(label(name) for name in others))
+            yield Section(f"How many times faster native is ({where})", header, lines)
         for case in dict.fromkeys(row["case"] for row in result.rows):
             yield _case([row for row in result.rows if row["case"] == case])
         slopes = _slopes(result.rows)
@@ -216,15 +207,15 @@ def _sections(results: Sequence[Results]) -> Iterator[Section]:
             yield Section(title, ("axis", "contestant", "slopes"), slopes)
 
 
-def _goal(goal: Goal, rows: Sequence[Row]) -> list[str]:
-    """A line of the table of goals; empty where the case did not run."""
-    rows = [row for row in rows if row["case"] == goal.case]
-    found = {row["contestant"]: row[goal.field] for row in rows if row["status"] == OK}
-    if not rows:
-        return []
-    ours, theirs = found.get(NATIVE), found.get(goal.against)
-    ratio = f"{theirs / ours:.1f} x" if ours and theirs else "not measured"
-    return [goal.what, label(goal.against), ratio, f"{goal.least:g} x", f"{goal.aim:g} x"]
+def _ratios(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], float], list[str]]:
+    """How much faster native is, (case, other) -> ratio, growth left out; and the others in their order."""
+    ratios = {
+        (row["case"], other): ratio
+        for row in rows
+        if row["contestant"] == NATIVE and not row["axis"]
+        for other, ratio in row["faster_than"].items()
+    }
+    return ratios, list(dict.fromkeys(other for _, other in ratios))
 
 
 def _axis_value(row: Row) -> float:
@@ -276,62 +267,83 @@ def _print(section: Section) -> None:
         _console.print(f"  {note}", style="dim", highlight=False, markup=False)
 
 
-def _draw_growth(rows: Sequence[Row]) -> Any:
-    """Time against K, T, B and firing rate; None without growth rows."""
+# What the sizes of a case are called.
+_SIZES = {
+    "B": "B inputs", "T": "T steps", "K": "K neurons", "M": "M pixels", "N": "N counts",
+    "firing": "counts that are not 0, %",
+}  # fmt: skip
+
+
+def _where(results: Sequence[Results]) -> str:
+    """The machines, for a title."""
+    found = {f"{r.machine['gpu'] or r.machine['cpu']}, {r.machine['threads']} threads" for r in results}
+    return "; ".join(sorted(found))
+
+
+def _figure(width: float, height: float, title: str, results: Sequence[Results]) -> Any:
     from matplotlib.figure import Figure
 
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(f"{title}\n{_where(results)}", fontsize=10)
+    return figure
+
+
+def _draw_growth(results: Sequence[Results]) -> Any:
+    """Time against K, T, B and firing rate; None without growth rows."""
+    rows = [row for row in _timed(results) if row["axis"]]
     curves = _curves(rows)
     axes_there = list(dict.fromkeys(axis for axis, _ in curves))
     if not axes_there:
         return None
-    names = {"firing": "share of counts that are not 0"}
-    figure = Figure(figsize=(4.0 * len(axes_there), 3.4), layout="constrained")
+    figure = _figure(4.0 * len(axes_there), 3.9, "Growth: seconds of a run of inference", results)
     for plot, axis in zip(figure.subplots(1, len(axes_there), squeeze=False)[0], axes_there, strict=True):
         for (of, contestant), points in curves.items():
             if of == axis:
-                plot.loglog(*np.array(points).T, marker="o", markersize=3, label=label(contestant))
-        plot.set_xlabel(names.get(axis, axis))
+                sizes, times = np.array(points).T
+                plot.loglog(
+                    100 * sizes if axis == "firing" else sizes, times, marker="o", markersize=3,
+                    label=label(contestant),
+                )  # fmt: skip
+        fixed = next(row["sizes"] for row in rows if row["axis"] == axis)
+        plot.set_title(", ".join(f"{name} {n:,}" for name, n in fixed.items() if name != axis), fontsize=9)
+        plot.set_xlabel(_SIZES[axis])
         plot.set_ylabel("seconds")
         plot.legend(frameon=False)
     return figure
 
 
-def _draw_speedup(rows: Sequence[Row]) -> Any:
+def _draw_speedup(results: Sequence[Results]) -> Any:
     """Bars: how much faster native is than each other contestant, by case; None without such rows."""
-    from matplotlib.figure import Figure
-
-    ratios = {
-        (row["case"], other): ratio
-        for row in rows
-        if row["contestant"] == NATIVE and not row["axis"]
-        for other, ratio in row["faster_than"].items()
-    }
+    rows = _timed(results)
+    ratios, others = _ratios(rows)
     if not ratios:
         return None
     cases = list(dict.fromkeys(case for case, _ in ratios))[::-1]
-    others = list(dict.fromkeys(other for _, other in ratios))
-    figure = Figure(figsize=(7.0, 0.6 + 0.18 * len(cases) * (len(others) + 1)), layout="constrained")
+    sizes = {row["case"]: ", ".join(f"{name} {n:,}" for name, n in row["sizes"].items()) for row in rows}
+    height = 1.2 + 0.16 * len(cases) * (len(others) + 1)
+    figure = _figure(8.0, height, "How many times faster the native kernels are", results)
     plot = figure.subplots()
-    height = 1.0 / (len(others) + 1)
+    bar = 1.0 / (len(others) + 1)
     for i, other in enumerate(others):
         bars = [(y, ratios[case, other]) for y, case in enumerate(cases) if (case, other) in ratios]
         places, values = np.array(bars).T
-        plot.barh(places - i * height, values, height, label=f"than {label(other)}")
-    plot.set_yticks(np.arange(len(cases)) - height * (len(others) - 1) / 2, cases)
+        plot.barh(places - i * bar, values, bar, label=f"than {label(other)}")
+    middle = np.arange(len(cases)) - bar * (len(others) - 1) / 2
+    plot.set_yticks(middle, [f"{case}\n{sizes[case]}" for case in cases], fontsize=7)
+    plot.set_ylim(-1.0, len(cases) - 0.5)
     plot.set_xscale("log")
     plot.axvline(1.0, color="black", linewidth=0.8)
-    plot.set_xlabel("times faster")
-    plot.legend(frameon=False)
+    plot.set_xlabel("times faster, 1 is equal")
+    figure.legend(frameon=False, loc="outside lower center", ncols=len(others), fontsize=8)
     return figure
 
 
-def _draw_roofline(rows: Sequence[Row]) -> Any:
+def _draw_roofline(results: Sequence[Results]) -> Any:
     """Operations per second against operations per byte, under what the machine can do; None without rows."""
-    from matplotlib.figure import Figure
-
+    rows = _timed(results)
     if not rows:
         return None
-    figure = Figure(figsize=(6.0, 4.2), layout="constrained")
+    figure = _figure(7.0, 4.8, "Roofline: all cases, at their least operations and bytes", results)
     plot = figure.subplots()
     for contestant in dict.fromkeys(row["contestant"] for row in rows):
         own = [row for row in rows if row["contestant"] == contestant]
@@ -340,13 +352,17 @@ def _draw_roofline(rows: Sequence[Row]) -> Any:
             [row["operations"] / row["median"] for row in own],
             "o", markersize=4, label=label(contestant),
         )  # fmt: skip
-    intensity = np.geomspace(*plot.get_xlim(), 100)
-    peaks = rows[0]["peaks"]
+    bound = roof(results)
+    intensity = np.array(sorted((*plot.get_xlim(), bound.flops / bound.bytes)))  # straight lines in between
     plot.loglog(
-        intensity, np.minimum(peaks["flops"], intensity * peaks["bytes"]), "k-", linewidth=0.8,
-        label="one core" if rows[0]["device"] == "cpu" else "GPU",
+        intensity, np.minimum(bound.flops, intensity * bound.bytes), "k-", linewidth=0.8,
+        label=f"bound: {bound.flops / 1e9:,.0f} Gflop/s, {bound.bytes / 1e9:,.0f} GB/s",
     )  # fmt: skip
     plot.set_xlabel("operations per byte, as counted")
     plot.set_ylabel("operations per second")
     plot.legend(frameon=False)
     return figure
+
+
+def _timed(results: Sequence[Results]) -> list[Row]:
+    return [row for result in results for row in result.rows if row["status"] == OK]

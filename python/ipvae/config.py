@@ -17,9 +17,10 @@ Kl = Literal["exact", "released"]
 Activation = Literal["identity", "relu"]
 
 ESTIMATORS = ("sigmoid", "linear", "cubic", "quintic", "cosine", "fini2", "fini3", "gumbel", "hard")
-RELEASED_LOG_RATE = (-6.0, -4.0)
+# Of a Poisson model of the released code, which trains for hours; the defaults differ (docs/decisions.md).
+RELEASED_LOG_RATE, RELEASED_CLAMP_U = (-6.0, -4.0), 10.0
 CLAMPS: dict[str, dict[str, tuple[float, ...]]] = {
-    "poisson": {"clamp_u": (10.0,), "clamp_du": (10.0,)},
+    "poisson": {"clamp_u": (6.0,), "clamp_du": (10.0,)},
     "gaussian": {"clamp_u": (7.0, 2.0), "clamp_du": (7.0, 3.0)},
 }
 
@@ -46,7 +47,8 @@ class ModelConfig:
         t_train: T, inference steps unrolled in training.
         n_inner: updates within one step (1 in the paper).
         beta_inner: weight of the leak, used only where ``n_inner > 1``.
-        clamp_u: final soft clamp of the state; None: 10 (Poisson) or (7, 2) (Gaussian: mean, log sigma).
+        clamp_u: final soft clamp of the state; None: 6 (Poisson: 403 spikes a step at most; the released code
+            has 10) or (7, 2) (Gaussian: mean, log sigma).
         clamp_du: final soft clamp of one update; None: 10 or (7, 3).
         kl: "exact", or "released": exp(u - u_prior) times that, to which the published betas belong.
         estimator: gradient of counts in training; "fini2" trains on whole spikes and has no temperature,
@@ -294,7 +296,7 @@ def released_recipe(
     model = ModelConfig(
         n_inputs=math.prod(shape), input_shape=shape, kind=kind, activation=activation, t_train=t_train,
         kl="released", estimator="sigmoid", n_arrivals="released" if kind == "poisson" else None,
-        init_log_rate=RELEASED_LOG_RATE,
+        init_log_rate=RELEASED_LOG_RATE, clamp_u=RELEASED_CLAMP_U if kind == "poisson" else None,
     )  # fmt: skip
     if name == "patches":
         return model, TrainConfig(lr=0.005, epochs=300, batch_size=200, beta_outer=beta, grad_clip=300.0)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from .checkpoint import CheckpointError, load_pickled
-from .config import ConfigError, ModelConfig
+from .config import RELEASED_LOG_RATE, ConfigError, ModelConfig
 
 DICTIONARY = "layer.phi.weight"
 SETTINGS = {"poisson": "ConfigPoisVAE.json", "gaussian": "ConfigGausVAE.json"}
@@ -151,6 +151,7 @@ def _config(
             beta_inner=1.0 if beta_inner is None else float(beta_inner),
             clamp_u=settings["clamp_u"],
             clamp_du=settings["clamp_du"],
+            init_log_rate=RELEASED_LOG_RATE,
             activation="relu" if activation == "relu" else "identity",
             fit_prior=settings.get("fit_prior", True),
             kl="released",

