@@ -10,6 +10,7 @@ from ..philox import KIND_ALONE, Stream
 from . import eager
 
 _SURELY_FINITE = 80.0
+_TEMPERATURE_MAX = 1e6  # more than any draw can afford, and within the integers that count arrivals
 _TOO_MANY = "log_rate is so large that a draw has more than 2^21 expected arrivals or overflows"
 
 
@@ -125,7 +126,7 @@ def check_estimator(
     """Checks the arguments that say how counts are drawn; returns temperature and n_arrivals."""
     _checks.choice("estimator", estimator, eager.ESTIMATORS)
     limit = None if n_arrivals is None else _checks.integer("n_arrivals", n_arrivals, 1, 2**22 - 4)
-    return _checks.number("temperature", temperature, 0.0), limit
+    return _checks.number("temperature", temperature, 0.0, _TEMPERATURE_MAX), limit
 
 
 def _rows(log_rate: Tensor) -> Tensor:

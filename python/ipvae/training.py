@@ -34,6 +34,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from ipvae_kernels import _checks
+
 from . import schedules
 from .checkpoint import CheckpointError, atomic_file, load_pickled
 from .config import TrainConfig
@@ -462,6 +464,12 @@ def train(
         ValueError: for data that do not fit the model.
     """
     out_dir = Path(out_dir)
+    devices, log_every = _count("devices", devices), _count("log_every", log_every)
+    validation_samples = _count("validation_samples", validation_samples)
+    validate_every, checkpoint_every = (
+        None if value is None else _count(name, value)
+        for name, value in (("validate_every", validate_every), ("checkpoint_every", checkpoint_every))
+    )
     x, validation = _inputs(model, splits, validation_samples)
     total = config.total_steps(len(x))
     often = max(1, total // 20)
@@ -496,6 +504,10 @@ def train(
     seconds = training.stopped - training.started
     history = read_history(out_dir) if logger == "csv" else _columns(training.rows)
     return TrainResult(model, out_dir, total, seconds, history)
+
+
+def _count(name: str, value: int) -> int:
+    return _checks.integer(name, value, 1, 2**31 - 1)
 
 
 def read_history(out_dir: str | PathLike[str]) -> dict[str, NDArray[np.float64]]:
