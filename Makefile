@@ -1,5 +1,6 @@
 # make demo   environment, build, install; then train and look at an iP-VAE on natural images
 # make test   the same environment with the development tools; lint, types and tests
+# make sweep  random calls of every public function, twenty times as many as in make test
 # make bench-quick   time the kernels against plain PyTorch: under two minutes
 # make bench         the same cases through pytest-benchmark, with torch.compile and JAX; CASES=infer for others
 # make aot           every Triton kernel in every configuration for three GPU architectures: the table in bench/results
@@ -32,13 +33,16 @@ PROGRESS := awk '/^ *(\[[0-9]+\/[0-9]+\] Building|-- ipvae_kernels:|Downloading 
 
 SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
-.PHONY: demo test lint bench bench-quick aot triton-matrix triton-interpreter wheels test-matrix clean
+.PHONY: demo test sweep lint bench bench-quick aot triton-matrix triton-interpreter wheels test-matrix clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ipvae demo --out demo
 
 test: lint
 	$(BIN)/pytest
+
+sweep: $(VENV)/.dev
+	$(BIN)/pytest tests/test_sweep.py --calls 2000
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -148,7 +148,7 @@ def refuse_compiled(backend: str, reason: str) -> None:
 
 
 def _known(name: str) -> None:
-    if name not in NAMES:
+    if not isinstance(name, str) or name not in NAMES:
         raise ValueError(f"backend: expected one of {', '.join(NAMES)}; found {name!r}")
 
 

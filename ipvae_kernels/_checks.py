@@ -14,6 +14,8 @@ from . import _native
 
 _DTYPES = (torch.float32, torch.float64)
 _HALF = (torch.float16, torch.bfloat16)
+# Of float32, in which constants meet tensors: beyond lies infinity, and below it a quotient overflows.
+_LARGEST, _TINY = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
 _BOOLS = (bool, np.bool_)
 
 
@@ -66,14 +68,25 @@ def full_precision(like: str | None = None, /, **tensors: Tensor) -> list[Tensor
     return list(tensors.values())
 
 
-def number(name: str, value: object, low: float = -math.inf, *, above: bool = False) -> float:
-    """A finite real number, at least ``low``, or ``above`` it; of Python, NumPy, or a tensor of shape []."""
+def number(
+    name: str, value: object, low: float = -math.inf, high: float = _LARGEST, *, above: bool = False
+) -> float:
+    """A number of Python, NumPy, or in a tensor of shape [], from ``low``, or ``above`` it, to ``high``.
+
+    What is smaller than the smallest normal number of float32 is 0.
+    """
     value = _scalar(value)
     if isinstance(value, _BOOLS) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, found {_kind(value)}")
-    value = float(value)
-    if not low <= value < math.inf or (above and value == low):
+    try:
+        value = float(value)
+    except OverflowError:  # of an integer beyond any float
+        value = math.inf
+    if abs(value) < _TINY:
+        value = 0.0
+    if not low <= value <= high or (above and value == low):
         bound = "" if low == -math.inf else f" {'above' if above else 'of at least'} {low:g}"
+        bound += f" and at most {high:g}" if _LARGEST > high < value else ""
         raise ValueError(f"{name}: expected a finite number{bound}, found {value}")
     return value
 

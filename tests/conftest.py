@@ -20,6 +20,11 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # 100 are some 20 s.
+    parser.addoption("--calls", type=int, default=100, help="random calls of each function in the sweep")
+
+
 @pytest.fixture(autouse=True)
 def _strict_torch() -> Iterator[None]:
     """NaN in uninitialised memory, a fixed default generator, at most two threads, the default backend."""

@@ -8,6 +8,8 @@ from .. import _backends, _checks
 from ..philox import KIND_ALONE, Stream
 from . import eager, registered
 
+_TEMPERATURE_MAX = 1e6  # more than any draw can afford, and within the integers that count arrivals
+
 
 def poisson_sample(
     log_rate: Tensor,
@@ -135,7 +137,7 @@ def check_estimator(
     """Checks the arguments that say how counts are drawn; returns temperature and n_arrivals."""
     _checks.choice("estimator", estimator, eager.ESTIMATORS)
     limit = None if n_arrivals is None else _checks.integer("n_arrivals", n_arrivals, 1, 2**22 - 4)
-    return _checks.number("temperature", temperature, 0.0), limit
+    return _checks.number("temperature", temperature, 0.0, _TEMPERATURE_MAX), limit
 
 
 def _rows(log_rate: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -25,7 +24,7 @@ CLAMPS: dict[str, dict[str, tuple[float, ...]]] = {
 }
 
 _T = TypeVar("_T")
-_LARGEST = sys.float_info.max
+_LARGEST = 3.4028234663852886e38  # of float32, in which parameters and buffers are kept
 _SIZE_MAX = 2**31 - 1
 # Sizes of a model: the product of two, in bytes, does not overflow.
 _MODEL_SIZE_MAX = 2**28
@@ -337,7 +336,7 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    # Comparing, not math.isfinite, which overflows for integers beyond any float.
+    # By comparison: math.isfinite raises for integers beyond any float.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 

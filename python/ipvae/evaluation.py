@@ -149,7 +149,7 @@ def evaluate(
     steps, batch_size, seed = whole("steps", steps), whole("batch_size", batch_size), whole("seed", seed)
     marks = [steps] if marks is None else sorted({whole("marks", mark) for mark in marks})
     x, own = gather("x", x, model.layer.phi.weight)
-    x = model.flatten(x)
+    x = model.flatten(x.detach())
     n = x.shape[-2]
     if n == 0 or steps < 1 or batch_size < 1:
         raise ValueError(

@@ -34,6 +34,18 @@ def whole(name: str, value: object) -> int:
     return _checks.integer(name, value, -(2**63), 2**63 - 1)
 
 
+def dense(name: str, value: object) -> None:
+    """A tensor that is not sparse and has numbers.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    _checks.tensor(name, value)
+    assert isinstance(value, Tensor)
+    if value.is_meta or value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor with data, found {value.layout} on {value.device}")
+
+
 def as_tensor(name: str, value: object, like: Tensor | None = None) -> Tensor:
     """A tensor or an array as a tensor of the dtype of `like`; an array comes to the CPU.
 
@@ -44,10 +56,8 @@ def as_tensor(name: str, value: object, like: Tensor | None = None) -> Tensor:
     """
     if isinstance(value, np.ndarray):
         return _from_array(name, value, torch.float32 if like is None else like.dtype)
-    _checks.tensor(name, value)
+    dense(name, value)
     assert isinstance(value, Tensor)
-    if value.is_meta or value.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor with data, found {value.layout} on {value.device}")
     if not value.is_floating_point():
         raise TypeError(f"{name}: expected floating point numbers, found {value.dtype}{_SCALE}")
     if like is not None and value.dtype != like.dtype and not torch.is_autocast_enabled(value.device.type):
@@ -90,6 +100,8 @@ def labelled(name: str, source: object, like: Tensor) -> tuple[Tensor, Tensor]:
     """
     if isinstance(source, (tuple, list)) and len(source) == 2:
         x, _ = gather(name, source[0], like)
+        if x.ndim < 2:
+            raise ValueError(f"{name}: expected inputs [N, ...], found shape {list(x.shape)}")
         return x, as_labels(name, source[1], x.shape[0])
     if not isinstance(source, (Dataset, DataLoader)):
         raise TypeError(

@@ -6,16 +6,20 @@ Nothing here keeps counts: `StepSums` holds one number per step and measure, `Sp
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .inputs import dense
+
 FLOAT32_EPS = 1.1920929e-07
+Numbers = Tensor | NDArray[Any]
 
 
-def total_variation(x: Tensor) -> Tensor:
+def total_variation(x: Numbers) -> Tensor:
     """Sum of squares of every input around its own mean.
 
     Args:
@@ -24,6 +28,7 @@ def total_variation(x: Tensor) -> Tensor:
     Returns:
         [...], the denominator of R2.
     """
+    x = _numbers("x", x)
     return (x - x.mean(dim=-1, keepdim=True)).square().sum(dim=-1)
 
 
@@ -32,29 +37,55 @@ def r2_from_error(squared_error: Tensor, variation: Tensor) -> Tensor:
     return 1.0 - squared_error / (variation + FLOAT32_EPS)
 
 
-def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
+def squared_error(x: Numbers, reconstruction: Numbers) -> Tensor:
     """Squared error of every sample, summed over its pixels: [..., M] and [..., M] to [...]."""
+    x, reconstruction = _numbers("x", x), _numbers("reconstruction", reconstruction)
+    pairs = zip(reversed(x.shape), reversed(reconstruction.shape), strict=False)
+    if any(a != b and 1 not in (a, b) for a, b in pairs) or x.shape[-1] != reconstruction.shape[-1]:
+        raise ValueError(
+            f"reconstruction: expected the shape of x, {list(x.shape)}, found {list(reconstruction.shape)}"
+        )
     return (x - reconstruction).square().sum(dim=-1)
 
 
-def r2(x: Tensor, reconstruction: Tensor) -> Tensor:
+def r2(x: Numbers, reconstruction: Numbers) -> Tensor:
     """R2 of every sample against its own mean: [..., M] and [..., M] to [...]."""
-    return r2_from_error(squared_error(x, reconstruction), total_variation(x))
+    x, reconstruction = _numbers("x", x), _numbers("reconstruction", reconstruction)
+    # In float64, in which the squares of what float32 holds are finite.
+    wide = x.double(), reconstruction.double()
+    return r2_from_error(squared_error(*wide), total_variation(wide[0])).to(x.dtype)
 
 
-def zeros_fraction(counts: Tensor) -> Tensor:
+def zeros_fraction(counts: Numbers) -> Tensor:
     """Share of silent neurons in every sample: counts [..., K] to [...]."""
-    return (counts == 0).to(torch.float32).mean(dim=-1)
+    return (_numbers("counts", counts) == 0).to(torch.float32).mean(dim=-1)
 
 
-def lifetime_sparsity(counts: Tensor) -> Tensor:
+def lifetime_sparsity(counts: Numbers) -> Tensor:
     """Vinje-Gallant sparsity of neurons over samples: counts [N, ..., K] to [..., K]; 1 if silent."""
+    counts = _numbers("counts", counts)
     return _sparsity(counts.sum(0, dtype=torch.float64), counts.double().square().sum(0), counts.shape[0])
 
 
-def population_sparsity(counts: Tensor) -> Tensor:
+def population_sparsity(counts: Numbers) -> Tensor:
     """Treves-Rolls sparsity of samples over neurons: counts [..., K] to [...]; 1 if silent."""
+    counts = _numbers("counts", counts)
     return _sparsity(counts.sum(-1, dtype=torch.float64), counts.double().square().sum(-1), counts.shape[-1])
+
+
+def _numbers(name: str, value: Numbers) -> Tensor:
+    """Numbers [..., n], n >= 1, of a tensor or array; integers in float64.
+
+    Raises:
+        TypeError, ValueError: for anything else.
+    """
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        value = torch.from_numpy(value.astype(np.float64))
+    dense(name, value)
+    assert isinstance(value, Tensor)
+    if value.is_complex() or value.ndim == 0 or value.shape[-1] == 0:
+        raise ValueError(f"{name}: expected real numbers [..., n], found {value.dtype} {list(value.shape)}")
+    return value if value.is_floating_point() else value.double()
 
 
 def _sparsity(total: Tensor, total_square: Tensor, n: int) -> Tensor:

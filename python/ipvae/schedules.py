@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import math
 
+from ipvae_kernels import _checks
+
 
 def temperature(
     step: int, total: int, *, start: float = 1.0, stop: float = 0.01, portion: float = 0.5
 ) -> float:
     """Temperature of relaxed counts: linear from `start` to `stop` over `portion`, then `stop`."""
+    step, total, (portion,) = _checked(step, total, portion=portion)
+    start, stop = _checks.number("start", start), _checks.number("stop", stop)
     return _ramp(step, 0, math.ceil(portion * total), start, stop)
 
 
@@ -25,6 +29,10 @@ def beta(
     const_portion: float = 0.001,
 ) -> float:
     """Weight of the KL: `low` for `const_portion`, a linear rise over `anneal_portion`, then `final`."""
+    step, total, (anneal_portion, const_portion) = _checked(
+        step, total, anneal_portion=anneal_portion, const_portion=const_portion
+    )
+    final, low = _checks.number("final", final), _checks.number("low", low)
     first = math.ceil(const_portion * total)
     return _ramp(step, first, math.ceil((const_portion + anneal_portion) * total), low, final)
 
@@ -36,6 +44,7 @@ def eps(step: int, total: int, *, anneal_portion: float = 0.1, const_portion: fl
 
 def warming_up(step: int, total: int, *, portion: float = 0.005) -> bool:
     """Whether `step` belongs to the warm-up, in which the gradient is clipped at three times the norm."""
+    step, total, (portion,) = _checked(step, total, portion=portion)
     return step / total < portion
 
 
@@ -48,6 +57,8 @@ def learning_rate(
     instead of to `peak`: at the paper's sizes (W = 600 and more) rates differ by less than 0.2 %, but a run
     of fewer than 400 steps would never leave 0 there. This function starts the cosine at `peak`.
     """
+    step, total, (warmup_portion,) = _checked(step, total, warmup_portion=warmup_portion)
+    peak, low = _checks.number("peak", peak), _checks.number("low", low)
     if warming_up(step, total, portion=warmup_portion):
         return peak * (step / total) / warmup_portion
     warmup = _warmup_steps(total, warmup_portion)
@@ -59,6 +70,19 @@ def learning_rate(
 def clamp(final: float, eps: float, *, init: float = 2.0) -> float:
     """Soft clamp in force, `init` + eps (`final` - `init`); `init` is 2 (Poisson) or 1 (Gaussian)."""
     return init + eps * (final - init)
+
+
+def _checked(step: int, total: int, **portions: float) -> tuple[int, int, list[float]]:
+    """Step, total and the portions as plain numbers.
+
+    Raises:
+        TypeError, ValueError: unless step >= 0, total >= 1 and portions are in [0, 1].
+    """
+    plain = [_checks.number(name, value, 0.0) for name, value in portions.items()]
+    for name, value in zip(portions, plain, strict=True):
+        if value > 1.0:
+            raise ValueError(f"{name}: expected a share in [0, 1], found {value}")
+    return _checks.integer("step", step, 0, 2**53), _checks.integer("total", total, 1, 2**53), plain
 
 
 def _ramp(step: int, first: int, stop: int, low: float, high: float) -> float:

@@ -43,6 +43,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ipvae_kernels import ElboResult
 
+from ipvae_kernels import _checks
+
 from . import schedules
 from .checkpoint import CheckpointError, atomic_file, load_pickled
 from .config import ModelConfig, TrainConfig
@@ -697,6 +699,12 @@ def train(
         CollapseWarning: R2 under .1 or over 95 % of the neurons silent at the end; says what to change.
     """
     out_dir = Path(out_dir)
+    devices, log_every = _count("devices", devices), _count("log_every", log_every)
+    validation_samples = _count("validation_samples", validation_samples)
+    validate_every, checkpoint_every = (
+        None if value is None else _count(name, value)
+        for name, value in (("validate_every", validate_every), ("checkpoint_every", checkpoint_every))
+    )
     x, validation = _inputs(model, splits, validation_samples)
     total = config.total_steps(len(x))
     often = max(1, total // 20)
@@ -773,6 +781,10 @@ def _fit(trainer: lightning.Trainer, training: Training, start: Path | None) -> 
 
 def _read_mailbox(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _count(name: str, value: int) -> int:
+    return _checks.integer(name, value, 1, 2**31 - 1)
 
 
 def read_history(out_dir: str | PathLike[str]) -> dict[str, NDArray[np.float64]]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ipvae_kernels as ik
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,8 @@ from ipvae.data import JitterFeeder, RotationFeeder, load_dataset
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import ipvae_kernels as ik
+
 M, K = 16, 6
 ESTIMATORS = ("sigmoid", "cubic", "fini2", "gumbel", "hard")
 Numbers = dict[str, Any]
@@ -20,7 +21,7 @@ Numbers = dict[str, Any]
 
 @pytest.fixture(params=["device", "dtype"])
 def elsewhere(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
-    """Sets another default. A tensor that is made without a device then has no data, and breaks what uses it."""
+    """Sets another default. What is made without a device then has no data, and breaks what uses it."""
 
     def change() -> None:
         if request.param == "device":

@@ -264,11 +264,9 @@ def test_a_cut_of_the_arrivals_of_any_length_loads(length: int, tmp_path: Path) 
 
 def test_buffers_hold_whatever_a_configuration_says() -> None:
     state = poisson() | {"layer.beta_inner": torch.tensor(0.25), "layer.eps": torch.tensor(0.5)}
-    config = ModelConfig(n_inputs=M, n_latents=K, t_train=T, n_inner=2)
-    model = IPVAE.from_released(state, config=config)
-    leaky = IPVAE.from_released(
-        state, config=ModelConfig(n_inputs=M, n_latents=K, t_train=T, n_inner=2, beta_inner=0.25)
-    )
+    sizes = {"n_inputs": M, "n_latents": K, "t_train": T, "n_inner": 2, "clamp_u": 10.0}
+    model = IPVAE.from_released(state, config=ModelConfig(**sizes))
+    leaky = IPVAE.from_released(state, config=ModelConfig(**sizes, beta_inner=0.25))
     x = torch.randn(3, M, generator=torch.Generator().manual_seed(2))
     assert torch.equal(model(x, seed=1).loss, leaky(x, seed=1).loss)
     assert model.clamps == {"clamp_u": 6.0, "clamp_du": 6.0}

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ipvae.inputs import Inputs, as_tensor, whole
+from ipvae.inputs import Inputs, as_tensor, dense, whole
 from ipvae_kernels import _checks, philox
 
 KIND_GAZE = 3  # kind of draw, see docs/randomness.md
+MOST_DIFFUSION = 1e12  # pixels^2 a step; far beyond any image
 BLOCK = 256  # steps of a random walk that are drawn at once
 
 
@@ -140,11 +141,12 @@ class JitterFeeder(Feeder):
         sample_offset: int = 0,
     ) -> None:
         self.images = _checked(images)
-        diffusion, harmonic = (_checks.number("diffusion, harmonic", value) for value in (diffusion, harmonic))
-        if not (diffusion >= 0 and 0 <= harmonic <= 1):
+        diffusion, harmonic = (_checks.number("diffusion, harmonic", v) for v in (diffusion, harmonic))
+        if not (0 <= diffusion <= MOST_DIFFUSION and 0 <= harmonic <= 1):
             found = f"diffusion={diffusion}, harmonic={harmonic}"
             raise ValueError(
-                f"diffusion, harmonic: expected diffusion >= 0 and 0 <= harmonic <= 1, found {found}"
+                f"diffusion, harmonic: expected 0 <= diffusion <= {MOST_DIFFUSION:g} and 0 <= harmonic <= 1, "
+                f"found {found}"
             )
         channels, height, width = self.images.shape[1:]
         self.window = (height, width) if window is None else _pair("window", window)
@@ -197,8 +199,8 @@ class JitterFeeder(Feeder):
 def _checked(images: Inputs) -> Tensor:
     if isinstance(images, np.ndarray):
         images = as_tensor("images", images)
-    _checks.tensor("images", images)
-    if images.ndim != 4 or not images.is_floating_point() or not images.numel() or images.is_meta:
+    dense("images", images)
+    if images.ndim != 4 or not images.is_floating_point() or not images.numel():
         found = f"{images.dtype} {list(images.shape)}"
         raise ValueError(f"images: expected floating point [B, C, H, W], none of them 0, found {found}")
     return images

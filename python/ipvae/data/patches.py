@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ipvae.data.splits import SPLITS, DataSplits, counts, seeded
 from ipvae.extras import explained
+from ipvae.inputs import dense
 from ipvae_kernels import _checks
 
 Contrast = Literal["patch", "local", "none"]
@@ -210,7 +211,7 @@ def whiten(image: Tensor | NDArray[Any], f0: float = 0.8) -> Tensor:
 
     Args:
         image: grey levels [H, W] in any unit, tensor or array, continued by their mirror image on all sides
-            (so this is a product of DCTs). Integers are taken for float64.
+            (so this is a product of DCTs). What is not float32 becomes float64.
         f0: cut-off, as a fraction of the Nyquist frequency.
 
     Returns:
@@ -223,10 +224,10 @@ def whiten(image: Tensor | NDArray[Any], f0: float = 0.8) -> Tensor:
     f0 = _fraction(f0)
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float64))
-    _checks.tensor("image", image)
+    dense("image", image)
     if image.ndim != 2 or not image.numel():
         raise ValueError(f"image: expected grey levels [H, W], found {list(image.shape)}")
-    if not image.is_floating_point():
+    if image.dtype not in (torch.float32, torch.float64):
         image = image.double()
     height, width = image.shape
     mirrored = torch.cat([image, image.flip(0)], dim=0)
@@ -242,7 +243,7 @@ def whiten(image: Tensor | NDArray[Any], f0: float = 0.8) -> Tensor:
 
 def _fraction(f0: float) -> float:
     f0 = _checks.number("f0", f0)
-    if not f0 > 0:
+    if not f0 > 1e-6:  # beyond which its fourth power leaves float32
         raise ValueError(f"f0: expected a positive fraction of the Nyquist frequency, found {f0}")
     return f0
 

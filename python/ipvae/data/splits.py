@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ipvae.inputs import dense
 from ipvae_kernels import _checks
 
 SPLITS = ("train", "validation", "test")
@@ -52,7 +53,7 @@ class DataSplits:
             if split not in SPLITS:
                 raise ValueError(f"labels: expected splits {', '.join(SPLITS)}, found {split!r}")
             n = len(getattr(self, split))
-            _checks.tensor(f"labels[{split!r}]", labels)
+            dense(f"labels[{split!r}]", labels)
             if labels.dtype != torch.int64 or labels.shape != (n,):
                 raise ValueError(
                     f"labels[{split!r}]: expected int64 [{n}], found {labels.dtype} {list(labels.shape)}"
@@ -69,7 +70,7 @@ class DataSplits:
 def _tensor(name: str, value: object) -> Tensor:
     """A tensor as it is; of an array its numbers."""
     tensor = torch.from_numpy(np.require(value, None, ["C", "W"])) if isinstance(value, np.ndarray) else value
-    _checks.tensor(name, tensor)
+    dense(name, tensor)
     assert isinstance(tensor, Tensor)
     return tensor
 
