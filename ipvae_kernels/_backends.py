@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 from collections.abc import Iterable
@@ -84,8 +85,10 @@ def resolve(backend: str, tensors: Iterable[Tensor]) -> str:
     if backend in ("eager", "autograd"):
         return "eager"
     tensors = list(tensors)
-    on_gpu = tensors[0].device.type == "cuda"
-    names = [backend] if backend != "auto" else ["native", "triton"] if on_gpu else ["native"]
+    if backend != "auto":
+        names: tuple[str, ...] = (backend,)
+    else:
+        names = ("native", "triton") if tensors[0].device.type == "cuda" else ("native",)
     reasons = {}
     for name in names:
         reason = _COMPILED[name].reason() or _COMPILED[name].unserved(tensors)
@@ -103,7 +106,11 @@ def resolve(backend: str, tensors: Iterable[Tensor]) -> str:
 
 def implementation(package: str, backend: str, *tensors: Tensor) -> ModuleType:
     """The module of an op's folder that serves these tensors."""
-    name = resolve(backend, tensors)
+    return _module(package, resolve(backend, tensors))
+
+
+@functools.cache
+def _module(package: str, name: str) -> ModuleType:
     return importlib.import_module(f"{package}.{_FILES.get(name, name)}")
 
 

@@ -61,10 +61,11 @@ def full_precision(**tensors: Tensor) -> list[Tensor]:
 
 def number(name: str, value: object, low: float = -math.inf, *, above: bool = False) -> float:
     """A finite real number, at least ``low``, or ``above`` it; of Python, NumPy, or a tensor of shape []."""
-    value = _scalar(value)
-    if isinstance(value, _BOOLS) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, found {_kind(value)}")
-    value = float(value)
+    if type(value) is not float:
+        value = _scalar(value)
+        if isinstance(value, _BOOLS) or not isinstance(value, Real):
+            raise TypeError(f"{name}: expected a number, found {_kind(value)}")
+        value = float(value)
     if not low <= value < math.inf or (above and value == low):
         bound = "" if low == -math.inf else f" {'above' if above else 'of at least'} {low:g}"
         raise ValueError(f"{name}: expected a finite number{bound}, found {value}")
@@ -73,10 +74,11 @@ def number(name: str, value: object, low: float = -math.inf, *, above: bool = Fa
 
 def integer(name: str, value: object, low: int, high: int) -> int:
     """An integer in low..high; of Python, NumPy, or a tensor of shape []."""
-    value = _scalar(value)
-    if isinstance(value, _BOOLS) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: expected an int, found {_kind(value)}")
-    value = int(value)
+    if type(value) is not int:  # asking for an Integral takes five Python calls
+        value = _scalar(value)
+        if isinstance(value, _BOOLS) or not isinstance(value, Integral):
+            raise TypeError(f"{name}: expected an int, found {_kind(value)}")
+        value = int(value)
     if not low <= value <= high:
         raise ValueError(f"{name}: expected an int from {low} to {high}, found {value}")
     return value
@@ -92,6 +94,8 @@ def choice(name: str, value: object, options: Iterable[str]) -> str:
 
 def flag(name: str, value: object) -> bool:
     """True or False; of Python, NumPy, or a tensor of shape []."""
+    if value is True or value is False:
+        return value
     value = _scalar(value)
     if not isinstance(value, _BOOLS):
         raise TypeError(f"{name}: expected a bool, found {_kind(value)}")
