@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .states import STATES
@@ -13,6 +13,8 @@ Op = Literal["sample", "rsample", "infer", "train"]
 
 SAMPLED = (1000, 1000)
 """Shape of the log rates of the sampling cases: 10^6."""
+SMALL, SMALL_CALLS = (1, 64), 1000
+"""Shape of the case that shows what a call costs whatever it computes, and calls of one timing."""
 FLOAT = 4
 # Floating operations of a draw or of the update of one neuron (exp, log1p, the clamps' softplus), by rule of
 # thumb; the integer work of the random numbers is not in it.
@@ -29,12 +31,14 @@ class Case:
         op: "sample" (hard counts), "rsample" (relaxed counts and their gradient), "infer" (T steps with hard
             counts, recon and KL of each step), "train" (loss over T steps, backward, clipped optimiser step).
         state: name of a trained state; "uniform" for log rates uniform on -8..4.
-        batch: B; of sampling cases 1000 rows of 1000.
+        batch: B; of sampling cases the rows of ``shape``.
         steps: T.
         estimator: how counts are drawn and differentiated.
         temperature: of relaxed counts.
         axis: of growth cases: "K", "T", "B" or "firing", the size that varies.
         only: contestants by name, where not all run; backends of `ipvae_kernels` always do.
+        shape: of the log rates of sampling cases.
+        calls: runs that are timed together; the time is that of one.
     """
 
     name: str
@@ -47,12 +51,14 @@ class Case:
     temperature: float = 0.0
     axis: Literal["", "K", "T", "B", "firing"] = ""
     only: tuple[str, ...] = ()
+    shape: tuple[int, int] = SAMPLED
+    calls: int = 1
 
     @property
     def sizes(self) -> dict[str, int]:
         """B, T, K and M of a rollout; N of a sampling case."""
         if self.op in ("sample", "rsample"):
-            return {"N": math.prod(SAMPLED)}
+            return {"N": math.prod(self.shape)}
         spec = STATES[self.state]
         return {"B": self.batch, "T": self.steps, "K": spec.neurons, "M": spec.pixels}
 
@@ -66,7 +72,7 @@ class Case:
             nonzero: share of counts that are not 0.
         """
         if self.op in ("sample", "rsample"):
-            return float(POINTWISE * math.prod(SAMPLED))
+            return float(POINTWISE * math.prod(self.shape))
         b, t, k, m = self.sizes.values()
         hard = self.estimator in ("hard", "fini2", "fini3")
         products = 2 * m * k * (1 + 2 * (nonzero if hard else 1.0))
@@ -81,7 +87,7 @@ class Case:
         every step out and in, gradient and both moments of the dictionary out and in.
         """
         if self.op in ("sample", "rsample"):
-            return float(FLOAT * math.prod(SAMPLED) * (2 if self.op == "sample" else 4))
+            return float(FLOAT * math.prod(self.shape) * (2 if self.op == "sample" else 4))
         b, t, k, m = self.sizes.values()
         inference = m * k + b * m + 2 * t * b + b * k
         training = 2 * t * b * k + 7 * m * k if self.op == "train" else 0
@@ -90,7 +96,9 @@ class Case:
 
 def _sampling() -> list[Case]:
     """Hard counts, and relaxed ones with gradient, of trained and of uniform log rates."""
+    floor = Case("sample-floor", "sampling", "sample", "uniform", 1, only=("baseline",))
     cases = [
+        replace(floor, shape=SMALL, calls=SMALL_CALLS),
         Case("quick-sample-hard", "sampling", "sample", "paper", only=("baseline",)),
         Case("quick-sample-fini2", "sampling", "rsample", "paper", estimator="fini2", only=("baseline",)),
     ]

@@ -95,9 +95,10 @@ def measure(case: Case, settings: Settings, peaks: roofline.Peaks, tell: Tell) -
             row |= {"status": FAILED, "reason": f"differs from {found['against']}: {found['found']}"}
             continue
         ready[name] = prepared
-    taken = take_turns({name: p.run for name, p in ready.items()}, settings.seconds, settings.device)
+    runs = {name: _repeated(prepared.run, case.calls) for name, prepared in ready.items()}
+    taken = take_turns(runs, settings.seconds, settings.device)
     for name, seconds in taken.items():
-        rows[name] |= _figures(problem, seconds, peaks, settings)
+        rows[name] |= _figures(problem, [s / case.calls for s in seconds], peaks, settings)
     for row in rows.values():
         row["faster_than"] = {
             other: rows[other]["median"] / row["median"]
@@ -105,6 +106,14 @@ def measure(case: Case, settings: Settings, peaks: roofline.Peaks, tell: Tell) -
             if row["status"] == OK and rows[other] is not row
         }
     return list(rows.values())
+
+
+def _repeated(run: Callable[[], object], calls: int) -> Callable[[], object]:
+    def repeat() -> None:
+        for _ in range(calls):
+            run()
+
+    return repeat
 
 
 def take_turns(runs: dict[str, Callable[[], object]], seconds: float, device: str) -> dict[str, list[float]]:

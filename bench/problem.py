@@ -12,7 +12,7 @@ from ipvae import IPVAE, baseline
 from torch import Tensor
 
 from . import states
-from .cases import SAMPLED, Case
+from .cases import Case
 
 SAMPLED_STEPS = 16
 UNIFORM = (-8.0, 4.0)
@@ -59,7 +59,7 @@ class Problem:
         case: what to do.
         model: parameters; contestants that change them take `copy_model`.
         x: inputs, [B, M]; empty for sampling.
-        log_rate: of sampling cases, [1000, 1000]; else empty.
+        log_rate: of sampling cases, of the case's shape; else empty.
         arrivals: the released number of arrivals at each step of training, [T]; for sampling, [1].
         nonzero: share of hard counts that are not 0.
         rate: mean hard count.
@@ -84,7 +84,7 @@ Output = dict[str, Tensor]
 """Tensors by name.
 
 Rollouts: "recon" and "kl" [T, B], nats, "log_rate" [B, K]; in training "gradient" of the dictionary, [M, K].
-Sampling: "counts" [1000, 1000] and, with an estimator, "gradient" of the log rates, the same.
+Sampling: "counts", of the case's shape, and, with an estimator, "gradient" of the log rates, the same.
 """
 
 
@@ -126,9 +126,9 @@ class Optimiser:
 
 
 def upstream(problem: Problem) -> Tensor:
-    """The gradient that relaxed counts receive in sampling cases: fixed, standard normal, [1000, 1000]."""
+    """The gradient that relaxed counts receive in sampling cases: fixed, standard normal, [B, K]."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(SAMPLED, generator=generator).to(problem.device)[: len(problem.log_rate)]
+    return torch.randn(problem.case.shape, generator=generator).to(problem.device)[: len(problem.log_rate)]
 
 
 def make(case: Case, settings: Settings, tell: Callable[[str], None] = lambda _: None) -> Problem:
@@ -138,7 +138,7 @@ def make(case: Case, settings: Settings, tell: Callable[[str], None] = lambda _:
         "paper" if case.state == "uniform" else case.state, settings.updates, settings.state_dir, tell
     )
     if sampling:
-        log_rate = _sampled_log_rates(state, case.state)
+        log_rate = _sampled_log_rates(state, case)
         rate = log_rate.exp()
         arrivals = [baseline.released_quantile(rate)]
         nonzero, mean = float(-torch.expm1(-rate).mean()), float(rate.mean())
@@ -152,12 +152,12 @@ def make(case: Case, settings: Settings, tell: Callable[[str], None] = lambda _:
     return Problem(case, model, x.to(device), log_rate.to(device), arrivals, nonzero, mean, device)
 
 
-def _sampled_log_rates(state: states.State, name: str) -> Tensor:
-    """10^6 log rates: those of neurons after some steps of inference, or uniform ones."""
-    size = SAMPLED[0] * SAMPLED[1]
-    if name == "uniform":
+def _sampled_log_rates(state: states.State, case: Case) -> Tensor:
+    """Log rates of the case's shape: those of neurons after some steps of inference, or uniform ones."""
+    size = case.shape[0] * case.shape[1]
+    if case.state == "uniform":
         low, high = UNIFORM
-        return low + (high - low) * torch.rand(SAMPLED, generator=torch.Generator().manual_seed(0))
+        return low + (high - low) * torch.rand(case.shape, generator=torch.Generator().manual_seed(0))
     rows = -(-size // state.model.config.n_latents)
     u = state.model.infer(state.x[:rows], SAMPLED_STEPS, seed=0).state.log_rate
-    return u.flatten()[:size].reshape(SAMPLED).clone()
+    return u.flatten()[:size].reshape(case.shape).clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import threading
@@ -104,8 +105,10 @@ def resolve(backend: str, tensors: Iterable[Tensor]) -> str:
     if backend in ("eager", "autograd"):
         return "eager"
     tensors = list(tensors)
-    on_gpu = tensors[0].device.type == "cuda"
-    names = [backend] if backend != "auto" else ["native", "triton"] if on_gpu else ["native"]
+    if backend != "auto":
+        names: tuple[str, ...] = (backend,)
+    else:
+        names = ("native", "triton") if tensors[0].device.type == "cuda" else ("native",)
     reasons = {}
     for name in names:
         reason = _COMPILED[name].reason() or _COMPILED[name].unserved(tensors)
@@ -133,7 +136,11 @@ def _warn(message: str) -> None:
 
 def implementation(package: str, backend: str, *tensors: Tensor) -> ModuleType:
     """The module of an op's folder that serves these tensors."""
-    name = resolve(backend, tensors)
+    return _module(package, resolve(backend, tensors))
+
+
+@functools.cache
+def _module(package: str, name: str) -> ModuleType:
     return importlib.import_module(f"{package}.{_FILES.get(name, name)}")
 
 

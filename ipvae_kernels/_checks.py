@@ -75,13 +75,14 @@ def number(
 
     What is smaller than the smallest normal number of float32 is 0.
     """
-    value = _scalar(value)
-    if isinstance(value, _BOOLS) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, found {_kind(value)}")
-    try:
-        value = float(value)
-    except OverflowError:  # of an integer beyond any float
-        value = math.inf
+    if type(value) is not float:
+        value = _scalar(value)
+        if isinstance(value, _BOOLS) or not isinstance(value, Real):
+            raise TypeError(f"{name}: expected a number, found {_kind(value)}")
+        try:
+            value = float(value)
+        except OverflowError:  # of an integer beyond any float
+            value = math.inf
     if abs(value) < _TINY:
         value = 0.0
     if not low <= value <= high or (above and value == low):
@@ -93,10 +94,11 @@ def number(
 
 def integer(name: str, value: object, low: int, high: int) -> int:
     """An integer in low..high; of Python, NumPy, or a tensor of shape []."""
-    value = _scalar(value)
-    if isinstance(value, _BOOLS) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: expected an int, found {_kind(value)}")
-    value = int(value)
+    if type(value) is not int:  # asking for an Integral takes five Python calls
+        value = _scalar(value)
+        if isinstance(value, _BOOLS) or not isinstance(value, Integral):
+            raise TypeError(f"{name}: expected an int, found {_kind(value)}")
+        value = int(value)
     if not low <= value <= high:
         raise ValueError(f"{name}: expected an int from {low} to {high}, found {value}")
     return value
@@ -112,6 +114,8 @@ def choice(name: str, value: object, options: Iterable[str]) -> str:
 
 def flag(name: str, value: object) -> bool:
     """True or False; of Python, NumPy, or a tensor of shape []."""
+    if value is True or value is False:
+        return value
     value = _scalar(value)
     if not isinstance(value, _BOOLS):
         raise TypeError(f"{name}: expected a bool, found {_kind(value)}")

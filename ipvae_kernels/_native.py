@@ -129,32 +129,28 @@ def unserved(tensors: Iterable[Tensor]) -> str | None:
 
 def all_below(tensor: Tensor, limit: float) -> bool:
     """Whether the size of every element is below a limit; that of NaN is not."""
-    if _looks_itself(tensor):
-        return bool(load().all_below(tensor.data_ptr(), tensor.numel(), limit, torch.get_num_threads()))
+    if (address := _address(tensor)) is not None:
+        return bool(load().all_below(address, tensor.numel(), limit, torch.get_num_threads()))
     return not tensor.numel() or bool((torch.stack(torch.aminmax(tensor)).abs() < limit).all())
 
 
 def all_finite(tensor: Tensor) -> bool:
     """Whether a tensor has neither NaN nor infinite elements."""
-    if _looks_itself(tensor):
+    if _address(tensor) is not None:
         return all_below(tensor, math.inf)
     # One infinite or NaN element makes the sum so; the exact test is left for sums that overflow.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
-def _looks_itself(tensor: Tensor) -> bool:
-    """Whether the compiled module can look at the numbers of a tensor."""
+def _address(tensor: Tensor) -> int | None:
+    """Where the compiled module can look at the numbers of a tensor itself; None where it cannot."""
     on_cpu = tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
-    return on_cpu and not reason() and _has_address(tensor)
-
-
-def _has_address(tensor: Tensor) -> bool:
-    """Whether there are numbers at an address: a tensor that torch.func wraps has none."""
+    if not on_cpu or reason():
+        return None
     try:
-        tensor.data_ptr()
-    except RuntimeError:
-        return False
-    return True
+        return tensor.data_ptr()
+    except RuntimeError:  # a tensor that torch.func wraps has no numbers of its own
+        return None
 
 
 def fill(args: Any, **fields: Tensor | int | float | bool | None) -> Any:

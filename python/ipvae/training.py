@@ -41,9 +41,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset
 
-from ipvae_kernels import ElboResult
-
-from ipvae_kernels import _checks
+from ipvae_kernels import ElboResult, _checks
 
 from . import schedules
 from .checkpoint import CheckpointError, atomic_file, load_pickled

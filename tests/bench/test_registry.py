@@ -72,3 +72,6 @@ def test_log_rates_of_the_sampling_cases(settings: Settings) -> None:
     assert 3.9 < float(uniform.log_rate.max()) <= 4
     assert uniform.rate == pytest.approx(float(uniform.log_rate.exp().mean()))
     assert make(CASES["sample-paper-hard"], settings).log_rate.shape == (1000, 1000)
+    floor = CASES["sample-floor"]
+    assert make(floor, settings).log_rate.shape == (1, 64)
+    assert floor.sizes == {"N": 64}
