@@ -27,7 +27,7 @@ export CMAKE_ARGS += -DIPVAE_CUDA=$(CUDA)
 # What the environment is built from. The packages are installed in place, so a change of Python code needs no build.
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 # pip says little by default and everything with -v: of that, what is compiled and downloaded is shown, the rest lies in
-# build/install.log, whose end is shown where something fails.
+# $(VENV)/install.log, whose end is shown where something fails.
 PROGRESS := awk '/^ *(\[[0-9]+\/[0-9]+\] Building|-- ipvae_kernels:|Downloading [^ ]*\.whl )/ { print; fflush() }'
 
 SHELL := bash
@@ -55,9 +55,8 @@ $(BIN)/python:
 
 # install EXTRAS: the packages in place, with extras; a module of another Python version stays where it is.
 define install
-	@mkdir -p build
 	@echo "Building and installing (the first time downloads PyTorch, which takes a few minutes)"
-	@$(PIP) -v -e '.[$(1)]' 2>&1 | tee build/install.log | $(PROGRESS) || { tail -n 60 build/install.log; exit 1; }
+	@$(PIP) -v -e '.[$(1)]' 2>&1 | tee $(VENV)/install.log | $(PROGRESS) || { tail -n 60 $(VENV)/install.log; exit 1; }
 endef
 
 $(VENV)/.installed: $(BIN)/python $(SOURCES)
