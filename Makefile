@@ -28,7 +28,7 @@ export CMAKE_ARGS += -DIPVAE_CUDA=$(CUDA)
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 # pip says little by default and everything with -v: of that, what is compiled and downloaded is shown, the rest lies in
 # $(VENV)/install.log, whose end is shown where something fails.
-PROGRESS := awk '/^ *(\[[0-9]+\/[0-9]+\] Building|-- ipvae_kernels:|Downloading [^ ]*\.whl )/ { print; fflush() }'
+PROGRESS := { grep --line-buffered -E '^ *(\[[0-9]+/[0-9]+\] Building|-- ipvae_kernels:|Downloading [^ ]*\.whl )' || true; }
 
 SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
