@@ -12,7 +12,7 @@
 #
 # Settings, as in `make demo CUDA=OFF`:
 #   CUDA=OFF       build for the CPU alone where there is an nvcc; ON insists on it. The default uses nvcc where it is found
-#   CUDAARCHS=90   the GPU architectures to compile for, as CMake writes them; the default takes minutes each
+#   CUDAARCHS=90   the GPU architectures to compile for, as CMake writes them; about a minute each on two cores
 #   PYTHONS=3.11   of `make wheels` and `make test-matrix`: only these ("3.10 3.13"), not all at hand
 #   PYTHON, VENV   the interpreter to build with, and the folder of the environment (.venv)
 
