@@ -13,7 +13,7 @@
 #
 # Settings, as in `make demo CUDA=OFF`:
 #   CUDA=OFF       build for the CPU alone where there is an nvcc; ON insists on it. The default uses nvcc where it is found
-#   CUDAARCHS=90   the GPU architectures to compile for, as CMake writes them; the default takes minutes each
+#   CUDAARCHS=90   the GPU architectures to compile for, as CMake writes them; about a minute each on two cores
 #   PYTHONS=3.11   of `make wheels` and `make test-matrix`: only these ("3.10 3.13"), not all at hand
 #   PYTHON, VENV   the interpreter to build with, and the folder of the environment (.venv)
 
@@ -28,8 +28,8 @@ export CMAKE_ARGS += -DIPVAE_CUDA=$(CUDA)
 # What the environment is built from. The packages are installed in place, so a change of Python code needs no build.
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 # pip says little by default and everything with -v: of that, what is compiled and downloaded is shown, the rest lies in
-# build/install.log, whose end is shown where something fails.
-PROGRESS := awk '/^ *(\[[0-9]+\/[0-9]+\] Building|-- ipvae_kernels:|Downloading [^ ]*\.whl )/ { print; fflush() }'
+# $(VENV)/install.log, whose end is shown where something fails.
+PROGRESS := { grep --line-buffered -E '^ *(\[[0-9]+/[0-9]+\] Building|-- ipvae_kernels:|Downloading [^ ]*\.whl )' || true; }
 
 SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
@@ -59,9 +59,8 @@ $(BIN)/python:
 
 # install EXTRAS: the packages in place, with extras; a module of another Python version stays where it is.
 define install
-	@mkdir -p build
 	@echo "Building and installing (the first time downloads PyTorch, which takes a few minutes)"
-	@$(PIP) -v -e '.[$(1)]' 2>&1 | tee build/install.log | $(PROGRESS) || { tail -n 60 build/install.log; exit 1; }
+	@$(PIP) -v -e '.[$(1)]' 2>&1 | tee $(VENV)/install.log | $(PROGRESS) || { tail -n 60 $(VENV)/install.log; exit 1; }
 endef
 
 $(VENV)/.installed: $(BIN)/python $(SOURCES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -161,6 +162,20 @@ def test_the_advice_names_what_lies_there(tmp_path: Path, monkeypatch: pytest.Mo
     assert "or start Python in another folder: the package is installed" in _native._how_to_get_it()
 
 
+def test_lowest_versions_are_read_from_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    environments = importlib.import_module("environments")
+    lowest = dict(line.split("==") for line in environments.lowest())
+    declared = {
+        re.split(r"[\s><=;\[]", line)[0]
+        for line in metadata.requires("ipvae-kernels") or ()
+        if ";" not in line or 'extra == "train"' in line
+    }
+    assert set(lowest) == declared
+    assert lowest["torch"] == "2.9"
+    assert all((ROOT / test.partition("::")[0]).exists() for test in environments.CORE + environments.WRAPPER)
+
+
 def test_make_builds_again_for_what_is_compiled_alone(tmp_path: Path) -> None:
     if shutil.which("make") is None:
         pytest.skip("there is no make")
@@ -171,6 +186,25 @@ def test_make_builds_again_for_what_is_compiled_alone(tmp_path: Path) -> None:
     for changed, status in {"ipvae_kernels/params.py": 0, "csrc/structs.h": 1, "pyproject.toml": 1}.items():
         command = ["make", "-q", "-C", str(ROOT), f"VENV={tmp_path}", "-W", changed, str(stamp)]
         assert subprocess.run(command, capture_output=True, check=False).returncode == status, changed
+
+
+def test_make_shows_what_is_compiled_and_the_end_of_a_failure(tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("there is no make")
+    said = ["-- ipvae_kernels: $CMAKE_ARGS $CUDAARCHS", "  [3/9] Building CUDA object a.cu.o", "  chatter"]
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    for status in (0, 1):
+        python.write_text("\n".join(["#!/bin/sh", *(f'echo "{line}"' for line in said), f"exit {status}"]))
+        python.chmod(0o755)
+        settings = (f"VENV={tmp_path}", "CUDA=OFF", "CUDAARCHS=90")
+        command = ["make", "-s", "-C", str(ROOT), *settings, str(tmp_path / ".installed")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        lines = [line.strip() for line in done.stdout.splitlines()]
+        assert re.match(r"-- ipvae_kernels: .*-DIPVAE_CUDA=OFF 90$", lines[1]), done
+        assert lines[2] == "[3/9] Building CUDA object a.cu.o"
+        assert (done.returncode == 0, "chatter" in lines) == ((True, False) if status == 0 else (False, True))
+        (tmp_path / ".installed").unlink(missing_ok=True)
 
 
 def test_without_a_compiler_the_error_says_what_to_install(tmp_path: Path) -> None:
