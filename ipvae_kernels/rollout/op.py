@@ -22,7 +22,7 @@ from ..params import GaussianParams, PoissonParams, State
 from ..poisson.eager import PhiloxNoise
 from ..poisson.op import check_estimator
 from ..update.op import check_clamp
-from . import eager, windows
+from . import eager, stretches, windows
 from .cells import Cell, make_cell
 from .config import PRECISIONS, RolloutConfig
 
@@ -132,6 +132,7 @@ def infer(
     Raises:
         TypeError, ValueError: an argument is not as described.
         BackendError: a backend named cannot serve.
+        Interrupted: Ctrl-C (a KeyboardInterrupt) on a CPU; its ``result`` holds the steps that were finished.
     """
     check = _checks.flag("check", check)
     if isinstance(record, str):
@@ -156,9 +157,12 @@ def infer(
                 _checks.finite_result(_DIVERGED, state=log_rate)
         else:
             constants = (*task.cfg, ",".join(names), record_every, backend, check)
-            log_rate, *rows = _infer(*task.tensors, task.seed, *constants)
-    records = dict(zip(names, rows, strict=True))
-    return InferResult(_advanced(task, log_rate), {name: records[name] for name in record})
+            try:
+                log_rate, *rows = _infer(*task.tensors, task.seed, *constants)
+            except stretches.Interrupted as interrupt:
+                interrupt.result = _infer_result(task, interrupt.steps, names, record, interrupt.tensors)
+                raise
+    return _infer_result(task, task.cfg.steps, names, record, [log_rate, *rows])
 
 
 def elbo(
@@ -419,6 +423,16 @@ def _elbo_part(
     return recon, kl, log_rate
 
 
+def _infer_result(
+    task: _Task, steps: int, names: list[str], record: Collection[str], tensors: list[Tensor]
+) -> InferResult:
+    """Of so many steps: the final log rate, and the records in canonical order."""
+    log_rate, *rows = tensors
+    records = dict(zip(names, rows, strict=True))
+    state = _advanced(task._replace(cfg=task.cfg._replace(steps=steps)), log_rate)
+    return InferResult(state, {name: records[name] for name in record})
+
+
 def _advanced(task: _Task, log_rate: Tensor) -> State:
     return State(log_rate, task.cfg.step + task.cfg.steps, task.seed, task.cfg.sample_offset)
 
@@ -464,7 +478,8 @@ def _infer(*arguments: Any) -> list[Tensor]:
         _check_finite(tensors)
     module = _backends.implementation(__package__, backend, *tensors)
     names = tuple(record.split(",")) if record else ()
-    results: list[Tensor] = module.infer(*_contiguous(*tensors), seed, cfg, names, record_every)
+    x, *parameters, log_rate = _contiguous(*tensors)
+    results = stretches.infer(module, x, parameters, log_rate, seed, cfg, names, record_every)
     if check:
         _checks.finite_result(_DIVERGED, state=results[0])
     return results

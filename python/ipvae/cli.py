@@ -416,13 +416,18 @@ def infer(
 
 @app.command()
 @clear_errors
-def info() -> None:
+def info(
+    test: Annotated[
+        bool, typer.Option("--test", help="Compare every schedule on this machine with eager PyTorch.")
+    ] = False,
+) -> None:
     """What is installed, which backends serve and why others do not. Paste it into bug reports.
 
     [bold]Example:[/] ipvae info
     """
     from importlib import metadata
 
+    from ipvae_kernels import selftest
     from ipvae_kernels.info import info as kernels
 
     facts = kernels()
@@ -443,6 +448,8 @@ def info() -> None:
     width = max(map(len, facts))
     for name, text in facts.items():
         typer.echo(f"{name:{width}}  {text}")
+    if test and not selftest.report():
+        raise typer.Exit(1)
 
 
 def main() -> None:
