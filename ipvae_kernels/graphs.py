@@ -38,7 +38,7 @@ def warmup(call: Callable[[], object]) -> None:
     if not torch.cuda.is_available():
         call()
         return
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_TIMES):

@@ -76,8 +76,8 @@ def self_test(device: str | torch.device | None = None) -> list[Check]:
 def report() -> bool:
     """Prints :func:`self_test` as a table; whether every check passed."""
     checks = self_test()
-    rows = [("op", "schedule", "values", "differing bits", "wrong", "unsteady", "")]
-    rows += [(*map(str, check), "ok" if check.passed else "FAILED") for check in checks]
+    rows = [["op", "schedule", "values", "differing bits", "wrong", "unsteady", ""]]
+    rows += [[*map(str, check), "ok" if check.passed else "FAILED"] for check in checks]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
@@ -109,7 +109,11 @@ def _calls(device: torch.device) -> dict[str, Callable[[str], list[Tensor]]]:
 
         return _with_gradients(new, [rate, drive, *constants])
 
-    calls = {"poisson_sample": sample, "poisson_rsample": rsample, "log_rate_update": update}
+    calls: dict[str, Callable[[str], list[Tensor]]] = {
+        "poisson_sample": sample,
+        "poisson_rsample": rsample,
+        "log_rate_update": update,
+    }
     for pixels in (36, 300):  # one for each driver of a GPU
         x, params = normal(40, pixels), [0.1 * normal(pixels, 100), 0.1 * normal(pixels), *constants]
         params.append(normal(100))
