@@ -28,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ipvae_kernels._native import ESTIMATORS
+from ipvae_kernels._triton.tuning import serving
 from ipvae_kernels.poisson import triton_kernels as poisson
 from ipvae_kernels.rollout import triton_resident as resident
 from ipvae_kernels.rollout import triton_stepped as stepped
@@ -173,16 +174,17 @@ def cases(complete: bool, arch: int) -> list[Case]:
     found = [
         Case(name, kernel, constants, config, i == 0)
         for name, kernel, constants in _kernels(complete)
-        for i, config in enumerate(_configurations(kernel, complete))
+        for i, config in enumerate(_configurations(kernel, complete, arch))
     ]
     return [case for case in found if _serves(case, arch)]
 
 
-def _configurations(kernel: Any, complete: bool) -> list[Any]:
+def _configurations(kernel: Any, complete: bool, arch: int) -> list[Any]:
     """Those that the tuner may pick, or the first; a kernel that is not tuned has Triton's default."""
     if not hasattr(kernel, "configs"):
         return [triton.Config({})]
-    return list(kernel.configs if complete else kernel.configs[:1])
+    found = serving(kernel.configs, arch // 10)
+    return found if complete else found[:1]
 
 
 def function_of(kernel: Any) -> Any:

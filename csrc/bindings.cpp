@@ -7,6 +7,12 @@
 namespace ipvae {
 namespace {
 
+// Runs Python's signal handlers; what they raise ends the call. On other threads than the main one it does nothing.
+void handle_signals() {
+    py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 void bind_cpu(py::module_& m) {
     using Release = py::call_guard<py::gil_scoped_release>;
     m.def("poisson", &cpu::poisson, py::arg("args"), py::arg("n_threads"), Release());
@@ -53,6 +59,7 @@ void bind_common(py::module_& m) {
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Compiled kernels of ipvae_kernels. Use the functions of ipvae_kernels, which check their arguments.";
+    ipvae::cpu::prepare(&ipvae::handle_signals);
     ipvae::bind_common(m);
     ipvae::bind_structs(m);
     ipvae::bind_cpu(m);

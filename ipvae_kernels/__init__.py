@@ -4,17 +4,21 @@ from importlib import metadata
 from typing import Any
 
 from ._backends import BackendError, BackendWarning, backends, use_backend
+from .graphs import warmup
 from .params import GaussianParams, PoissonParams, State, StepParams
 from .poisson import poisson_rsample, poisson_sample
-from .rollout import ElboResult, InferResult, elbo, infer
+from .rollout import ElboResult, InferResult, Interrupted, elbo, infer
+from .selftest import Check, self_test
 from .update import log_rate_update
 
 __all__ = [
     "BackendError",
     "BackendWarning",
+    "Check",
     "ElboResult",
     "GaussianParams",
     "InferResult",
+    "Interrupted",
     "PoissonParams",
     "State",
     "StepParams",
@@ -24,7 +28,9 @@ __all__ = [
     "log_rate_update",
     "poisson_rsample",
     "poisson_sample",
+    "self_test",
     "use_backend",
+    "warmup",
 ]
 
 

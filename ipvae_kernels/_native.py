@@ -21,6 +21,8 @@ KLS = ("exact", "released")
 
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parent  # of a checkout; of an installed package, the folder of all packages
+# Below it 1 / temperature overflows float32, and slopes of 0 become NaN.
+_LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
 
 
 @functools.cache
@@ -174,8 +176,12 @@ def unsigned_seed(seed: Tensor) -> int:
 
 def estimator_code(estimator: str, temperature: float) -> int:
     """The number of an estimator; at temperature 0 the relaxed ones are hard."""
-    hard = temperature == 0.0 and not estimator.startswith("fini")
-    return ESTIMATORS.index("hard" if hard else estimator)
+    return ESTIMATORS.index("hard" if is_hard(estimator, temperature) else estimator)
+
+
+def is_hard(estimator: str, temperature: float) -> bool:
+    """Whether the draw is a hard count without a gradient."""
+    return estimator == "hard" or (temperature < _LEAST_TEMPERATURE and not estimator.startswith("fini"))
 
 
 def arrival_limit(n_arrivals: int | None) -> float:

@@ -11,6 +11,9 @@ constexpr int kInversionSteps = 64;            // P(count > 64 | rate 10) is bel
 constexpr float kHugeRate = 281474976710656.f; // 2^48: the standard deviation is below a rounding of float32
 constexpr float kSaturatedMin = 8.f;           // mean saturated count from which they are drawn at once
 constexpr float kMaxArrivals = 2097152.f;      // 2^21, half of what the words of one draw allow
+// Blocks of arrivals after which a draw with many of them starts new sums: added one by one to the time and the count of a
+// million others, gaps and small shares are lost in the rounding of float32.
+constexpr uint32_t kStretch = 64;
 constexpr float kNaN = NAN;
 
 template <class F> IPVAE_HD F rate_of(F log_rate) { return exp(log_rate) + kRateFloor; }

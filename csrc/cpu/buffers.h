@@ -11,6 +11,7 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#include <pthread.h>
 
 namespace ipvae {
 
@@ -56,7 +57,11 @@ class BufferPool {
     }
 
   private:
-    BufferPool() { free_.reserve(64); }
+    // A fork copies the mutex as it is, and of the threads only the one that forks. So that one holds it meanwhile.
+    BufferPool() {
+        free_.reserve(64);
+        pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); }, [] { instance().mutex_.unlock(); });
+    }
 
     static constexpr size_t kLine = 64, kHugePage = size_t{1} << 21, kKept = size_t{64} << 20;
     std::mutex mutex_;

@@ -1,8 +1,10 @@
 #include "cpu.h"
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <stdexcept>
+#include <thread>
 
 #if defined(IPVAE_AMX)
 #include <cpuid.h>
@@ -62,6 +64,44 @@ std::atomic<const Kernels*>& current() {
     static std::atomic<const Kernels*> kernels{supported().front()};
     return kernels;
 }
+
+void (*poll_caller)() = [] {};
+
+// Asks the caller now and then whether a call is to end early; threads stop at the next piece of their work.
+class Watch {
+  public:
+    bool go_on() {
+        if (ended_) return false;
+        if (std::this_thread::get_id() != caller_ || Clock::now() < next_) return true;
+        try {
+            poll_caller();
+        } catch (...) {
+            ended_ = true;
+            throw;
+        }
+        next_ = Clock::now() + kPause;
+        return true;
+    }
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    static constexpr std::chrono::milliseconds kPause{100};
+    std::thread::id caller_ = std::this_thread::get_id();
+    Clock::time_point next_ = Clock::now() + kPause;
+    std::atomic<bool> ended_{false};
+};
+
+// parallel() in pieces of `grain`, each with the same scratch of its thread; between them the caller is asked.
+template <class Function>
+void watched(int64_t n, int64_t grain, int64_t n_threads, int64_t scratch_floats, Function function) {
+    Watch watch;
+    parallel(n, n_threads, [&](int64_t begin, int64_t end) {
+        Buffer scratch = allocate(scratch_floats);
+        for (; begin < end && watch.go_on(); begin += grain) function(begin, std::min(begin + grain, end), scratch.get());
+    });
+}
+
+constexpr int64_t kRowGrain = 32 / kRowBlock;  // row blocks of the largest tile, that of AMX
 
 Buffer packed(const Kernels& k, const float* matrix, int64_t depth, int64_t n, Packing packing, int64_t n_threads) {
     int64_t panels = (n + k.panel - 1) / k.panel;
@@ -135,15 +175,22 @@ void set_instruction_set(const std::string& name) {
     throw std::invalid_argument("instruction set: expected one of " + choices + ", got " + name);
 }
 
+void prepare(void (*poll)()) {
+    poll_caller = poll;
+    watch_forks();
+    BufferPool::instance();
+    OpenMp::runtime();
+    current();
+}
+
 void poisson(const PoissonArgs& args, int64_t n_threads) {
     const Kernels& k = *current().load();
     // Some 10^4 neurons take as long as starting a thread.
     n_threads = std::min(n_threads, 1 + args.n_rows * args.n_latents / 10000);
     int64_t chunks = args.n_rows * ((args.n_latents + kPoissonChunk - 1) / kPoissonChunk);
-    parallel(chunks, n_threads, [&](int64_t begin, int64_t end) {
-        Buffer scratch = allocate(k.poisson_scratch());
-        k.poisson(args, begin, end, scratch.get());
-    });
+    constexpr int64_t kGrain = 64;  // a multiple of the chunks that are drawn together
+    watched(chunks, kGrain, n_threads, k.poisson_scratch(),
+            [&](int64_t begin, int64_t end, float* scratch) { k.poisson(args, begin, end, scratch); });
 }
 
 void update(const UpdateArgs& args, int64_t n_threads) {
@@ -169,10 +216,8 @@ void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads) 
     args.draws_counts = k.draws_counts(args);
     Packing decoder = args.draws_counts ? kTransposedForCounts : kTransposed;
     Derived derived = derive(k, args, parameters, decoder, n_threads);
-    parallel(row_blocks(args), n_threads, [&](int64_t begin, int64_t end) {
-        Buffer scratch = allocate(k.rollout_scratch(args));
-        k.rollout(args, begin, end, scratch.get());
-    });
+    watched(row_blocks(args), kRowGrain, n_threads, k.rollout_scratch(args),
+            [&](int64_t begin, int64_t end, float* scratch) { k.rollout(args, begin, end, scratch); });
 }
 
 void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads) {
@@ -188,10 +233,8 @@ void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const Para
     args.grad_drives = grad_drives.get();
     args.partial = partial.get();
     args.grad_dictionary = grads.dictionary;
-    parallel(n_blocks, n_threads, [&](int64_t begin, int64_t end) {
-        Buffer scratch = allocate(k.rollout_grad_scratch(a));
-        k.rollout_grad(args, begin, end, scratch.get());
-    });
+    watched(n_blocks, kRowGrain, n_threads, k.rollout_grad_scratch(a),
+            [&](int64_t begin, int64_t end, float* scratch) { k.rollout_grad(args, begin, end, scratch); });
     parallel((a.n_latents + k.panel - 1) / k.panel, n_threads, [&](int64_t begin, int64_t end) {
         Buffer scratch = allocate(k.dictionary_grad_scratch(a, end - begin));
         k.dictionary_grad(args, begin, end, scratch.get());

@@ -14,6 +14,10 @@ std::string instruction_set();
 // Throws std::invalid_argument where the machine cannot run it.
 void set_instruction_set(const std::string& name);
 
+// To be called once, before anything else: what it sets up may not be begun by a thread while another forks. `poll` is
+// called some ten times a second on the thread of a call that takes so long, and ends the call by throwing.
+void prepare(void (*poll)());
+
 void poisson(const PoissonArgs& args, int64_t n_threads);
 void update(const UpdateArgs& args, int64_t n_threads);
 // Writes grad_log_bias [n_latents] and grad_log_lr [1]; args.partial is provided here.

@@ -210,12 +210,14 @@ struct ArrivalList {
     float* inv_rate;   // [n]
     float* count;      // [n]
     float* slope;      // [n] without its last factors
-    static constexpr int arrays = 7;
+    float* total;      // [n_padded] by neuron: what the stretches before counted, where there are any
+    static constexpr int arrays = 8;
 };
 
 inline ArrivalList arrival_list(float* scratch, int64_t n_padded) {
     int64_t n = n_padded + kListSlack;
-    return {(int32_t*)scratch, scratch + n, scratch + 2 * n, scratch + 3 * n, scratch + 4 * n, scratch + 5 * n, scratch + 6 * n};
+    auto array = [&](int i) { return scratch + i * n; };
+    return {(int32_t*)array(0), array(1), array(2), array(3), array(4), array(5), array(6), array(7)};
 }
 
 // The arrivals of kWidth neurons so far.
@@ -270,6 +272,17 @@ inline void saturate(vf rate, const Window& window, const Stream& stream, uint32
     }
 }
 
+// The chosen lanes start a new stretch at their last arrival: what they counted joins the neurons' totals.
+inline void start_stretch(vi neuron, uint32_t lanes, bool first, float* totals, float* slopes, Arrivals& a) {
+    for (uint32_t left = lanes; left; left &= left - 1) {
+        int lane = __builtin_ctz(left), at = neuron[lane];
+        totals[at] = first ? a.count[lane] : totals[at] + a.count[lane];
+        slopes[at] = first ? a.slope[lane] : slopes[at] + a.slope[lane];
+    }
+    a.lead = a.lead - a.elapsed;
+    a.elapsed = a.count = a.slope = vf{};
+}
+
 // Arrivals after the first, a block of four at a time. What they count is added to the saturated counts at the end: one by
 // one it would be lost in the rounding of a large count.
 template <Estimator kind>
@@ -285,11 +298,13 @@ inline void finish_arrivals(const ArrivalList& list, int64_t n, const Window& wi
             Words<vu> words = own_words(stream, (vu)neuron + first, vu{} + stream.sample, block);
             for (int j = 0; j < 4; ++j) arrive<kind>(words.w[j], inv_rate, window, a);
             uint32_t valid = first_lanes(n - i), active = a.active_lanes(window) & valid, done = valid & ~active;
-            if (done) {
-                // Lanes beyond the end may hold any index, so the counts are not gathered as a vector.
-                for (uint32_t left = done; left; left &= left - 1) counts[neuron[__builtin_ctz(left)]] += a.count[__builtin_ctz(left)];
-                scatter(slopes, neuron, a.slope, done);
+            // Lanes beyond the end may hold any index, so nothing is gathered as a vector.
+            for (uint32_t left = done; left; left &= left - 1) {
+                int lane = __builtin_ctz(left), at = neuron[lane];
+                counts[at] += block > kStretch ? list.total[at] + a.count[lane] : a.count[lane];
+                slopes[at] = block > kStretch ? slopes[at] + a.slope[lane] : a.slope[lane];
             }
+            if (block % kStretch == 0) start_stretch(neuron, active, block == kStretch, list.total, slopes, a);
             pack_arrivals(list, kept, neuron, inv_rate, a, active);
             kept += __builtin_popcount(active);
         }
@@ -331,7 +346,7 @@ inline void draw_arrivals(const Rates& rates, float* counts, float* slopes, uint
     finish_arrivals<kind>(list, listed, window, first, stream, counts, slopes);
     for (int64_t k = 0; k < n_padded; k += kWidth) {
         vf rate = load(rates.rate + k);
-        store(slopes + k, load(slopes + k) * (window.inv_temperature * (rate - kRateFloor) * reciprocal(rate)));
+        store(slopes + k, load(slopes + k) * (window.inv_temperature * ((rate - kRateFloor) * reciprocal(rate))));
     }
 }
 

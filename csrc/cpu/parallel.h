@@ -3,12 +3,15 @@
 // The threads are torch's own. torch brings an OpenMP runtime into the process, whose threads spin for some milliseconds
 // after each parallel operation; threads of ours beside them would share the cores with that. So the work is handed to the
 // same runtime: its entry point is looked up by name at run time (GCC's libgomp and LLVM's and Intel's libomp all have it),
-// and nothing is linked. Where there is none, threads are started for the call, at 54 microseconds each (median).
+// and nothing is linked. Where there is none, threads are started for the call, at 54 microseconds each (median). So they
+// are in the child of a fork, where the runtime would wait for ever for threads that only the parent has.
 #pragma once
 
 #include <dlfcn.h>
+#include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <system_error>
@@ -17,6 +20,15 @@
 #include <vector>
 
 namespace ipvae {
+
+// Whether this process is the child of a fork that came after watch_forks().
+inline std::atomic<bool>& forked() {
+    static std::atomic<bool> is_child{false};
+    return is_child;
+}
+inline void watch_forks() {
+    pthread_atfork(nullptr, nullptr, [] { forked() = true; });
+}
 
 // The OpenMP runtime of the process, or nulls.
 struct OpenMp {
@@ -54,7 +66,7 @@ template <class Function> void parallel(int64_t n, int64_t n_threads, Function&&
     const OpenMp& omp = OpenMp::runtime();
     if (n_threads == 1) {
         piece(0);
-    } else if (omp.parallel) {
+    } else if (omp.parallel && !forked()) {
         struct Team {
             const OpenMp& omp;
             decltype(piece)& run;

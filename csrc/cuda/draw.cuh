@@ -59,6 +59,7 @@ IPVAE_DEVICE Quad hard_counts(const Stream& stream, uint32_t neuron, const Quad&
 // vanish in the rounding of a time near 1, but not in that of a time within the window.
 struct Arrivals {
     float lead, elapsed, remaining, count, slope;
+    float total, total_slope;  // of the stretches before
 
     IPVAE_DEVICE bool active(const Window& window) const { return elapsed <= lead + window.half && remaining > 0.f; }
 };
@@ -74,11 +75,18 @@ IPVAE_DEVICE void arrive(uint32_t word, float inv_rate, const Window& window, Ar
     a.slope = a.slope + (counted ? f.derivative * (1.f - early) : 0.f);
 }
 
+IPVAE_DEVICE void start_stretch(Arrivals& a) {
+    a.total += a.count;
+    a.total_slope += a.slope;
+    a.lead -= a.elapsed;
+    a.elapsed = a.count = a.slope = 0.f;
+}
+
 template <Estimator kind>
 IPVAE_DEVICE void relaxed_count(const DrawOptions& o, const Stream& stream, uint32_t neuron, uint32_t first_word, float rate,
                                 float& count, float& slope) {
     Window window = make_window(kind, o.temperature);
-    Arrivals a{1.f, 0.f, o.n_arrivals, 0.f, 0.f};
+    Arrivals a{1.f, 0.f, o.n_arrivals, 0.f, 0.f, 0.f, 0.f};
     float taken = 0.f, mean = rate * (1.f - window.half);
     if (mean >= kSaturatedMin) {
         // Arrivals so early that each counts as one, all at once; the rest starts half a window before time 1.
@@ -99,9 +107,10 @@ IPVAE_DEVICE void relaxed_count(const DrawOptions& o, const Stream& stream, uint
         if (block == kBlocks) return;
         Words<uint32_t> words = own_words<uint32_t>(stream, neuron, stream.sample, block);
         IPVAE_UNROLL for (int j = 0; j < 4; ++j) arrive<kind>(words.w[j], inv_rate, window, a);
+        if (block % kStretch == 0) start_stretch(a);
     }
-    count = taken + a.count;
-    slope = a.slope * (window.inv_temperature * (rate - kRateFloor) * reciprocal(rate));
+    count = taken + (a.total + a.count);
+    slope = (a.total_slope + a.slope) * (window.inv_temperature * ((rate - kRateFloor) * reciprocal(rate)));
 }
 
 template <Estimator kind>

@@ -10,8 +10,11 @@ import contextlib
 import functools
 import os
 import re
+import shutil
+import sysconfig
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +23,10 @@ OLDEST = (3, 3)
 CAPABILITY = (8, 0)  # the first with bfloat16 and TF32 products
 GRID_MAX = 2**31 - 1  # programs of one launch
 
-_INSTALL = f"install it with \"pip install 'triton>={OLDEST[0]}.{OLDEST[1]}'\" (Linux)"
+_INSTALL = (
+    f"install it with \"pip install 'triton>={OLDEST[0]}.{OLDEST[1]}'\" (Linux); at its "
+    "first use it also wants a C compiler and Python.h"
+)
 
 
 def interpreted() -> bool:
@@ -55,7 +61,40 @@ def reason() -> str | None:
         return "it is made for NVIDIA GPUs, this torch is built for ROCm"
     if not torch.cuda.is_available():
         return "it needs an NVIDIA GPU and a CUDA build of torch: torch.cuda.is_available() is False"
+    return _no_driver()
+
+
+@functools.cache
+def _no_driver() -> str | None:
+    """Why Triton cannot talk to the GPU: it builds its driver, a C file, where none lies in its cache."""
+    if (missing := missing_to_build()) is None:
+        return None
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_device()
+    except Exception as error:  # of a compiler that is not there, of its output, or of the import
+        return (
+            f"Triton builds its driver at first use and finds no {missing} ({error}); install a C compiler "
+            "and Python's headers (on Debian and Ubuntu: apt install gcc python3-dev), or set CC"
+        )
     return None
+
+
+def missing_to_build() -> str | None:
+    """What Triton lacks to build its driver, looked for where Triton looks; None: nothing."""
+    if os.environ.get("CC") is None and not (shutil.which("gcc") or shutil.which("clang")):
+        return "C compiler"
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    return None if header.exists() else f"Python.h in {header.parent}"
+
+
+def warps_max(major: int) -> int:
+    """The most warps that a program may have on a device of this major compute capability.
+
+    Before version 3.8 Triton's products in a loop raced with 8 warps from compute capability 10 on.
+    """
+    return 4 if major >= 10 and version() < (3, 8) else 8
 
 
 def unserved(tensors: Iterable[Tensor]) -> str | None:

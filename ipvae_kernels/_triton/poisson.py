@@ -29,6 +29,7 @@ _TRIAL_BLOCKS = tl.constexpr(32)  # of two trials each
 _SATURATED = tl.constexpr(0x80000000)  # kind + 8, in the counter's high word
 _SATURATED_MIN = tl.constexpr(8.0)
 _ARRIVALS_MAX = tl.constexpr(2097152.0)
+_STRETCH = tl.constexpr(64)  # blocks of arrivals after which new sums are started
 
 
 @triton.jit
@@ -198,7 +199,10 @@ def _relaxed(
     N: tl.constexpr,
     ESTIMATOR: tl.constexpr,
 ):
-    """Relaxed counts and their slopes, [R, N]. Time is kept relative to the start of the window."""
+    """Relaxed counts and their slopes, [R, N].
+
+    Time is kept relative to the start of the window and, where arrivals are many, of the current stretch.
+    """
     LIMITED: tl.constexpr = n_arrivals is not None
     half = (17.0 if ESTIMATOR == SIGMOID else 1.0) * temperature
     inverse_temperature = 1.0 / temperature
@@ -233,6 +237,7 @@ def _relaxed(
         ESTIMATOR,
     )
     neuron = (first + tl.arange(0, N)).to(tl.uint32)[None, :]
+    total, total_slope = zero, zero  # of the stretches before
     block = 1
     while (block < BLOCKS) & any_of(_within(elapsed, lead, half, left, LIMITED)):
         a, b, c, d = own_words(k0, k1, sample, step, high, neuron, block)
@@ -251,10 +256,16 @@ def _relaxed(
                 LIMITED,
                 ESTIMATOR,
             )
+        if block % _STRETCH == 0:
+            total += count
+            total_slope += slope
+            lead -= elapsed
+            elapsed, count, slope = zero, zero, zero
         block += 1
     # _ARRIVALS_MAX keeps draws far from the end of their words; none may use those of another draw.
     count = tl.where(_within(elapsed, lead, half, left, LIMITED), float("nan"), count)
-    return saturated + count, slope * (inverse_temperature * (exp(u) * inverse_rate))
+    slope = (total_slope + slope) * (inverse_temperature * (exp(u) * inverse_rate))
+    return saturated + (total + count), slope
 
 
 @triton.jit

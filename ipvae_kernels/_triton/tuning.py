@@ -10,9 +10,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import triton
 
-from . import interpreted
+from .._backends import BackendError
+from . import interpreted, warps_max
 
 
 def config(num_warps: int, num_stages: int = 2, registers: int | None = None, **blocks: int) -> Any:
@@ -38,10 +40,31 @@ def autotune(configs: Sequence[Any], key: Sequence[str]) -> Callable[[Any], Any]
             {name: lambda arguments, value=value: value for name, value in tiles.items()}
         )
         return fixed
-    options = {"configs": list(configs), "key": list(key), "do_bench": _bench, "cache_results": True}
+    options = {
+        "configs": list(configs),
+        "key": list(key),
+        "prune_configs_by": {"early_config_prune": _candidates},
+        "do_bench": _bench,
+        "cache_results": True,
+    }
     known = inspect.signature(triton.autotune).parameters
     wrap: Callable[[Any], Any] = triton.autotune(**{k: v for k, v in options.items() if k in known})
     return wrap
+
+
+def serving(configs: Sequence[Any], major: int) -> list[Any]:
+    """The configurations that may serve a device of this major compute capability."""
+    return [config for config in configs if config.num_warps <= warps_max(major)]
+
+
+def _candidates(configs: Sequence[Any], *_: Any, **__: Any) -> list[Any]:
+    """What is tuned over at the first call of a kind; Triton asks before it tunes, or takes from disk."""
+    if torch.cuda.is_current_stream_capturing():
+        raise BackendError(
+            "backend 'triton' cannot tune its kernels for these sizes while a CUDA graph is captured; call "
+            "ipvae_kernels.warmup with what you capture before the capture begins"
+        )
+    return serving(configs, torch.cuda.get_device_capability()[0])
 
 
 def _bench(call: Callable[[], Any], quantiles: Sequence[float]) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _library, philox
+from .._native import is_hard
 from ..philox import Stream
 
 RATE_FLOOR = 1.1920929e-07  # the released code adds float32's epsilon in every dtype
@@ -163,8 +164,9 @@ class PhiloxNoise:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Arrivals from ``lead`` before time 1 (NaN: none) to ``half`` after it; n_arrivals - done at most.
 
-        Time is kept as what has elapsed since the start: at a rate of 10^8 in a window of 10^-3, gaps vanish
-        in the float32 rounding of a time near 1, but not in that of a time within the window.
+        Time is kept as what is left until time 1, ``lead``, and what has elapsed since the last chunk: at a
+        rate of 10^8 in a window of 10^-3, gaps vanish in the float32 rounding of a time near 1, and those of
+        a million arrivals in that of a time within the window.
         """
         neurons = rate.shape[-1]
         left = math.inf if n_arrivals is None else n_arrivals - done.flatten()
@@ -172,23 +174,22 @@ class PhiloxNoise:
         first = philox.exponential(philox.first_words(self.seed, stream, rate.shape), rate.dtype)
         elapsed = first.flatten() / flat_rate
         rows = ((elapsed <= lead + half) & (left > 0)).nonzero().squeeze(-1)
-        elapsed = elapsed[rows]
-        yield rows, lead[rows] - elapsed
+        lead = lead[rows] - elapsed[rows]
+        yield rows, lead
         block, count, so_far = 1, 1, 1
         while len(rows):
             if block + count > philox.BLOCKS:  # _ARRIVALS_MAX keeps draws far from here
-                yield rows, torch.full_like(elapsed, math.nan)
+                yield rows, torch.full_like(lead, math.nan)
                 return
             own = philox.own_words(self.seed, stream, rows // neurons, rows % neurons, block, count)
             gaps = philox.exponential(own, rate.dtype) / flat_rate[rows].unsqueeze(-1)
-            gaps[:, 0] += elapsed
-            times, leads = gaps.cumsum(-1), lead[rows].unsqueeze(-1)
-            live = times <= leads + half
+            early = lead.unsqueeze(-1) - gaps.cumsum(-1)
+            live = early >= -half
             if n_arrivals is not None:
                 index = torch.arange(so_far, so_far + 4 * count, device=rate.device)
                 live &= index < (n_arrivals - done.flatten()[rows]).unsqueeze(-1)
-            yield rows.unsqueeze(-1).expand_as(times)[live], (leads - times)[live]
-            rows, elapsed = rows[live[:, -1]], times[live[:, -1], -1]
+            yield rows.unsqueeze(-1).expand_as(early)[live], early[live]
+            rows, lead = rows[live[:, -1]], early[live[:, -1], -1]
             block, so_far = block + count, so_far + 4 * count
             count = min(
                 2 * count, _BLOCKS_MAX
@@ -302,7 +303,7 @@ def relaxed_counts(
         later = (1.0 - early) * (
             flat_rate.detach()[rows] / flat_rate[rows] - 1.0
         )  # 0, with the derivative of t
-        z = z.index_add(0, rows, indicator.value((early - later) / tau))
+        z = z + torch.zeros_like(z).index_add(0, rows, indicator.value((early - later) / tau))
     return saturated + z.view_as(rate)
 
 
@@ -310,12 +311,13 @@ def relaxed_counts_and_slopes(
     saturated: Tensor, arrivals: Arrivals, indicator: Indicator, tau: float
 ) -> tuple[Tensor, Tensor]:
     """Relaxed counts z [B, K] and dz / d log(rate) [B, K], in one pass over the arrivals."""
-    z = torch.zeros_like(saturated).flatten()  # by itself: one by one, arrivals are lost in a large count
+    # Saturated counts apart, and each chunk by itself: one by one, shares are lost in a large count.
+    z = torch.zeros_like(saturated).flatten()
     slope = 0.0 * saturated.flatten()  # keeps the NaN of what could not be drawn
     for rows, early in arrivals:
         x = early / tau
-        z = z.index_add(0, rows, indicator.value(x))
-        slope = slope.index_add(0, rows, indicator.derivative(x) * (1.0 - early) / tau)
+        z += torch.zeros_like(z).index_add_(0, rows, indicator.value(x))
+        slope += torch.zeros_like(z).index_add_(0, rows, indicator.derivative(x) * (1.0 - early) / tau)
     return saturated + z.view_as(saturated), slope.view_as(saturated)
 
 
@@ -423,11 +425,6 @@ def gumbel_upper_bound(log_rate: Tensor) -> int:
     return max(1, int(below.sum()))
 
 
-def is_hard(estimator: str, temperature: float) -> bool:
-    """Whether the draw is a hard count without a gradient."""
-    return estimator == "hard" or (temperature == 0.0 and not estimator.startswith("fini"))
-
-
 def draw(
     log_rate: Tensor, noise: Noise, stream: Stream, estimator: str, temperature: float, n_arrivals: int | None
 ) -> tuple[Tensor, Tensor]:
@@ -494,7 +491,7 @@ def differentiable_draw(
             rate.detach(), indicator.half_width, temperature, n_arrivals, stream
         )
         return relaxed_counts(rate, saturated, arrivals, indicator, temperature)
-    if estimator == "gumbel" and temperature > 0.0:
+    if estimator == "gumbel" and not is_hard(estimator, temperature):
         n = gumbel_upper_bound(log_rate) if upper_bound is None else upper_bound
         return gumbel_counts(log_rate, noise.gumbel(log_rate, n, stream), temperature)
     counts = noise.counts(rate_of(log_rate.detach()), stream)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks, _transforms
-from . import eager, windows
+from . import eager, stretches, windows
 from .config import RolloutConfig
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -100,7 +100,10 @@ def _infer(*arguments: Any) -> list[Tensor]:
     module, dense = _serve(backend, tensors)
     names = tuple(record.split(",")) if record else ()
     with _transforms.without_autocast(dense[0].device):
-        results: list[Tensor] = module.infer(*dense, arguments[_FIRST], cfg, names, record_every)
+        x, *parameters, log_rate = dense
+        results = stretches.infer(
+            module, x, parameters, log_rate, arguments[_FIRST], cfg, names, record_every
+        )
     if check:
         _checks.finite_result(DIVERGED, **dict(zip(("state", *names), results, strict=True)))
     return results

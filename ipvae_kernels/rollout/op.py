@@ -11,7 +11,7 @@ From "Brain-like variational inference" (arXiv 2410.19315) and its released code
     kl    = sum_k KL(Poisson(exp(u)) || Poisson(exp(u_prior)))
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from ..params import GaussianParams, PoissonParams, State
 from ..poisson.eager import PhiloxNoise
 from ..poisson.op import check_estimator
 from ..update.op import check_clamp
-from . import eager, library
+from . import eager, library, stretches
 from .cells import Cell, make_cell
 from .config import PRECISIONS, RolloutConfig
 from .library import Tensors
@@ -139,6 +139,7 @@ def infer(
     Raises:
         TypeError, ValueError: an argument is not as described.
         BackendError: a backend named cannot serve.
+        Interrupted: Ctrl-C (a KeyboardInterrupt) on a CPU; its ``result`` holds the steps that were finished.
     """
     check = _checks.flag("check", check)
     record = _records(record)
@@ -161,11 +162,14 @@ def infer(
                 _checks.finite_result(library.DIVERGED, **found)
         else:
             constants = library.constants(task.seed, task.cfg)
-            log_rate, *rows = library.infer(
-                *task.tensors, *constants, ",".join(names), record_every, backend, check
-            )
-    records = dict(zip(names, rows, strict=True))
-    return InferResult(_advanced(task, log_rate), {name: records[name] for name in record})
+            try:
+                log_rate, *rows = library.infer(
+                    *task.tensors, *constants, ",".join(names), record_every, backend, check
+                )
+            except stretches.Interrupted as interrupt:
+                interrupt.result = _infer_result(task, interrupt.steps, names, record, interrupt.tensors)
+                raise
+    return _infer_result(task, task.cfg.steps, names, record, [log_rate, *rows])
 
 
 def elbo(
@@ -441,6 +445,16 @@ def _elbo_part(
     if check:
         library.check_loss(recon, kl, log_rate)
     return recon, kl, log_rate
+
+
+def _infer_result(
+    task: _Task, steps: int, names: list[str], record: Sequence[str], tensors: list[Tensor]
+) -> InferResult:
+    """Of so many steps: the final log rate, and the records in canonical order."""
+    log_rate, *rows = tensors
+    records = dict(zip(names, rows, strict=True))
+    state = _advanced(task._replace(cfg=task.cfg._replace(steps=steps)), log_rate)
+    return InferResult(state, {name: records[name] for name in record})
 
 
 def _advanced(task: _Task, log_rate: Tensor) -> State:

@@ -56,7 +56,7 @@ from .triton_parts import (
 ROWS = 16  # of a program: the least of a matrix product
 PIXELS_MAX = 256  # of a device from compute capability 9.0 on: more would spill
 PIXELS_MAX_BF16 = 128  # in "bf16", where relaxed counts of 256 spill 24 bytes on sm_90
-PIXELS_MAX_OLD = 64  # with Triton before 3.6, whose code needs more registers
+PIXELS_MAX_OLD = 64  # with Triton before 3.6, whose code needs more registers, and with 4 warps
 SCHEDULES = ((8, 1), (8, 2), (4, 1))  # warps, stages
 FORWARD_CONFIGS = tuple(config(warps, stages) for warps, stages in SCHEDULES)
 BACKWARD_CONFIGS = tuple(config(warps, stages, registers=248) for warps, stages in SCHEDULES)
@@ -388,7 +388,7 @@ def pixels_max(major: int, precision: str) -> int:
     """The largest M that a device of this major compute capability holds in registers; 0 before 9."""
     if major < 9:
         return 0
-    if _triton.version() < (3, 6):
+    if _triton.version() < (3, 6) or _triton.warps_max(major) < SCHEDULES[0][0]:
         return PIXELS_MAX_OLD
     return PIXELS_MAX_BF16 if precision == "bf16" else PIXELS_MAX
 

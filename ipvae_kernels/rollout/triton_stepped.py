@@ -65,8 +65,9 @@ CONFIGS = (
     config(8, 2, registers=255, BLOCK_B=64),
     config(8, 3, registers=255, BLOCK_B=32),
     config(8, 3, registers=255, BLOCK_B=128),
+    config(4, 3, registers=255, BLOCK_B=32),
 )
-NARROW_FIRST = (CONFIGS[1], CONFIGS[0], CONFIGS[2])  # with 64 rows, decoding counts spills 8 bytes on sm_80
+NARROW_FIRST = (CONFIGS[1], CONFIGS[0], *CONFIGS[2:])  # with 64 rows, decoding counts spills 8 bytes on sm_80
 
 
 @triton.jit

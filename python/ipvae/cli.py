@@ -572,7 +572,11 @@ def plot(
 
 @app.command()
 @clear_errors
-def info() -> None:
+def info(
+    test: Annotated[
+        bool, typer.Option("--test", help="Compare every schedule on this machine with eager PyTorch.")
+    ] = False,
+) -> None:
     """What is installed, which backends serve and why others do not. Paste it into bug reports.
 
     [bold]Example:[/] ipvae info
@@ -580,6 +584,11 @@ def info() -> None:
     from .extras import report
 
     typer.echo(report())
+    if test:
+        from ipvae_kernels import selftest
+
+        if not selftest.report():
+            raise typer.Exit(1)
 
 
 def main() -> None:

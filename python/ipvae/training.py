@@ -697,7 +697,8 @@ def train(
         CollapseWarning: R2 under .1 or over 95 % of the neurons silent at the end; says what to change.
     """
     out_dir = Path(out_dir)
-    devices, log_every = _count("devices", devices), _count("log_every", log_every)
+    log_every = _count("log_every", log_every)
+    devices = devices if isinstance(devices, list) else _count("devices", devices)
     validation_samples = _count("validation_samples", validation_samples)
     validate_every, checkpoint_every = (
         None if value is None else _count(name, value)

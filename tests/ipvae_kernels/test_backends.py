@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import sysconfig
 import threading
 import warnings
 from collections.abc import Callable
@@ -99,6 +101,29 @@ def test_triton_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ik.backends()["triton"].startswith("it needs an NVIDIA GPU")
     monkeypatch.setattr(torch.version, "hip", "6.0")
     assert ik.backends()["triton"] == "it is made for NVIDIA GPUs, this torch is built for ROCm"
+
+
+@pytest.mark.usefixtures("triton_cache")
+def test_triton_says_that_it_wants_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is none, and no driver that was built before."""
+    pytest.importorskip("triton")
+
+    class Broken:
+        def get_current_device(self) -> int:
+            raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(_triton, "_no_driver", _triton._no_driver.__wrapped__)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    driver = SimpleNamespace(active=Broken())
+    monkeypatch.setitem(sys.modules, "triton.runtime", SimpleNamespace(driver=driver))
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": "/nowhere"})
+    assert re.match(r"Triton .* finds no Python.h in /nowhere .*python3-dev", ik.backends()["triton"])
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ik.BackendError, match=r"builds its driver .* finds no C compiler .*Failed to find C"):
+        ik.poisson_sample(torch.zeros(2), seed=1, backend="triton")
+    driver.active = SimpleNamespace(get_current_device=lambda: 0)
+    assert ik.backends()["triton"] == "available"  # it lies in Triton's cache
 
 
 @pytest.mark.usefixtures("triton_cache")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -382,3 +384,46 @@ def test_all_below_is_strict_and_takes_both_signs(instruction_set: str) -> None:
 def test_unknown_instruction_set_lists_the_choices() -> None:
     with pytest.raises(ValueError, match=r"expected one of .*baseline, got sse9"):
         _native.load().set_instruction_set("sse9")
+
+
+FORKS = """
+import os, signal, sys, threading
+import torch
+import ipvae_kernels as ik
+
+torch.set_num_threads(2)
+torch.manual_seed(0)
+params = ik.PoissonParams(
+    0.1 * torch.randn(8, 16), torch.zeros(8), torch.full((16,), -2.0), torch.tensor(-1.0), torch.zeros(16)
+)
+x, stop = torch.randn(9, 8), threading.Event()
+step = lambda: ik.infer(x, params, 1, seed=1, backend="native")
+expected = step().state.log_rate
+
+def busy():
+    while not stop.is_set():
+        step()
+
+threads = [threading.Thread(target=busy, daemon=True) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for i in range(int(sys.argv[1])):
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # ends one that waits for ever
+        os._exit(0 if torch.equal(step().state.log_rate, expected) else 1)
+    if status := os.waitpid(child, 0)[1]:
+        sys.exit(f"child {i} ended with {status}")
+stop.set()
+for thread in threads:
+    thread.join()
+print("done")
+"""
+
+
+def test_children_of_forks_compute() -> None:
+    """While other threads are inside an op; and with two threads, whose pool no child has."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKS, "50"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "done\n"

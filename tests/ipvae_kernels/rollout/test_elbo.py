@@ -238,7 +238,7 @@ def test_backward_of_the_same_trace(
     ours = module.elbo_backward(*arguments, cfg)
     exact = eager.elbo_backward(*(tensor.double() for tensor in arguments), cfg)
     single = eager.elbo_backward(*(tensor.float() for tensor in arguments), cfg)
-    # That of log_lr is one sum over everything, whose terms cancel: it is measured by the size of what it adds.
+    # That of log_lr is one sum over everything, whose terms cancel: its measure is the size of what it adds.
     sizes = {"log_lr": sum(share.abs() for share in log_lr_of_rows(arguments, cfg))}
     for name, a, b, c in zip(NAMES, ours, exact, single, strict=True):
         scale = float(sizes.get(name, b).abs().max()) + 1e-12

@@ -1,0 +1,92 @@
+"""Long inference in stretches of steps, so that an interrupt loses little and keeps what is done.
+
+A sequence may be cut anywhere without a change of a bit; so it is, about twice a second. Between stretches,
+and within long ones (``csrc/cpu/cpu.cpp``), Python handles its signals.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .config import RolloutConfig
+from .eager import RECORDS, record_shapes
+
+if TYPE_CHECKING:
+    from .op import InferResult
+
+_FIRST_WORK = 2**32  # multiply-adds of the first stretch: 0.1 to 1 s on one or two cores
+_SECONDS = 0.5  # of each that follows: 0.3 ms to start one (M 256, K 512) is little of it
+
+
+class Interrupted(KeyboardInterrupt):
+    """``infer`` was interrupted, by Ctrl-C as a rule, and says how far it came.
+
+    Attributes:
+        result: the :class:`InferResult` of the steps that were finished, as if only they had been asked for:
+            continue from ``result.state``, whose ``step`` says how many they are.
+    """
+
+    result: InferResult
+
+    def __init__(self, steps: int, tensors: list[Tensor]) -> None:
+        super().__init__(f"interrupted after {steps} steps; the exception's result holds state and records")
+        self.steps, self.tensors = steps, tensors
+
+
+def infer(
+    module: ModuleType,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    log_rate: Tensor,
+    seed: Tensor,
+    cfg: RolloutConfig,
+    record: tuple[str, ...],
+    record_every: int,
+) -> list[Tensor]:
+    """What ``module.infer`` returns, computed in stretches on a CPU.
+
+    On a GPU a call only queues its work, so that there an interrupt comes when the host waits.
+
+    Raises:
+        Interrupted: without its ``result``, which the public function fills in.
+    """
+    shapes = record_shapes(x.shape[-2], parameters[0].shape, log_rate.shape)
+    names = [name for name in RECORDS if name in record]
+
+    def rows(steps: int) -> int:
+        return (cfg.step + steps) // record_every - cfg.step // record_every
+
+    length = _first_length(x, parameters[0], cfg)
+    done, kept = 0, [x.new_empty((0, *shapes[name])) for name in names]
+    try:
+        while done < cfg.steps:
+            steps, started = min(length, cfg.steps - done), time.perf_counter()
+            part = cfg._replace(step=cfg.step + done, steps=steps)
+            frames = x[done : done + steps] if x.dim() == 3 else x
+            state, *new = module.infer(frames, *parameters, log_rate, seed, part, record, record_every)
+            if steps == cfg.steps:
+                return [state, *new]
+            if not done:
+                whole = [x.new_empty((rows(cfg.steps), *shapes[name])) for name in names]
+            for records, of_part in zip(whole, new, strict=True):
+                records[rows(done) : rows(done + steps)] = of_part
+            done, log_rate, kept = done + steps, state, [records[: rows(done + steps)] for records in whole]
+            length = min(4 * length, int(length * _SECONDS / (time.perf_counter() - started)) + 1)
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(done, [log_rate, *kept]) from interrupt
+    return [log_rate, *kept]
+
+
+def _first_length(x: Tensor, dictionary: Tensor, cfg: RolloutConfig) -> int:
+    """Steps of the first stretch."""
+    if x.device.type != "cpu":
+        return cfg.steps
+    pixels, neurons = dictionary.shape
+    # A neuron's draws and update cost as much as some 100 multiply-adds, a step by itself as 10^4.
+    work = x.shape[-2] * neurons * (2 * pixels + 100) * cfg.n_inner + 10_000
+    return max(1, _FIRST_WORK // work)
