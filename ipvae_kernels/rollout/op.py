@@ -273,7 +273,7 @@ def elbo(
         kls.append(kl_part)
     recon, divergence = torch.cat(recons), torch.cat(kls)
     loss = (recon + beta * divergence).sum() * (256.0 / (frames.shape[-1] * max(recon.numel(), 1)))
-    return ElboResult(loss, recon, divergence, _advanced(task, log_rate))
+    return ElboResult(loss, recon, divergence, _advanced(task, log_rate, steps))
 
 
 def _records(record: object) -> tuple[str, ...]:
@@ -453,9 +453,8 @@ def _infer_result(
     """Of so many steps: the final log rate, and the records in canonical order."""
     log_rate, *rows = tensors
     records = dict(zip(names, rows, strict=True))
-    state = _advanced(task._replace(cfg=task.cfg._replace(steps=steps)), log_rate)
-    return InferResult(state, {name: records[name] for name in record})
+    return InferResult(_advanced(task, log_rate, steps), {name: records[name] for name in record})
 
 
-def _advanced(task: _Task, log_rate: Tensor) -> State:
-    return State(log_rate, task.cfg.step + task.cfg.steps, task.seed, task.cfg.sample_offset)
+def _advanced(task: _Task, log_rate: Tensor, steps: int) -> State:
+    return State(log_rate, task.cfg.step + steps, task.seed, task.cfg.sample_offset)

@@ -55,31 +55,34 @@ def infer(
     Raises:
         Interrupted: without its ``result``, which the public function fills in.
     """
-    shapes = record_shapes(x.shape[-2], parameters[0].shape, log_rate.shape)
-    names = [name for name in RECORDS if name in record]
+    length = _first_length(x, parameters[0], cfg)
+    done, records = 0, []
+
+    def empty(n: int) -> list[Tensor]:
+        shapes = record_shapes(x.shape[-2], parameters[0].shape, log_rate.shape)
+        return [x.new_empty((n, *shapes[name])) for name in RECORDS if name in record]
 
     def rows(steps: int) -> int:
         return (cfg.step + steps) // record_every - cfg.step // record_every
 
-    length = _first_length(x, parameters[0], cfg)
-    done, kept = 0, [x.new_empty((0, *shapes[name])) for name in names]
     try:
+        if length >= cfg.steps:
+            whole: list[Tensor] = module.infer(x, *parameters, log_rate, seed, cfg, record, record_every)
+            return whole
+        records = empty(rows(cfg.steps))
         while done < cfg.steps:
             steps, started = min(length, cfg.steps - done), time.perf_counter()
             part = cfg._replace(step=cfg.step + done, steps=steps)
             frames = x[done : done + steps] if x.dim() == 3 else x
             state, *new = module.infer(frames, *parameters, log_rate, seed, part, record, record_every)
-            if steps == cfg.steps:
-                return [state, *new]
-            if not done:
-                whole = [x.new_empty((rows(cfg.steps), *shapes[name])) for name in names]
-            for records, of_part in zip(whole, new, strict=True):
-                records[rows(done) : rows(done + steps)] = of_part
-            done, log_rate, kept = done + steps, state, [records[: rows(done + steps)] for records in whole]
+            for every, of_part in zip(records, new, strict=True):
+                every[rows(done) : rows(done + steps)] = of_part
+            done, log_rate = done + steps, state
             length = min(4 * length, int(length * _SECONDS / (time.perf_counter() - started)) + 1)
     except KeyboardInterrupt as interrupt:
+        kept = [every[: rows(done)] for every in records or empty(0)]
         raise Interrupted(done, [log_rate, *kept]) from interrupt
-    return [log_rate, *kept]
+    return [log_rate, *records]
 
 
 def _first_length(x: Tensor, dictionary: Tensor, cfg: RolloutConfig) -> int:
