@@ -15,12 +15,14 @@
 #   CUDA=OFF       build for the CPU alone where there is an nvcc; ON insists on it. The default uses nvcc where it is found
 #   CUDAARCHS=90   the GPU architectures to compile for, as CMake writes them; about a minute each on two cores
 #   PYTHONS=3.11   of `make wheels` and `make test-matrix`: only these ("3.10 3.13"), not all at hand
+#   JOBS=4         processes of `make test`; 2 by default
 #   PYTHON, VENV   the interpreter to build with, and the folder of the environment (.venv)
 
 PYTHON ?= python3
 VENV ?= .venv
 CUDA ?= AUTO
 CASES ?= quick
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -39,7 +41,7 @@ demo: $(VENV)/.installed
 	$(BIN)/ipvae demo --out demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 sweep: $(VENV)/.dev
 	$(BIN)/pytest tests/test_sweep.py --calls 2000
