@@ -21,8 +21,6 @@ KLS = ("exact", "released")
 
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parent  # of a checkout; of an installed package, the folder of all packages
-# Below it 1 / temperature overflows float32, and slopes of 0 become NaN.
-_LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
 
 
 @functools.cache
@@ -180,8 +178,8 @@ def estimator_code(estimator: str, temperature: float) -> int:
 
 
 def is_hard(estimator: str, temperature: float) -> bool:
-    """Whether the draw is a hard count without a gradient."""
-    return estimator == "hard" or (temperature < _LEAST_TEMPERATURE and not estimator.startswith("fini"))
+    """Whether the draw is a hard count without a gradient; `_checks.number` made the least temperatures 0."""
+    return estimator == "hard" or (temperature == 0.0 and not estimator.startswith("fini"))
 
 
 def arrival_limit(n_arrivals: int | None) -> float:

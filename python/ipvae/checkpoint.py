@@ -37,7 +37,8 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 LAYOUT = "1"
 # Where a folder keeps a model: itself, or the folder of a run, whose training may not be finished.
-PLACES = (WEIGHTS, f"model/{WEIGHTS}", "checkpoints/last.ckpt")
+LAST = "checkpoints/last.ckpt"
+PLACES = (WEIGHTS, f"model/{WEIGHTS}", LAST)
 # The age from which a temporary file belongs to no save that still runs.
 LEFTOVER_SECONDS = 3600.0
 # As many arrivals as the words of one draw allow (docs/randomness.md).

@@ -330,8 +330,10 @@ def train(
 
     [bold]Next:[/] ipvae eval digits --data digits --readout
     """
+    from .checkpoint import LAST
+
     place = _machine(threads, backend, device, precision)
-    last = out / "checkpoints" / "last.ckpt"
+    last = out / LAST
     if last.exists() and not resume:
         raise FileExistsError(f"{out} holds a run: --resume continues it, another --out starts a new one")
     if resume and not last.exists():
@@ -613,11 +615,11 @@ def _machine(
     import torch
 
     import ipvae_kernels
+    from ipvae_kernels import _checks
 
     with ipvae_kernels.use_backend(backend):
         pass
-    if precision not in _precisions():
-        raise ValueError(f"--precision: expected one of {', '.join(_precisions())}; found {precision!r}")
+    _checks.choice("--precision", precision, _precisions())
     if threads is not None:
         torch.set_num_threads(threads)
     return _device(device)

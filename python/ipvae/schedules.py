@@ -78,10 +78,7 @@ def _checked(step: int, total: int, **portions: float) -> tuple[int, int, list[f
     Raises:
         TypeError, ValueError: unless step >= 0, total >= 1 and portions are in [0, 1].
     """
-    plain = [_checks.number(name, value, 0.0) for name, value in portions.items()]
-    for name, value in zip(portions, plain, strict=True):
-        if value > 1.0:
-            raise ValueError(f"{name}: expected a share in [0, 1], found {value}")
+    plain = [_checks.number(name, value, 0.0, 1.0) for name, value in portions.items()]
     return _checks.integer("step", step, 0, 2**53), _checks.integer("total", total, 1, 2**53), plain
 
 

@@ -44,7 +44,7 @@ from torch.utils.data import DataLoader, Dataset
 from ipvae_kernels import ElboResult, _checks
 
 from . import schedules
-from .checkpoint import CheckpointError, atomic_file, load_pickled
+from .checkpoint import LAST, CheckpointError, atomic_file, load_pickled
 from .config import ModelConfig, TrainConfig
 from .data.batches import epoch_order
 from .evaluation import Evaluation, evaluate
@@ -64,7 +64,6 @@ with explained():
 
 # The released code renews its cut of the arrivals every 200 updates, at this quantile of the largest rate.
 N_EXP_EVERY, N_EXP_TAIL = 200, 1e-3
-LAST = "last.ckpt"
 LOCK = ".lock"
 # Of several processes each hears a Ctrl-C from the terminal and from its parent: within so many seconds they
 # are one.
@@ -137,7 +136,7 @@ class TrainResult:
     @property
     def checkpoint(self) -> Path:
         """File to resume from."""
-        return self.out_dir / "checkpoints" / LAST
+        return self.out_dir / LAST
 
 
 def mix(seed: int, purpose: int, index: int) -> int:
@@ -157,15 +156,15 @@ def collapse(r2: float, zeros: float, model: ModelConfig, config: TrainConfig) -
     """
     if r2 >= COLLAPSED_R2 and zeros <= COLLAPSED_SILENCE:
         return None
-    plain = ModelConfig(n_inputs=1), TrainConfig(max_steps=1)
-    awake, beta = plain[0].init_log_rate, plain[1].beta_outer
+    awake, plain = ModelConfig(n_inputs=1).init_log_rate, TrainConfig(max_steps=1)
     advice = []
-    if config.beta_outer > beta:
-        advice.append(f"a smaller weight of the KL (beta_outer {config.beta_outer:g}; default {beta:g})")
+    if config.beta_outer > plain.beta_outer:
+        beta = f"beta_outer {config.beta_outer:g}; default {plain.beta_outer:g}"
+        advice.append(f"a smaller weight of the KL ({beta})")
     if model.kind == "poisson" and model.init_log_rate[1] < awake[0]:
         advice.append(f"neurons that start awake (init_log_rate {model.init_log_rate}; default {awake})")
-    if r2 < COLLAPSED_R2 and config.lr != plain[1].lr:
-        advice.append(f"another learning rate (lr {config.lr:g}; default {plain[1].lr:g})")
+    if r2 < COLLAPSED_R2 and config.lr != plain.lr:
+        advice.append(f"another learning rate (lr {config.lr:g}; default {plain.lr:g})")
     advice += ["more updates (max_steps or epochs)", "inputs in [0, 1] or of variance near 1"]
     return (
         f"the model collapsed: R2 {r2:.3f}, {100 * zeros:.1f} % of the neurons silent at the last inference "
@@ -288,7 +287,7 @@ class Training(lightning.LightningModule):
         self.config = config
         self.total = config.total_steps(len(x))
         self.x, self.validation = x, validation
-        self.last = out_dir / "checkpoints" / LAST
+        self.last = out_dir / LAST
         self.log_every, self.validate_every, self.checkpoint_every = (
             log_every,
             validate_every,
@@ -747,7 +746,6 @@ def _fit(trainer: lightning.Trainer, training: Training, start: Path | None) -> 
     """Runs the steps, here or in the processes that the strategy starts, and says how they ended."""
     assert training.mailbox is not None
     at_start = 0 if training.whole is None else training.whole[1]
-    told: dict[str, Any] = {}
     try:
         trainer.fit(training, ckpt_path=start)
     except SystemExit as stop:

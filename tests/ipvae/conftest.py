@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import matplotlib as mpl
 import pytest
 import torch
+from ipvae import figures, plots
 
 mpl.use("Agg")
 
@@ -16,3 +17,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All figures, of few pixels and pictures: half the time, where only their being there counts."""
+    monkeypatch.setattr(plots, "DPI", 30)
+    monkeypatch.setattr(figures, "SHOWN", 2)

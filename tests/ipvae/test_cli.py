@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+import threading
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
@@ -128,21 +128,6 @@ def test_wrong_options_of_train(tmp_path: Path, options: list[str], words: list[
     refused(call("train", *options, "--out", tmp_path / "run"), *words)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "ipvae", "train", *SMALL, "--max-steps", "100000", "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(out.glob("logs/*/metrics.csv")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume" in errors
-    assert "Traceback" not in errors
-    assert (out / "checkpoints" / "last.ckpt").is_file()
-
-
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Puts the handlers of signals back that `cli.main` replaces."""
@@ -157,6 +142,32 @@ def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     with pytest.raises(SystemExit) as end:
         cli.main()
     return int(end.value.code or 0)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The signal comes at any moment after the first row of the log."""
+    out, ended = tmp_path / "run", threading.Event()
+
+    def interrupt() -> None:
+        while not list(out.glob("logs/*/metrics.csv")):
+            if ended.wait(0.05):
+                return
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        assert main(monkeypatch, "train", *SMALL, "--max-steps", 100_000, "--out", out) == 130
+    finally:
+        ended.set()
+        thread.join()
+    errors = capsys.readouterr().err
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert (out / "checkpoints" / "last.ckpt").is_file()
 
 
 @pytest.mark.usefixtures("handlers")
@@ -386,6 +397,7 @@ def test_all_of_a_named_set_has_every_sample_and_label() -> None:
     assert len(whole.test) == 0
 
 
+@pytest.mark.usefixtures("coarse_figures")
 def test_plot_draws_what_the_demo_draws(run: Path, tmp_path: Path) -> None:
     options = ("--data", "digits", "--steps", 20, "--limit", 30)
     for model in (run, run / "model"):
@@ -416,15 +428,18 @@ def test_version() -> None:
 
 
 def test_shells_complete_commands_and_names() -> None:
-    def completed(line: str) -> str:
+    def completing(line: str) -> dict[str, str]:
         words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
-        environment = {**os.environ, "_IPVAE_COMPLETE": "complete_bash", **words}
-        code = "import sys; sys.argv[0] = 'ipvae'; from ipvae.__main__ import main; main()"
-        command = [sys.executable, "-c", code]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout
+        return {"_IPVAE_COMPLETE": "complete_bash", **words}
 
-    assert {"demo", "plot", "bench"} <= set(completed("ipvae ").split())
-    assert "triton" in completed("ipvae infer --backend t")
+    code = "import sys; sys.argv[0] = 'ipvae'; from ipvae.__main__ import main; main()"
+    environment = {**os.environ, **completing("ipvae ")}
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout
+    assert {"demo", "plot", "bench"} <= set(told.split())
+    # Here, since it takes PyTorch to know the backends.
+    result = CliRunner().invoke(cli.app, env=completing("ipvae infer --backend t"), prog_name="ipvae")
+    assert "triton" in result.stdout
 
 
 def test_a_collapsed_run_says_what_to_change(tmp_path: Path) -> None:

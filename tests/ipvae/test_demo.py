@@ -30,6 +30,7 @@ def visible(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {".lock"}
 
 
+@pytest.mark.usefixtures("coarse_figures")
 def test_the_demo_leaves_what_it_says(tmp_path: Path, data: DataSplits) -> None:
     out = tmp_path / "demo"
     metrics, text = tiny(out, data)

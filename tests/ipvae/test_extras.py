@@ -1,11 +1,10 @@
 """`ipvae.extras`: an installation of the ops alone says in one sentence what to install; `info` answers."""
 
-import json
+import multiprocessing
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ipvae import extras
@@ -26,26 +25,6 @@ USES = {
     "tqdm": "from ipvae import train",
     "typer": "import ipvae.cli",
 }
-# For a process of its own: hides one distribution after the other, and tells what becomes of a use of each.
-HIDE = """
-import json, sys
-def hide(modules):
-    for name in list(sys.modules):
-        if name.partition(".")[0] in ("ipvae", *modules):
-            del sys.modules[name]
-    sys.modules.update(dict.fromkeys(modules))
-def told(module, code):
-    hide([module])
-    try:
-        exec(code, {})
-        return "nothing"
-    except ImportError as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        del sys.modules[module]
-"""
-
-
 def declared() -> list[str]:
     """The requirements of the extra "train" in pyproject.toml."""
     (block,) = re.findall(r"^train = \[(.*?)^\]", PYPROJECT, re.DOTALL | re.MULTILINE)
@@ -56,23 +35,43 @@ def module(name: str) -> str:
     return MODULES.get(name, name.replace("-", "_"))
 
 
-def child(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def told(module: str, code: str) -> str:
+    """What a use raises where a module is missing; `ipvae` is imported anew for it."""
+    hidden = ("ipvae", module)
+    kept = {name: found for name, found in sys.modules.items() if name.partition(".")[0] in hidden}
+    for name in kept:
+        del sys.modules[name]
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        exec(code, {})
+        return "nothing"
+    except ImportError as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        del sys.modules[module]
+        sys.modules.update(kept)
 
 
 @pytest.fixture(scope="module")
-def messages() -> dict[str, Any]:
-    """Distribution -> what a use of it raises where it is missing."""
-    uses = {
-        name: (
-            module(name),
-            USES.get(name, f"import ipvae.extras\nwith ipvae.extras.explained(): import {module(name)}"),
-        )
-        for name in declared()
-    }
-    done = child(f"{HIDE}\nprint(json.dumps({{name: told(*use) for name, use in {uses}.items()}}))")
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+def messages() -> dict[str, str]:
+    """Distribution -> what a use of it raises where it is missing.
+
+    In a fork, where what was imported need not be again, and what an import remembers harms no other test.
+    """
+    ours, theirs = multiprocessing.Pipe()
+
+    def use_all() -> None:
+        uses = {
+            name: USES.get(name, f"import ipvae.extras\nwith ipvae.extras.explained(): import {module(name)}")
+            for name in declared()
+        }
+        theirs.send({name: told(module(name), use) for name, use in uses.items()})
+
+    process = multiprocessing.get_context("fork").Process(target=use_all)
+    process.start()
+    theirs.close()
+    found: dict[str, str] = ours.recv()
+    process.join()
     return found
 
 
@@ -81,15 +80,15 @@ def test_the_requirements_are_those_of_the_package() -> None:
 
 
 @pytest.mark.parametrize("name", declared())
-def test_each_missing_package_is_one_sentence(name: str, messages: dict[str, Any]) -> None:
+def test_each_missing_package_is_one_sentence(name: str, messages: dict[str, str]) -> None:
     assert messages[name] == f"MissingExtra: {module(name)} {SENTENCE}"
 
 
 def test_ops_only() -> None:
     """All of the extra gone: the ops, `info` and the module serve; other commands end in the sentence."""
-    code = f"""{HIDE}
-import runpy
-hide({[module(name) for name in declared()]})
+    code = f"""
+import runpy, sys
+sys.modules.update(dict.fromkeys({[module(name) for name in declared()]}))
 import ipvae, ipvae_kernels
 for arguments in (["info"], ["train", "--data", "digits"], [], ["--help"], ["bench"]):
     sys.argv[1:] = arguments
@@ -103,7 +102,7 @@ del sys.modules["typer"]
 sys.argv[1:] = ["train", "--data", "digits", "--out", "run"]
 runpy.run_module("ipvae", run_name="__main__")
 """
-    done = child(code)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     missing = done.stderr.splitlines()
     assert missing[:4] == [f"error: typer {SENTENCE}"] * 4, done.stderr

@@ -141,13 +141,8 @@ class JitterFeeder(Feeder):
         sample_offset: int = 0,
     ) -> None:
         self.images = _checked(images)
-        diffusion, harmonic = (_checks.number("diffusion, harmonic", v) for v in (diffusion, harmonic))
-        if not (0 <= diffusion <= MOST_DIFFUSION and 0 <= harmonic <= 1):
-            found = f"diffusion={diffusion}, harmonic={harmonic}"
-            raise ValueError(
-                f"diffusion, harmonic: expected 0 <= diffusion <= {MOST_DIFFUSION:g} and 0 <= harmonic <= 1, "
-                f"found {found}"
-            )
+        self.diffusion = _checks.number("diffusion", diffusion, 0.0, MOST_DIFFUSION)
+        self.harmonic = _checks.number("harmonic", harmonic, 0.0, 1.0)
         channels, height, width = self.images.shape[1:]
         self.window = (height, width) if window is None else _pair("window", window)
         if not (1 <= self.window[0] <= height and 1 <= self.window[1] <= width):
@@ -156,7 +151,6 @@ class JitterFeeder(Feeder):
         limit = (math.inf, math.inf) if window is None else free
         self._limit = torch.tensor(limit, dtype=torch.float64, device="cpu") / 2
         self.batch, self.pixels = len(self.images), channels * math.prod(self.window)
-        self.diffusion, self.harmonic = diffusion, harmonic
         self.seed = _checks.seed(_checks.integer("seed", seed, -(2**63), 2**63 - 1), self._limit.device)
         _, self.sample_offset = _checks.stream(0, 1, sample_offset, self.batch)
         self._starts = [self._limit.new_zeros(self.batch, 2)]  # gaze before each block
