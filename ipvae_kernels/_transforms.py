@@ -1,7 +1,8 @@
-"""What torch's transforms ask of every op: ``torch.compile``, ``torch.func`` and second derivatives."""
+"""What torch asks of every op: registration, ``torch.compile``, ``torch.func`` and second derivatives."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,6 +13,34 @@ from torch.autograd import forward_ad
 
 from ._backends import BackendError
 
+_library = torch.library.Library("ipvae_kernels", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def define(
+    name: str, schema: str, kernel: Callable[..., Any], shapes: Callable[..., Any], vmap: Callable[..., Any]
+) -> Any:
+    """Registers an op that changes none of its arguments and returns none of them.
+
+    Without the layers of ``torch.library.custom_op``, which enter Python for autograd also where nothing is
+    differentiated, and look for results that are arguments: some 30 Python calls a call.
+
+    Args:
+        name: of the op, under ``torch.ops.ipvae_kernels``.
+        schema: of arguments and results, as "(Tensor x, int n) -> Tensor".
+        kernel: computes the results, on every device.
+        shapes: makes empty results of the right shape, for tracing.
+        vmap: the rule of ``torch.vmap``: as ``torch.library.register_vmap`` takes it, after the op itself.
+
+    Returns:
+        The op.
+    """
+    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+    _library.impl(name, kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    op = getattr(torch.ops.ipvae_kernels, name).default
+    torch.library.register_fake(op, shapes, lib=_library)
+    torch.library.register_vmap(op, functools.partial(vmap, op), lib=_library)
+    return op
+
 
 def packed(*values: float) -> Tensor:
     """Numbers as a float64 tensor on the CPU, [N]: what an op takes in place of Python floats.
@@ -20,6 +49,8 @@ def packed(*values: float) -> Tensor:
     costs a compilation, 8 of which end ``fullgraph=True``. As a sum with a tensor, it stays an input.
     """
     if not torch.compiler.is_compiling():
+        if len(values) == 1:  # a quarter of what torch.tensor takes, which a small draw would feel
+            return torch.full((1,), values[0], dtype=torch.float64, device="cpu")
         return torch.tensor(values, dtype=torch.float64, device="cpu")
     zero = torch.zeros((), dtype=torch.float64, device="cpu")
     return torch.stack([zero + value for value in values])
@@ -32,14 +63,17 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
 
 def differentiated(*tensors: Tensor) -> bool:
     """Whether a call may need a derivative or a rule of ``torch.func``; others go to their op directly."""
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return True
-    return not torch.compiler.is_compiling() and transformed()
+    return (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)) or transformed()
 
 
 def transformed() -> bool:
-    """Whether a transform of ``torch.func`` or forward mode is in force."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    """Whether a transform of ``torch.func`` or forward mode is in force.
+
+    False while ``torch.compile`` traces: it takes ops alone.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -93,25 +127,60 @@ def each_row(
         place: changes the arguments of row v in place, given v and them.
     """
     results = []
-    for v in range(info.batch_size):
+    for v in range(max(info.batch_size, 1)):
         row = [
-            value if dim is None else value.select(dim, v)
+            value if dim is None else _slice(value, dim, v)
             for value, dim in zip(arguments, in_dims, strict=True)
         ]
         place(v, row)
         results.append(op(*row))
     if isinstance(results[0], Tensor):
-        return torch.stack(results), 0
-    stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        return torch.stack(results)[: info.batch_size], 0
+    stacked = [torch.stack(parts)[: info.batch_size] for parts in zip(*results, strict=True)]
     kind = type(results[0])
     return kind(stacked), kind([0] * len(stacked))
+
+
+def rows_first(value: Tensor, dim: int | None, size: int) -> Tensor:
+    """[B, ...] of every slice that vmap takes, one after the other: [size B, ...].
+
+    Args:
+        value: all slices.
+        dim: the dimension that counts them; None: they are the same.
+        size: their number.
+    """
+    stacked = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+    return stacked.flatten(0, 1)
+
+
+def forward_product(tangent: Tensor, derivative: Callable[..., Tensor], *saved: Any) -> Tensor:
+    """What ``jvp`` of an autograd.Function returns: the tangent times the derivative at what was saved.
+
+    torch switches forward mode off around ``jvp``, so that forward mode within forward mode (``jacfwd``
+    twice) would lose the derivative's own without a word. It is switched on again, for the outer levels.
+    """
+    with forward_ad._set_fwd_grad_enabled(True):
+        values = [_primal(value) if isinstance(value, Tensor) else value for value in saved]
+        return tangent * derivative(*values)
+
+
+def _primal(value: Tensor) -> Tensor:
+    primal: Tensor = forward_ad.unpack_dual(value).primal  # type: ignore[no-untyped-call]
+    return primal
+
+
+def _slice(value: Tensor, dim: int, v: int) -> Tensor:
+    """Slice v; of none, zeros, from which the shapes of results can be seen."""
+    if value.shape[dim]:
+        return value.select(dim, v)
+    return value.new_zeros(value.movedim(dim, 0).shape[1:])
 
 
 class _OneDraw(torch.autograd.Function):
     """The seed, unless ``torch.vmap`` maps over what is drawn: plain PyTorch would draw once for all rows."""
 
     @staticmethod
-    def forward(op: str, seed: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(op: str, fixed: bool, seed: Tensor, *tensors: Tensor) -> Tensor:
         return seed.clone()
 
     @staticmethod
@@ -127,22 +196,36 @@ class _OneDraw(torch.autograd.Function):
         return None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], op: str, seed: Tensor, *tensors: Tensor) -> Any:
-        if shift_of_rows(op, info.randomness, in_dims[1] is not None):
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], op: str, fixed: bool, seed: Tensor, *tensors: Tensor
+    ) -> Any:
+        if shift_of_rows(op, info.randomness, in_dims[2] is not None):
             raise BackendError(
                 f"backend 'autograd' cannot give rows of torch.vmap noise of their own in {op}; call it on "
                 "the whole batch, or choose backend='eager'"
             )
-        return apply(_OneDraw, op, seed, *tensors), in_dims[1]
+        if not fixed:
+            raise BackendError(
+                f"backend 'autograd' cannot draw under torch.vmap in {op}, since tensors have sizes that depend "
+                "on what is drawn; call it on the whole batch, or choose backend='eager'"
+            )
+        return apply(_OneDraw, op, fixed, seed, *tensors), in_dims[2]
 
 
-def one_draw(op: str, seed: Tensor, *tensors: Tensor) -> Tensor:
-    """The seed for a draw from these tensors in plain PyTorch; refuses rows that would all draw the same.
+def one_draw(op: str, fixed: bool, seed: Tensor, *tensors: Tensor) -> Tensor:
+    """The seed for a draw from these tensors in plain PyTorch; refuses what ``torch.vmap`` cannot slice.
+
+    Args:
+        op: the public function, for messages.
+        fixed: no size inside of the draw depends on what is drawn.
+        seed: int64, [].
+        tensors: what is drawn from.
 
     Raises:
-        RuntimeError, BackendError: inside a ``torch.vmap`` over the tensors that does not ask for that.
+        RuntimeError, BackendError: inside a ``torch.vmap`` over the tensors that does not ask for one draw of
+            all rows, or over a draw that is not ``fixed``.
     """
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
         return seed
-    result: Tensor = apply(_OneDraw, op, seed, *tensors)
+    result: Tensor = apply(_OneDraw, op, fixed, seed, *tensors)
     return result

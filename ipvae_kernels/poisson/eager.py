@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .. import _library, philox
+from .. import _transforms, philox
 from .._native import is_hard
 from ..philox import Stream
 
@@ -393,7 +393,7 @@ class FiniCounts(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         """The tangent of the counts."""
-        return _library.forward_product(tangent, _fini_slope_at, *ctx.saved_tensors, ctx.order)
+        return _transforms.forward_product(tangent, _fini_slope_at, *ctx.saved_tensors, ctx.order)
 
 
 def _fini_slope_at(log_rate: Tensor, counts: Tensor, order: int) -> Tensor:

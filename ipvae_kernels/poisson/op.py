@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from .. import _backends, _checks
+from .. import _backends, _checks, _transforms
 from ..philox import KIND_ALONE, Stream
 from . import eager, registered
 
@@ -27,9 +27,10 @@ def poisson_sample(
     four are the same, so is the noise, by design: processes and batches that share a seed need different
     offsets, or they draw identical counts.
 
-    Under ``torch.vmap`` samples are numbered through all slices, the vmapped dimension first, so that the
-    result is that of the call on the stacked tensor, whatever vmap's ``randomness``. One seed serves all
-    slices; a slice of shape [] is a sample of one neuron.
+    Under ``torch.vmap`` with randomness="different", samples are numbered through all slices, the vmapped
+    dimension first: the result is that of the call on the stacked tensor. "same" gives all slices the same
+    draw, and torch's default, "error", is refused unless every slice has a seed of its own. A slice of shape
+    [] is a sample of one neuron. What vmap slices neither in log_rate nor in the seed is drawn once.
 
     Args:
         log_rate: u, any shape, float32 or float64. The last dimension indexes neurons, the others, flattened
@@ -46,6 +47,7 @@ def poisson_sample(
     Raises:
         TypeError, ValueError: an argument is not as described.
         BackendError: a backend named cannot serve.
+        RuntimeError: ``torch.vmap`` was not told whether its slices share one draw.
     """
     (log_rate,) = _checks.full_precision(log_rate=log_rate)
     check = _checks.flag("check", check)
@@ -102,9 +104,9 @@ def poisson_rsample(
 
     Raises:
         TypeError, ValueError: an argument is not as described.
-        BackendError: a backend named cannot serve.
-        NotImplementedError: a third derivative, in its backward; vmap over log_rate with "gumbel" or
-            ``backend="autograd"``.
+        BackendError: a backend named cannot serve; under ``torch.vmap`` that is "autograd", most often.
+        RuntimeError: ``torch.vmap`` was not told whether its slices share one draw.
+        NotImplementedError: a third derivative, in its backward.
     """
     (log_rate,) = _checks.full_precision(log_rate=log_rate)
     temperature, n_arrivals = check_estimator(estimator, temperature, n_arrivals)
@@ -117,7 +119,8 @@ def poisson_rsample(
     step, sample_offset = _checks.stream(step, 1, sample_offset, rows.shape[0])
     if backend == "autograd" or estimator == "gumbel":
         _backends.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
-        registered.refuse_vmap(log_rate)
+        fixed = estimator == "gumbel" and upper_bound is not None and not eager.is_hard(estimator, temperature)
+        seed = _transforms.one_draw("poisson_rsample", fixed, seed, log_rate)
         if check:
             _checks.finite(log_rate=log_rate)
         stream, noise = Stream(KIND_ALONE, 0, step, sample_offset), eager.PhiloxNoise(seed)
@@ -127,8 +130,10 @@ def poisson_rsample(
         if check:
             _checks.finite_result(registered.TOO_MANY, counts=counts)
     else:
-        law = (estimator, temperature, n_arrivals)
-        counts = registered.rsample(rows, seed, step, sample_offset, *law, backend, check)
+        tau = _transforms.packed(temperature)
+        counts = registered.rsample(
+            rows, seed, tau, step, sample_offset, estimator, n_arrivals, backend, check
+        )
     return counts if rows is log_rate else counts.view(log_rate.shape)
 
 

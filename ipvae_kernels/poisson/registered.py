@@ -6,12 +6,13 @@ A draw z and its slope s = dz/du come from an op, the curvature ds/du from anoth
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _backends, _checks, _library
+from .. import _backends, _checks, _transforms
 from ..philox import KIND_ALONE, Stream
 from . import eager
 
@@ -21,13 +22,14 @@ _NO_THIRD = (
     "poisson_rsample has a first and a second derivative; for the third choose backend='autograd', which has "
     "all of them"
 )
-_WHERE = "Tensor seed, int step, int sample_offset"
-_LAW = "str estimator, float temperature, int? n_arrivals"
+_WHERE = "SymInt step, SymInt sample_offset"
+_ROWS = ("log_rate", "counts")  # arguments that have a row for each sample
+_LAW = "str estimator, SymInt? n_arrivals"
 
 
 def rsample(log_rate: Tensor, *arguments: Any) -> Tensor:
     """Counts [B, K] of log rates [B, K], differentiable twice; the arguments are those of the op."""
-    draw = _Counts.apply if _library.transformed() else _rsample
+    draw = _Counts.apply if _transforms.transformed() else _rsample
     counts: Tensor = draw(log_rate, *arguments)[0]
     return counts
 
@@ -51,28 +53,38 @@ def _sample_kernel(
 def _rsample_kernel(
     log_rate: Tensor,
     seed: Tensor,
+    temperature: Tensor,
     step: int,
     sample_offset: int,
     estimator: str,
-    temperature: float,
     n_arrivals: int | None,
     backend: str,
     check: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Counts and their slopes d count / d log_rate, [B, K] each."""
+    """Counts and their slopes d count / d log_rate, [B, K] each; the temperature is packed, [1]."""
     if check:
         _checks.finite(log_rate=log_rate)
     stream = Stream(KIND_ALONE, 0, step, sample_offset)
     module = _backends.implementation(__package__, backend, log_rate)
-    counts, slope = module.rsample(log_rate, seed, stream, estimator, temperature, n_arrivals)
+    counts, slope = module.rsample(log_rate, seed, stream, estimator, temperature.item(), n_arrivals)
     if check:
         _checks.finite_result(TOO_MANY, counts=counts)
     return counts, slope
 
 
-def _curvature_kernel(log_rate: Tensor, seed: Tensor, step: int, sample_offset: int, *law: Any) -> Tensor:
+def _curvature_kernel(
+    log_rate: Tensor,
+    seed: Tensor,
+    temperature: Tensor,
+    counts: Tensor | None,
+    step: int,
+    sample_offset: int,
+    estimator: str,
+    n_arrivals: int | None,
+) -> Tensor:
     """The slopes' derivatives d slope / d log_rate, [B, K]; by eager code, whichever backend drew."""
-    return eager.curvature(log_rate, seed, Stream(KIND_ALONE, 0, step, sample_offset), *law)
+    stream, tau = Stream(KIND_ALONE, 0, step, sample_offset), temperature.item()
+    return eager.curvature(log_rate, seed, stream, estimator, tau, n_arrivals, counts)
 
 
 def _like(log_rate: Tensor, *_: Any) -> Tensor:
@@ -83,47 +95,51 @@ def _two_like(log_rate: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _like(log_rate), _like(log_rate)
 
 
-def _stacked(op: Any, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-    """The rule of vmap: one call, on the rows of all slices, so that each has noise of its own."""
-    if in_dims[1] is not None:
-        raise ValueError(
-            "seed: expected one seed for all slices of vmap, found one for each; the draws of slices differ "
-            "by themselves, since their samples are numbered one after the other"
-        )
-    _, seed, step, sample_offset, *_ = arguments
-    size = info.batch_size
+def _rule(
+    public: str, op: Any, info: Any, in_dims: tuple[int | None, ...], *arguments: Any
+) -> tuple[Any, Any]:
+    """The rule of ``torch.vmap`` for an op of a public function.
+
+    Rows that are samples of their own are drawn in one call, which numbers them one after the other.
+    """
+    if not _transforms.shift_of_rows(public, info.randomness, in_dims[1] is not None):
+        return _transforms.each_row(op, info, in_dims, arguments)
+    size, names = info.batch_size, [argument.name for argument in op._schema.arguments]
     wide = [
-        _library.rows_first(value, dim, size) if isinstance(value, Tensor) and value is not seed else value
-        for value, dim in zip(arguments, in_dims, strict=True)
+        _transforms.rows_first(value, dim, size) if name in _ROWS and value is not None else value
+        for name, value, dim in zip(names, arguments, in_dims, strict=True)
     ]
-    rows, neurons = wide[0].shape
-    _checks.stream(step, 1, sample_offset, rows)
+    log_rate, dim = arguments[0], in_dims[0]
+    rows = log_rate.shape[-2] if dim is None else log_rate.movedim(dim, 0).shape[1]
+    step, sample_offset = (arguments[names.index(name)] for name in ("step", "sample_offset"))
+    _checks.stream(step, 1, sample_offset, wide[0].shape[0])
     results = op(*wide)
     if isinstance(results, Tensor):
-        return results.view(size, rows // size, neurons), 0
-    return tuple(result.view(size, rows // size, neurons) for result in results), (0,) * len(results)
+        return results.unflatten(0, (size, rows)), 0
+    return tuple(result.unflatten(0, (size, rows)) for result in results), (0,) * len(results)
 
 
-sample = _library.define(
+sample = _transforms.define(
     "poisson_sample",
-    f"(Tensor log_rate, {_WHERE}, str backend, bool check) -> Tensor",
+    f"(Tensor log_rate, Tensor seed, {_WHERE}, str backend, bool check) -> Tensor",
     _sample_kernel,
     _like,
-    _stacked,
+    functools.partial(_rule, "poisson_sample"),
 )
-_rsample = _library.define(
+_rsample = _transforms.define(
     "poisson_rsample",
-    f"(Tensor log_rate, {_WHERE}, {_LAW}, str backend, bool check) -> (Tensor, Tensor)",
+    f"(Tensor log_rate, Tensor seed, Tensor temperature, {_WHERE}, {_LAW}, str backend, bool check) "
+    "-> (Tensor, Tensor)",
     _rsample_kernel,
     _two_like,
-    _stacked,
+    functools.partial(_rule, "poisson_rsample"),
 )
-_curvature_op = _library.define(
+_curvature_op = _transforms.define(
     "poisson_curvature",
-    f"(Tensor log_rate, {_WHERE}, {_LAW}, Tensor? counts) -> Tensor",
+    f"(Tensor log_rate, Tensor seed, Tensor temperature, Tensor? counts, {_WHERE}, {_LAW}) -> Tensor",
     _curvature_kernel,
     _like,
-    _stacked,
+    functools.partial(_rule, "poisson_rsample"),
 )
 
 
@@ -141,12 +157,12 @@ class _Counts(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         """Keeps the slopes, and what their derivative needs."""
-        log_rate, seed, *constants = inputs
+        log_rate, seed, temperature, *constants = inputs
         counts, slope = output
         ctx.mark_non_differentiable(slope)
         ctx.set_materialize_grads(False)  # else autograd makes zeros for the slopes
-        ctx.constants = constants[:5]
-        kept = (log_rate, slope, seed, counts if constants[2].startswith("fini") else None)
+        ctx.constants = constants[:4]
+        kept = (log_rate, slope, seed, temperature, counts if constants[2].startswith("fini") else None)
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
 
@@ -158,7 +174,7 @@ class _Counts(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, None]:
         """The tangent of the counts."""
-        return _library.forward_product(tangent, _slope, *ctx.saved_tensors, *ctx.constants), None
+        return _transforms.forward_product(tangent, _slope, *ctx.saved_tensors, *ctx.constants), None
 
 
 class _Slope(torch.autograd.Function):
@@ -174,9 +190,10 @@ class _Slope(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keeps what the curvature needs."""
-        log_rate, _, seed, counts, *ctx.constants = inputs
-        ctx.save_for_backward(log_rate, seed, counts)
-        ctx.save_for_forward(log_rate, seed, counts)
+        log_rate, _, *others = inputs
+        kept, ctx.constants = (log_rate, *others[:3]), others[3:]
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -186,7 +203,7 @@ class _Slope(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         """The tangent of the slopes."""
-        return _library.forward_product(tangent, _curvature, *ctx.saved_tensors, *ctx.constants)
+        return _transforms.forward_product(tangent, _curvature, *ctx.saved_tensors, *ctx.constants)
 
 
 class _Curvature(torch.autograd.Function):
@@ -195,9 +212,9 @@ class _Curvature(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(log_rate: Tensor, seed: Tensor, counts: Tensor | None, *constants: Any) -> Tensor:
+    def forward(*arguments: Any) -> Tensor:
         """See ``_curvature_kernel``."""
-        result: Tensor = _curvature_op(log_rate, seed, *constants, counts)
+        result: Tensor = _curvature_op(*arguments)
         return result
 
     @staticmethod
@@ -215,48 +232,20 @@ class _Curvature(torch.autograd.Function):
         raise NotImplementedError(_NO_THIRD)
 
 
-def _slope(log_rate: Tensor, slope: Tensor, seed: Tensor, counts: Tensor | None, *constants: Any) -> Tensor:
-    if not (torch.is_grad_enabled() or _library.transformed()):
+def _slope(
+    log_rate: Tensor, slope: Tensor, seed: Tensor, temperature: Tensor, counts: Tensor | None, *constants: Any
+) -> Tensor:
+    if not (torch.is_grad_enabled() or _transforms.transformed()):
         return slope
     if counts is not None:
         counts = counts.detach()  # that the count moves with u is part of the curvature
-    result: Tensor = _Slope.apply(log_rate, slope, seed, counts, *constants)  # type: ignore[no-untyped-call]
+    result: Tensor = _transforms.apply(_Slope, log_rate, slope, seed, temperature, counts, *constants)
     return result
 
 
 def _curvature(*arguments: Any) -> Tensor:
-    result: Tensor = _Curvature.apply(*arguments)  # type: ignore[no-untyped-call]
+    result: Tensor = _transforms.apply(_Curvature, *arguments)
     return result
 
 
 torch.library.register_autograd(_rsample, _Counts.backward, setup_context=_Counts.setup_context)
-
-
-def refuse_vmap(log_rate: Tensor) -> None:
-    """For what vmap would give the same noise in every slice.
-
-    Raises:
-        NotImplementedError: vmap takes slices of ``log_rate``.
-    """
-    _Unsliced.apply(log_rate.detach())  # type: ignore[no-untyped-call]
-
-
-class _Unsliced(torch.autograd.Function):
-    """Its input, which vmap must not slice."""
-
-    @staticmethod
-    def forward(log_rate: Tensor) -> Tensor:
-        """The log rates."""
-        return log_rate.view_as(log_rate)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Keeps nothing."""
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int], log_rate: Tensor) -> None:
-        """Refuses."""
-        raise NotImplementedError(
-            "vmap over log_rate is served by every backend but 'autograd', and for every estimator but "
-            "'gumbel'; call those on the stacked tensor"
-        )

@@ -328,6 +328,6 @@ def elbo(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def infer(*arguments: Any) -> Sequence[Tensor]:
     """The final log rate and the records, without gradient; arguments of the op ``infer``, in order."""
-    plain = torch.compiler.is_compiling() or not _transforms.transformed()
-    results: Sequence[Tensor] = _infer(*arguments) if plain else _transforms.apply(_Infer, *arguments)
+    served = _transforms.transformed()
+    results: Sequence[Tensor] = _transforms.apply(_Infer, *arguments) if served else _infer(*arguments)
     return results

@@ -425,7 +425,7 @@ def _by_autograd(backend: str, cfg: RolloutConfig) -> bool:
 
 
 def _cell(op: str, task: _Task) -> Cell:
-    seed = _transforms.one_draw(op, task.seed, *task.tensors)
+    seed = _transforms.one_draw(op, task.cfg.cell != "poisson", task.seed, *task.tensors)
     return make_cell(*task.tensors[3:5], PhiloxNoise(seed), task.cfg, differentiable=True)
 
 

@@ -27,6 +27,11 @@ def log_rates(*shape: int, seed: int = 3) -> Tensor:
     return 4.0 * torch.rand(shape, generator=generator, dtype=torch.float64) - 2.0
 
 
+def sliced(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
+    """torch.vmap, with draws of its own for every slice."""
+    return vmap(function, randomness="different", **how)
+
+
 def draw(u: Tensor, backend: str, estimator: str = "cubic", n_arrivals: int | None = None) -> Tensor:
     return ik.poisson_rsample(
         u, estimator=estimator, n_arrivals=n_arrivals, temperature=0.5, seed=2, backend=backend
@@ -154,6 +159,7 @@ def test_torch_func(estimator: str, backend: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("function", [ik.poisson_sample, ik.poisson_rsample])
 def test_vmap_is_the_call_on_the_stacked_tensor(function: Any, backend: str, dtype: torch.dtype) -> None:
+    """Where it is told that the draws of slices differ."""
     u = torch.full((3, 4, 2, 5), 1.0, dtype=dtype)
 
     def one(u: Tensor) -> Tensor:
@@ -162,32 +168,68 @@ def test_vmap_is_the_call_on_the_stacked_tensor(function: Any, backend: str, dty
 
     whole = one(u)
     assert not torch.equal(whole[0], whole[1])
-    assert torch.equal(vmap(one)(u), whole)
-    assert torch.equal(vmap(vmap(one))(u), whole)
-    assert torch.equal(vmap(vmap(vmap(one)))(u), whole)
-    assert torch.equal(vmap(one, in_dims=1, out_dims=1)(u), one(u.movedim(1, 0)).movedim(0, 1))
-    assert torch.equal(vmap(one)(u[:, :0]), whole[:, :0])
+    assert torch.equal(sliced(one)(u), whole)
+    assert torch.equal(sliced(sliced(one))(u), whole)
+    assert torch.equal(sliced(sliced(sliced(one)))(u), whole)
+    assert torch.equal(sliced(one, in_dims=1, out_dims=1)(u), one(u.movedim(1, 0)).movedim(0, 1))
+    assert torch.equal(sliced(one)(u[:, :0]), whole[:, :0])
+
+
+@pytest.mark.parametrize("function", [ik.poisson_sample, ik.poisson_rsample])
+def test_vmap_shares_one_draw_where_it_is_told_to(function: Any, backend: str, dtype: torch.dtype) -> None:
+    u = torch.full((3, 2, 4), 1.0, dtype=dtype)
+
+    def one(u: Tensor, seed: int | Tensor = 2) -> Tensor:
+        result: Tensor = function(u, seed=seed, sample_offset=7, backend=backend)
+        return result
+
+    assert torch.equal(vmap(one, randomness="same")(u), one(u[0]).expand(3, 2, 4))
+    rows_alone = vmap(sliced(one), randomness="same")(u)
+    assert torch.equal(rows_alone, one(u[0]).expand(3, 2, 4))
+    assert torch.equal(sliced(vmap(one, randomness="same"))(u), one(u[:, 0]).unsqueeze(1).expand(3, 2, 4))
+    seeds = torch.tensor([5, 6, 5])
+    for randomness in ("error", "different", "same"):
+        ours = vmap(one, randomness=randomness)(u, seeds)
+        assert torch.equal(ours, torch.stack([one(row, seed) for row, seed in zip(u, seeds, strict=True)]))
+    torch.manual_seed(3)
+    drawn = sliced(lambda u: function(u, backend=backend))(u)
+    assert not torch.equal(drawn[0], drawn[1])
 
 
 def test_gradients_under_vmap_are_those_of_the_stacked_tensor(backend: str, dtype: torch.dtype) -> None:
     u = log_rates(3, 4).to(dtype)
     stacked = u.clone().requires_grad_()
     (expected,) = torch.autograd.grad(curved(stacked, backend, "fini2"), stacked)
-    assert torch.equal(vmap(grad(lambda u: curved(u, backend, "fini2")))(u), expected)
+    assert torch.equal(sliced(grad(lambda u: curved(u, backend, "fini2")))(u), expected)
     whole = hessian(lambda u: curved(u, backend, "cubic"))(u)
     blocks = torch.stack([whole[i, :, i] for i in range(3)])
-    torch.testing.assert_close(vmap(hessian(lambda u: curved(u, backend, "cubic")))(u), blocks)
+    torch.testing.assert_close(sliced(hessian(lambda u: curved(u, backend, "cubic")))(u), blocks)
+    alone = torch.stack([hessian(lambda u: curved(u, backend, "cubic"))(row) for row in u])
+    shared = vmap(hessian(lambda u: curved(u, backend, "cubic")), randomness="same")(u)
+    torch.testing.assert_close(shared, alone)
 
 
 def test_vmap_refuses_what_would_repeat_noise(backend: str, dtype: torch.dtype) -> None:
     u = torch.zeros(3, 4, dtype=dtype)
-    with pytest.raises(ValueError, match="seed: expected one seed for all slices of vmap"):
-        vmap(lambda u, seed: ik.poisson_sample(u, seed=seed, backend=backend))(u, torch.arange(3))
+    for function in (ik.poisson_sample, ik.poisson_rsample):
+        message = f"{function.__name__}: one seed for all rows of torch.vmap.*randomness='different'"
+        with pytest.raises(RuntimeError, match=message):
+            vmap(lambda u, function=function: function(u, seed=1, backend=backend))(u)
     with pytest.raises(ValueError, match="sample_offset: expected an int from 0 to 4294967293"):
-        vmap(lambda u: ik.poisson_sample(u, seed=1, sample_offset=2**32 - 2, backend=backend))(u)
+        sliced(lambda u: ik.poisson_sample(u, seed=1, sample_offset=2**32 - 2, backend=backend))(u)
     for estimator, name in (("cubic", "autograd"), ("fini2", "autograd"), ("gumbel", "auto")):
-        with pytest.raises(NotImplementedError, match=r"vmap over log_rate .* every backend but 'autograd'"):
-            vmap(lambda u, e=estimator, n=name: draw(u, n, e))(u)
+        with pytest.raises(ik.BackendError, match=r"autograd' cannot give rows .* in poisson_rsample"):
+            sliced(lambda u, e=estimator, n=name: draw(u, n, e))(u)
+        with pytest.raises(ik.BackendError, match="sizes that depend on what is drawn; call it on the whole"):
+            vmap(lambda u, e=estimator, n=name: draw(u, n, e), randomness="same")(u)
+
+
+def test_vmap_over_nothing(backend: str, dtype: torch.dtype) -> None:
+    u = torch.zeros(0, 3, 4, dtype=dtype)
+    for randomness in ("same", "different"):
+        for function in (ik.poisson_sample, ik.poisson_rsample):
+            run = vmap(lambda u, function=function: function(u, seed=1, backend=backend), randomness=randomness)
+            assert run(u).shape == u.shape
 
 
 def test_checkpointing_without_reentry(backend: str, dtype: torch.dtype) -> None:

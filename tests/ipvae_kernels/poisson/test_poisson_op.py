@@ -244,13 +244,13 @@ def test_gumbel_is_not_served_by_native() -> None:
 
 
 def test_opcheck(backend: str, dtype: torch.dtype) -> None:
-    u, seed = rates(4, 5, dtype=dtype), torch.tensor(3)
+    u, seed, tau = rates(4, 5, dtype=dtype), torch.tensor(3), torch.tensor([0.1], dtype=torch.float64)
     torch.library.opcheck(torch.ops.ipvae_kernels.poisson_sample.default, (u.T, seed, 0, 0, backend, True))
     torch.library.opcheck(
-        torch.ops.ipvae_kernels.poisson_curvature.default, (u, seed, 0, 0, "cubic", 0.1, None, None)
+        torch.ops.ipvae_kernels.poisson_curvature.default, (u, seed, tau, None, 0, 0, "cubic", None)
     )
     for estimator, n_arrivals in [("cubic", None), ("sigmoid", 4), ("fini3", None), ("hard", None)]:
-        arguments = (u.clone().requires_grad_(), seed, 0, 0, estimator, 0.1, n_arrivals, backend, True)
+        arguments = (u.clone().requires_grad_(), seed, tau, 0, 0, estimator, n_arrivals, backend, True)
         torch.library.opcheck(torch.ops.ipvae_kernels.poisson_rsample.default, arguments)
 
 
@@ -282,6 +282,25 @@ def test_compile_takes_new_seeds_without_recompiling(backend: str) -> None:
         expected = ik.poisson_sample(u, seed=seed, backend=backend)
         assert torch.equal(compiled(u, torch.tensor(seed)), expected)
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_two_compilations_for_any_constants(function: Any) -> None:
+    """One static and one dynamic; results as without, bit for bit. The graph is the same for each backend."""
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda u, how: function(u, **how), fullgraph=True, backend=counter)
+    for i in range(6):
+        u = rates(3 + i, 8).requires_grad_()
+        how: dict[str, Any] = {"seed": torch.tensor(i), "step": 4 * i, "sample_offset": 7 * i}
+        if function is ik.poisson_rsample:
+            how |= {"temperature": 1.0 / (1 + i), "n_arrivals": 2 + i}
+        ours, plain = compiled(u, how), function(u, **how)
+        assert torch.equal(ours, plain)
+        if function is ik.poisson_rsample:
+            gradients = (torch.autograd.grad(z.square().sum(), u)[0] for z in (ours, plain))
+            assert torch.equal(*gradients)
+    assert counter.frame_count <= 2
 
 
 @pytest.mark.parametrize(("function", "most"), [(ik.poisson_sample, 90), (ik.poisson_rsample, 130)])
