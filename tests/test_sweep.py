@@ -198,7 +198,9 @@ def other_tensor(value: Tensor, r: Random) -> Any:
     flat = value.clone().flatten()
     real = value.is_floating_point()
     if flat.numel() and real:
-        flat[r.randrange(flat.numel())] = r.choice([math.nan, math.inf, -math.inf, 1e30, -1e30, 0.0, 1e-40])
+        flat[r.randrange(flat.numel())] = r.choice(
+            [math.nan, math.inf, -math.inf, 1e30, -1e30, 88.0, 0.0, 1e-40]
+        )
     matrix = value if value.ndim > 1 else value.reshape(1, -1)
     return r.choice(
         [

@@ -721,7 +721,7 @@ def train(
     training.progress = progress and not own_bar
     if resume is not None and resume is not False and not _checkpoint(training, resume).is_file():
         raise CheckpointError(f"{_checkpoint(training, resume)}: no such file")  # and make no folder
-    with _alone_in(out_dir), _quiet(), _signals_restored(), tempfile.TemporaryDirectory() as mailbox:
+    with alone_in(out_dir), _quiet(), _signals_restored(), tempfile.TemporaryDirectory() as mailbox:
         start = _resume_from(training, resume)
         trainer = lightning.Trainer(
             max_steps=total, max_epochs=-1, logger=_logger(logger, out_dir), callbacks=list(callbacks),
@@ -920,7 +920,7 @@ def _differences(own: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
 
 def _digest(values: Tensor | NDArray[Any]) -> str:
     """BLAKE2b over type, shape and bytes, read in pieces; the same on every device."""
-    tensor = torch.as_tensor(values).detach()
+    tensor = (torch.from_numpy(values) if isinstance(values, np.ndarray) else values).detach()
     digest = hashlib.blake2b(f"{tensor.dtype} {list(tensor.shape)}".encode(), digest_size=16)
     rows = tensor if tensor.ndim else tensor[None]
     piece = max(1, DIGEST_BYTES // max(1, rows[:1].numel() * rows.element_size()))
@@ -1018,29 +1018,33 @@ def _signals_restored() -> Iterator[None]:
 
 
 @contextmanager
-def _alone_in(out_dir: Path) -> Iterator[None]:
+def alone_in(out_dir: Path, lock: str = LOCK) -> Iterator[None]:
     """Keeps a second run out of a folder.
 
     The lock is the operating system's, so it goes with its process, however that ends.
 
+    Args:
+        out_dir: of the run; created.
+        lock: name of the file; those with different ones do not keep each other out.
+
     Raises:
-        TrainingError: another process has the lock.
+        TrainingError: another process, or another call in this one, has the lock.
     """
     if getattr(rank_zero_only, "rank", 0):  # of one run with the process of rank 0
         yield
         return
     out_dir.mkdir(parents=True, exist_ok=True)
-    owner = out_dir / f"{LOCK}.owner"
-    lock = filelock.FileLock(out_dir / LOCK, timeout=0)
+    owner = out_dir / f"{lock}.owner"
+    held = filelock.FileLock(out_dir / lock, timeout=0)
     try:
-        lock.acquire()
+        held.acquire()
     except filelock.Timeout:
         try:
             who = owner.read_text()
         except OSError:
             who = "another process"
         raise TrainingError(
-            f"{out_dir}: {who} is training in this folder; wait for its end, or give another out_dir"
+            f"{out_dir}: {who} is training in this folder; wait for its end, or give another one"
         ) from None
     try:
         with suppress(OSError):  # it only helps a message
@@ -1049,4 +1053,4 @@ def _alone_in(out_dir: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             owner.unlink()
-        lock.release()
+        held.release()
