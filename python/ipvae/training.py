@@ -27,7 +27,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -355,7 +355,9 @@ class Training(lightning.LightningModule):
         due = (step + 1) % self.log_every == 0 or step + 1 == self.total
         if due or batch.device.type == "cpu":
             self._check(terms := self._terms())
-        optimizer.step()
+        # The first step makes Adamax's counters, on torch's default device unless told otherwise.
+        with nullcontext() if optimizer.state else torch.device("cpu"):
+            optimizer.step()
         if due:
             self._log_row(terms | coefficients)
         if self.validation is not None and ((step + 1) % self.validate_every == 0 or step + 1 == self.total):
@@ -698,7 +700,7 @@ def train(
     """
     out_dir = Path(out_dir)
     log_every = _count("log_every", log_every)
-    devices = devices if isinstance(devices, list) else _count("devices", devices)
+    devices = _devices(devices)
     validation_samples = _count("validation_samples", validation_samples)
     validate_every, checkpoint_every = (
         None if value is None else _count(name, value)
@@ -780,6 +782,15 @@ def _fit(trainer: lightning.Trainer, training: Training, start: Path | None) -> 
 
 def _read_mailbox(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _devices(value: int | list[int]) -> int | list[int]:
+    """How many devices, or the numbers of which."""
+    if not isinstance(value, list):
+        return _count("devices", value)
+    if not value:
+        raise ValueError("devices: expected a number of devices, or numbers of some, found an empty list")
+    return [_checks.integer("devices", number, 0, 2**31 - 1) for number in value]
 
 
 def _count(name: str, value: int) -> int:
@@ -866,7 +877,9 @@ def _inputs(
         raise ValueError("splits: expected finite training inputs, found NaN or infinite ones")
     if validation is None or (hasattr(validation, "__len__") and len(validation) == 0):
         return x, None
-    return x, model.flatten(gather("splits.validation", validation, like)[0])[:validation_samples]
+    held_out = model.flatten(gather("splits.validation", validation, like)[0])
+    refuse_pixels("splits.validation", held_out)
+    return x, held_out[:validation_samples]
 
 
 def _checkpoint(training: Training, resume: Literal[True] | str | PathLike[str]) -> Path:
