@@ -101,6 +101,8 @@ REAL: Numbers = (
     [7.0, 2.0],
     (0.0, -1.0),
 )
+# Several devices would start this test again in other processes, and Lightning kills a parent with its child.
+DEVICES: Numbers = (0, 1, -1, True, 1.5, 2**64, math.inf, np.uint8(1), np.float32(1), *_NO_NUMBERS, [-1], ["0"])
 FLAG: Numbers = (True, np.bool_(True), torch.tensor(True), 1, 0, "yes", None, _META)
 NAME: Numbers = (
     "auto",
@@ -169,6 +171,7 @@ MARKS: Numbers = (
 )
 KINDS = {
     "count": COUNT,
+    "devices": DEVICES,
     "word": WORD,
     "real": REAL,
     "flag": FLAG,
@@ -198,7 +201,9 @@ def other_tensor(value: Tensor, r: Random) -> Any:
     flat = value.clone().flatten()
     real = value.is_floating_point()
     if flat.numel() and real:
-        flat[r.randrange(flat.numel())] = r.choice([math.nan, math.inf, -math.inf, 1e30, -1e30, 0.0, 1e-40])
+        flat[r.randrange(flat.numel())] = r.choice(
+            [math.nan, math.inf, -math.inf, 1e30, -1e30, 88.0, 0.0, 1e-40]
+        )
     matrix = value if value.ndim > 1 else value.reshape(1, -1)
     return r.choice(
         [
@@ -694,7 +699,7 @@ TRAINED = {
     "checkpoint_every": Of(None, "count"),
     "validation_samples": Of(2, "count"),
     "backend": Of("auto", "name"),
-    "devices": Of(1, "count"),
+    "devices": Of(1, "devices"),
 }
 
 

@@ -7,6 +7,7 @@ configuration for people and other tools. What a file is, its content says, not 
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -80,6 +81,8 @@ def atomic_file(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
         OSError: it cannot be written, for instance on a full disk; the message names `path`.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
@@ -89,17 +92,19 @@ def atomic_file(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        if (cause := _disk_error(error)) is None:
+        if (cause := _disk_error(error, temporary)) is None:
             raise
         raise OSError(cause.errno, cause.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _disk_error(error: BaseException) -> OSError | None:
-    """The error of a write that names no file, also where `torch.save` made a RuntimeError of it."""
+def _disk_error(error: BaseException, temporary: Path) -> OSError | None:
+    """The error of a write that names no file of the user's, also where `torch.save` made another of it."""
     found = error if isinstance(error, OSError) else error.__context__
-    if isinstance(found, OSError) and found.errno is not None and found.filename is None:
+    if not isinstance(found, OSError) or found.errno is None:
+        return None
+    if found.filename is None or Path(found.filename) == temporary:
         return found
     return None
 

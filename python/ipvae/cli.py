@@ -339,7 +339,7 @@ def train(
     if resume and not last.exists():
         raise FileNotFoundError(f"--resume: no {last} to continue from; leave it out to start a run")
     splits = _load_data(data, data_dir)
-    model_config, train_config = _recipe(recipe, data, splits.shape, kind, activation)
+    model_config, train_config = _recipe(recipe, data, splits, kind, activation)
     model_config = _override(
         model_config, n_latents=latents, t_train=t_train, kl=kl, estimator=estimator, seed=seed
     )
@@ -703,12 +703,13 @@ def _readout_data(splits: DataSplits, split: str, data: str, limit: int | None) 
 
 
 def _recipe(
-    recipe: Recipe, data: str, shape: tuple[int, ...], kind: KindName, activation: str
+    recipe: Recipe, data: str, splits: DataSplits, kind: KindName, activation: str
 ) -> tuple[ModelConfig, TrainConfig]:
     from .recipes import paper_recipe, short_recipe
 
-    choose = short_recipe if recipe is Recipe.SHORT else paper_recipe
-    return choose(data, shape, kind.value, activation)  # type: ignore[arg-type]
+    if recipe is Recipe.SHORT:
+        return short_recipe(splits, kind.value, activation)  # type: ignore[arg-type]
+    return paper_recipe(data, splits.shape, kind.value, activation)  # type: ignore[arg-type]
 
 
 C = TypeVar("C", "ModelConfig", "TrainConfig")

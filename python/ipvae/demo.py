@@ -51,6 +51,8 @@ MIN_REPEATS, MAX_REPEATS = 3, 30
 METRICS = "metrics.json"
 FOLDERS = ("model", "checkpoints", "logs")
 BY = "ipvae demo"
+# Held for the whole of a demo; that of the training inside is another one.
+LOCK = ".demo.lock"
 
 # Inputs [B, M] to reconstruction terms [T, B].
 Run = Callable[[Tensor], Tensor]
@@ -111,10 +113,32 @@ def run(
 
     Raises:
         FileExistsError: `out` is not empty and not a demo's.
+        TrainingError: another demo, or a training, runs in `out`.
     """
-    from .training import train
+    from .training import alone_in
 
-    out, console = Path(out), console or Console()
+    out = Path(out)
+    _refuse_foreign(out)  # before a lock lies in it
+    with alone_in(out, LOCK):
+        return _run(
+            out, steps, seed, n_latents, eval_steps, data, timing_seconds, progress, console or Console()
+        )
+
+
+def _run(
+    out: Path,
+    steps: int | None,
+    seed: int,
+    n_latents: int | None,
+    eval_steps: int,
+    data: DataSplits | None,
+    timing_seconds: float,
+    progress: bool,
+    console: Console,
+) -> dict[str, Any]:
+    """`run` in a folder that no other demo touches meanwhile."""
+    from .training import alone_in, train
+
     model_config = dataclasses.replace(
         DEMO_MODEL, seed=seed, n_latents=DEMO_MODEL.n_latents if n_latents is None else n_latents
     )
@@ -122,7 +146,8 @@ def run(
         DEMO_TRAIN, seed=seed, max_steps=DEMO_TRAIN.max_steps if steps is None else steps
     )
     started = time.perf_counter()
-    _claim(out)
+    with alone_in(out):
+        _claim(out)
     console.print("[bold]1 of 4[/]  Data: whitening the natural images that come with scikit-learn")
     splits = load_dataset("patches", seed=seed) if data is None else data
     if splits.shape != model_config.shape:
@@ -397,18 +422,21 @@ def _describe(model: ModelConfig, train: TrainConfig) -> str:
     )
 
 
-def _claim(out: Path) -> None:
-    """Makes the folder the demo's: empties it of an earlier demo's files, refuses anyone else's."""
+def _refuse_foreign(out: Path) -> None:
+    """Refuses a folder that holds anything but a demo, or a file."""
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out}: expected a folder, found a file")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(not path.name.startswith(LOCK) for path in out.iterdir()):
         try:
             own = json.loads((out / METRICS).read_text()).get("by") == BY
         except (OSError, ValueError, AttributeError):
             own = False
         if not own:
             raise FileExistsError(f"{out}: not empty and not an earlier demo; give another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
+
+
+def _claim(out: Path) -> None:
+    """Makes the folder the demo's, and empties it of an earlier demo's files."""
     _write_metrics(out, {"by": BY, "complete": False})
     for name in FIGURES:
         (out / name).unlink(missing_ok=True)

@@ -34,6 +34,8 @@ SIGMA_CLAMP = 3.45
 INITIAL_N_EXP = 10
 # Recorded values held at once while latents are averaged over steps: 64 MiB in float32.
 RECORD_ENTRIES = 2**24
+# Rows decoded by one product: docs/decisions.md, "A row's noise is a function of its global index".
+DECODED_ROWS = 32
 
 # What was read from a buffer on a device, and the version of the buffer at that time.
 _READ: MutableMapping[Tensor, tuple[int, float]] = WeakTensorKeyDictionary()
@@ -516,15 +518,18 @@ class IterativeVAE(nn.Module):
         """`decode` of [B, K] whose rows do not depend on B, on the CPU to the bit.
 
         A product of matrices may round otherwise for another number of rows (with MKL, rows of 1,000 and of
-        parts of 7 or 333 differed); the product with one row, at the start of memory of its own, is one and
-        the same call.
+        parts of 7 or 333 differed), so every product here has one shape: blocks of rows, the last filled up
+        with zeros, in one piece of memory.
         """
         if latents.device.type != "cpu":
             return self.decode(latents)
         pixels = latents.new_empty(len(latents), self.config.n_inputs)
         dictionary = self.dictionary
-        for pixel_row, row in zip(pixels, latents, strict=True):
-            pixel_row.copy_(dictionary @ row.clone())
+        block = latents.new_empty(DECODED_ROWS, self.config.n_latents)
+        for rows, decoded in zip(latents.split(DECODED_ROWS), pixels.split(DECODED_ROWS), strict=True):
+            block[: len(rows)] = rows
+            block[len(rows) :] = 0.0
+            decoded.copy_((block @ dictionary.T)[: len(rows)])
         return pixels
 
     @torch.no_grad()

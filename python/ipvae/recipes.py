@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 from .config import Activation, ConfigError, Kind, ModelConfig, TrainConfig, released_recipe
+
+if TYPE_CHECKING:
+    from .data import DataSplits
 
 DEMO_MODEL = ModelConfig(n_inputs=256, input_shape=(1, 16, 16), n_latents=512, clamp_u=10.0)
 # Small batches: features become localised edges with the number of updates, not of patches seen. At this many
 # updates whitened patches bear a larger beta than the default, which is for a tenth of them.
 DEMO_TRAIN = TrainConfig(lr=0.005, max_steps=3000, batch_size=64, beta_outer=12.0)
+
+# Images of so many pixels at most are trained like the digits, of 8x8.
+SMALL = 64
 
 SHORT = {
     "patches": (DEMO_MODEL, DEMO_TRAIN),
@@ -30,18 +37,21 @@ SHORT = {
 
 
 def short_recipe(
-    data: str, shape: tuple[int, ...], kind: Kind = "poisson", activation: Activation = "identity"
+    splits: DataSplits, kind: Kind = "poisson", activation: Activation = "identity"
 ) -> tuple[ModelConfig, TrainConfig]:
-    """Our recipe for a data set.
+    """Our recipe for a data set, chosen by its numbers, wherever they come from.
+
+    Numbers of both signs were centred or whitened, as the patches are; others are images in [0, 1], small
+    ones like the digits or large ones like those of MNIST.
 
     Args:
-        data: name of the set; ".npy" files, taken to be of variance 1, get that of the patches, other
-            unknown ones that of images in [0, 1].
-        shape: of one input; the model takes it over.
+        splits: the data; the model takes over the shape of an input.
         kind: of the model.
         activation: of a Gaussian model.
     """
-    name = data if data in SHORT else "patches" if data.endswith(".npy") else "images"
+    shape = splits.shape
+    signed = len(splits.train) > 0 and float(splits.train.min()) < 0.0
+    name = "patches" if signed else "digits" if math.prod(shape) <= SMALL else "images"
     model, train = SHORT[name]
     fitted = dataclasses.replace(
         model, n_inputs=math.prod(shape), input_shape=shape, kind=kind, activation=activation,

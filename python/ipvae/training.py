@@ -27,7 +27,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -354,7 +354,9 @@ class Training(lightning.LightningModule):
         due = (step + 1) % self.log_every == 0 or step + 1 == self.total
         if due or batch.device.type == "cpu":
             self._check(terms := self._terms())
-        optimizer.step()
+        # The first step makes Adamax's counters, on torch's default device unless told otherwise.
+        with nullcontext() if optimizer.state else torch.device("cpu"):
+            optimizer.step()
         if due:
             self._log_row(terms | coefficients)
         if self.validation is not None and ((step + 1) % self.validate_every == 0 or step + 1 == self.total):
@@ -697,7 +699,7 @@ def train(
     """
     out_dir = Path(out_dir)
     log_every = _count("log_every", log_every)
-    devices = devices if isinstance(devices, list) else _count("devices", devices)
+    devices = _devices(devices)
     validation_samples = _count("validation_samples", validation_samples)
     validate_every, checkpoint_every = (
         None if value is None else _count(name, value)
@@ -720,7 +722,7 @@ def train(
     training.progress = progress and not own_bar
     if resume is not None and resume is not False and not _checkpoint(training, resume).is_file():
         raise CheckpointError(f"{_checkpoint(training, resume)}: no such file")  # and make no folder
-    with _alone_in(out_dir), _quiet(), _signals_restored(), tempfile.TemporaryDirectory() as mailbox:
+    with alone_in(out_dir), _quiet(), _signals_restored(), tempfile.TemporaryDirectory() as mailbox:
         start = _resume_from(training, resume)
         trainer = lightning.Trainer(
             max_steps=total, max_epochs=-1, logger=_logger(logger, out_dir), callbacks=list(callbacks),
@@ -778,6 +780,15 @@ def _fit(trainer: lightning.Trainer, training: Training, start: Path | None) -> 
 
 def _read_mailbox(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _devices(value: int | list[int]) -> int | list[int]:
+    """How many devices, or the numbers of which."""
+    if not isinstance(value, list):
+        return _count("devices", value)
+    if not value:
+        raise ValueError("devices: expected a number of devices, or numbers of some, found an empty list")
+    return [_checks.integer("devices", number, 0, 2**31 - 1) for number in value]
 
 
 def _count(name: str, value: int) -> int:
@@ -864,7 +875,9 @@ def _inputs(
         raise ValueError("splits: expected finite training inputs, found NaN or infinite ones")
     if validation is None or (hasattr(validation, "__len__") and len(validation) == 0):
         return x, None
-    return x, model.flatten(gather("splits.validation", validation, like)[0])[:validation_samples]
+    held_out = model.flatten(gather("splits.validation", validation, like)[0])
+    refuse_pixels("splits.validation", held_out)
+    return x, held_out[:validation_samples]
 
 
 def _checkpoint(training: Training, resume: Literal[True] | str | PathLike[str]) -> Path:
@@ -918,7 +931,7 @@ def _differences(own: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
 
 def _digest(values: Tensor | NDArray[Any]) -> str:
     """BLAKE2b over type, shape and bytes, read in pieces; the same on every device."""
-    tensor = torch.as_tensor(values).detach()
+    tensor = (torch.from_numpy(values) if isinstance(values, np.ndarray) else values).detach()
     digest = hashlib.blake2b(f"{tensor.dtype} {list(tensor.shape)}".encode(), digest_size=16)
     rows = tensor if tensor.ndim else tensor[None]
     piece = max(1, DIGEST_BYTES // max(1, rows[:1].numel() * rows.element_size()))
@@ -1016,29 +1029,33 @@ def _signals_restored() -> Iterator[None]:
 
 
 @contextmanager
-def _alone_in(out_dir: Path) -> Iterator[None]:
+def alone_in(out_dir: Path, lock: str = LOCK) -> Iterator[None]:
     """Keeps a second run out of a folder.
 
     The lock is the operating system's, so it goes with its process, however that ends.
 
+    Args:
+        out_dir: of the run; created.
+        lock: name of the file; those with different ones do not keep each other out.
+
     Raises:
-        TrainingError: another process has the lock.
+        TrainingError: another process, or another call in this one, has the lock.
     """
     if getattr(rank_zero_only, "rank", 0):  # of one run with the process of rank 0
         yield
         return
     out_dir.mkdir(parents=True, exist_ok=True)
-    owner = out_dir / f"{LOCK}.owner"
-    lock = filelock.FileLock(out_dir / LOCK, timeout=0)
+    owner = out_dir / f"{lock}.owner"
+    held = filelock.FileLock(out_dir / lock, timeout=0)
     try:
-        lock.acquire()
+        held.acquire()
     except filelock.Timeout:
         try:
             who = owner.read_text()
         except OSError:
             who = "another process"
         raise TrainingError(
-            f"{out_dir}: {who} is training in this folder; wait for its end, or give another out_dir"
+            f"{out_dir}: {who} is training in this folder; wait for its end, or give another one"
         ) from None
     try:
         with suppress(OSError):  # it only helps a message
@@ -1047,4 +1064,4 @@ def _alone_in(out_dir: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             owner.unlink()
-        lock.release()
+        held.release()

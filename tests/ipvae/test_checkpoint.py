@@ -350,3 +350,10 @@ def test_what_a_killed_save_left_is_removed_when_old(tmp_path: Path) -> None:
     with atomic_file(tmp_path / "file") as file:
         file.write(b"whole")
     assert {path.name for path in tmp_path.iterdir()} == {"file", *names[1:]}
+
+
+def test_a_file_that_cannot_be_made_is_named_as_the_user_named_it(tmp_path: Path) -> None:
+    for path, kind in ((tmp_path, IsADirectoryError), (tmp_path / "none" / "x.json", FileNotFoundError)):
+        with pytest.raises(kind) as caught, atomic_file(path):
+            pass
+        assert caught.value.filename == str(path)

@@ -1,6 +1,7 @@
 """`ipvae.cli`: every command on a small model, and that what a user can get wrong ends in one clear line."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from ipvae import IPVAE, ModelConfig, build_model, cli
-from ipvae.data import load_whole
+from ipvae.data import DataSplits, load_whole
 from ipvae.figures import FIGURES
 from ipvae.recipes import SHORT, paper_recipe, short_recipe
 from ipvae.training import CollapseWarning, Training
@@ -475,10 +476,20 @@ def test_bugs_are_not_dressed_up() -> None:
 
 
 def test_recipes_fit_every_shape_and_kind() -> None:
-    for data, shape in (("digits", (1, 8, 8)), ("mnist", (1, 28, 28)), ("x.npy", (1, 1, 10))):
+    for shape, low, name in (
+        ((1, 16, 16), -1.0, "patches"),
+        ((1, 8, 8), 0.0, "digits"),
+        ((1, 28, 28), 0.0, "images"),
+        ((3, 1, 10), -0.1, "patches"),
+        ((1, 12, 12), 0.0, "images"),
+    ):
+        # The numbers tell, not the name: whitened photographs in a folder are patches too.
+        x = torch.linspace(low, 1.0, math.prod(shape))[None]
+        splits = DataSplits(x, x[:0], x[:0], shape=shape, name="one's own")
         for kind, activation in (("poisson", "identity"), ("gaussian", "relu")):
-            model, _ = short_recipe(data, shape, kind, activation)  # type: ignore[arg-type]
+            model, recipe = short_recipe(splits, kind, activation)  # type: ignore[arg-type]
             assert (model.shape, model.kind) == (shape, kind)
-    assert short_recipe("patches", (1, 16, 16)) == SHORT["patches"]
+            assert recipe == SHORT[name][1]
+            assert model.n_latents == SHORT[name][0].n_latents
     assert paper_recipe("patches", (1, 16, 16))[1].beta_outer == 24.0
     assert paper_recipe("a/folder", (1, 28, 28))[0].t_train == 128

@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ipvae import IGVAE, IPVAE, IterativeVAE, ModelConfig, TrainConfig, build_model, evaluate, train
+from ipvae import (
+    IGVAE,
+    IPVAE,
+    IterativeVAE,
+    ModelConfig,
+    TrainConfig,
+    build_model,
+    evaluate,
+    load_model,
+    train,
+)
 from ipvae.data import JitterFeeder, RotationFeeder, load_dataset
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -139,6 +149,21 @@ def test_a_fresh_model_and_its_training_do_not_follow_the_default_dtype(kind: st
             torch.set_default_dtype(torch.float32)
         states.append(model.state_dict())
     equal(*states)
+
+
+@pytest.mark.parametrize("kind", ["poisson", "gaussian"])
+def test_models_are_trained_and_read_elsewhere(
+    elsewhere: Callable[[], None], kind: str, tmp_path: Path
+) -> None:
+    model, x = model_of(kind), torch.randn(9, 1, 4, 4)
+    torch.save({"model": model.state_dict()}, tmp_path / "theirs.pt")
+    before = model.state_dict()
+    elsewhere()
+    equal(before, IterativeVAE.from_released(tmp_path / "theirs.pt", config=model.config).state_dict())
+    run = train(model, x, TrainConfig(max_steps=2, batch_size=4), tmp_path / "run", progress=False)
+    read = type(model).from_pretrained(run.model_dir)
+    for found in (read, load_model(run.checkpoint), load_model(run.out_dir)):
+        equal(model.state_dict(), found.state_dict())
 
 
 def test_a_model_is_made_on_the_default_device() -> None:

@@ -3,12 +3,14 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from ipvae import IPVAE, demo, evaluate
 from ipvae.data import DataSplits
+from ipvae.training import TrainingError, alone_in
 from rich.console import Console
 
 
@@ -26,8 +28,8 @@ def tiny(out: Path, data: DataSplits, **options: object) -> tuple[dict[str, obje
 
 
 def visible(folder: Path) -> set[str]:
-    """The names in a folder, without the lock of a run."""
-    return {path.name for path in folder.iterdir()} - {".lock"}
+    """The names in a folder, without the locks."""
+    return {path.name for path in folder.iterdir()} - {".lock", ".demo.lock"}
 
 
 @pytest.mark.usefixtures("coarse_figures")
@@ -134,3 +136,22 @@ def test_standard_errors_are_those_of_patches(data: DataSplits) -> None:
         [m["r2_standard_error"] for m in marks], r2[[0, 2]].std(1) / 20**0.5, rtol=1e-5
     )
     assert len(curves["r2"]) == 3
+
+
+def test_a_second_demo_is_refused_while_one_runs(
+    tmp_path: Path, data: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "demo"
+    measure = demo.measure
+
+    def second(*arguments: Any, **options: Any) -> Any:
+        with pytest.raises(TrainingError, match="in this folder"):
+            tiny(out, data, timing_seconds=0.0)
+        assert (out / "model" / "model.safetensors").is_file()
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(demo, "measure", second)
+    tiny(out, data, timing_seconds=0.0)
+    with alone_in(out), pytest.raises(TrainingError, match="in this folder"):  # a training that goes on
+        tiny(out, data, timing_seconds=0.0)
+    assert (out / "checkpoints" / "last.ckpt").is_file()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -200,3 +201,9 @@ def test_train_refuses_before_it_starts(model: IPVAE, source: Any, message: str,
     with pytest.raises((TypeError, ValueError), match=f"^{message}"):
         train(model, source, TrainConfig(max_steps=2), tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_train_refuses_pixels_to_validate_on(model: IPVAE, x: Tensor, tmp_path: Path) -> None:
+    splits = SimpleNamespace(train=x, validation=torch.rand(3, M) * 255)
+    with pytest.raises(ValueError, match=r"^splits\.validation: expected inputs of unit scale"):
+        train(model, splits, TrainConfig(max_steps=2), tmp_path, progress=False)

@@ -390,6 +390,19 @@ def test_a_loop_over_batches_equals_one_call(
             assert torch.equal(torch.cat(parts), whole)
 
 
+@pytest.mark.parametrize(("n_inputs", "n_latents"), [(12, 7), (100, 513), (784, 512)])
+def test_a_row_decodes_alike_in_every_batch_and_place(n_inputs: int, n_latents: int) -> None:
+    model = small(n_inputs=n_inputs, n_latents=n_latents)
+    latents = torch.rand(150, n_latents, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        whole = model._decode_rows(latents)
+        torch.testing.assert_close(whole, model.decode(latents))
+        for start in range(34):  # every place in a block
+            assert torch.equal(model._decode_rows(latents[start:]), whole[start:])
+        for rows in (0, 1, 2, 3, 5, 8, 31, 32, 33, 64, 100):
+            assert torch.equal(model._decode_rows(latents[7 : 7 + rows]), whole[7 : 7 + rows])
+
+
 @pytest.mark.parametrize("pixel_noise", [False, True])
 def test_samples_are_generated_by_their_index(model: IterativeVAE, pixel_noise: bool) -> None:
     with torch.no_grad():

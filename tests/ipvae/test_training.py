@@ -20,7 +20,7 @@ from ipvae.training import (
     Batches,
     TrainingError,
     TrainResult,
-    _alone_in,
+    alone_in,
     arrivals_quantile,
     mix,
     read_history,
@@ -455,7 +455,7 @@ def test_one_run_at_a_time_in_a_folder(x: Tensor, tmp_path: Path) -> None:
     ours, theirs = multiprocessing.Pipe()
 
     def stay() -> None:
-        with _alone_in(tmp_path):
+        with alone_in(tmp_path):
             theirs.send(os.getpid())
             threading.Event().wait()
 
