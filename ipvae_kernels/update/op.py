@@ -183,6 +183,9 @@ def _tangent(function: Callable[..., Any], ctx: Any, tangents: Sequence[Tensor |
     """Forward mode, and by it all higher derivatives, of the same function in plain PyTorch."""
     *tensors, constants = ctx.saved_tensors
     numbers = constants.tolist()
+    # Forward mode copies a tangent into the layout of its primal, and an expanded one (the gradient of a sum)
+    # has no room for it.
+    tensors = [tensor.contiguous() for tensor in tensors]
     given = [
         torch.zeros_like(tensor) if tangent is None else tangent
         for tensor, tangent in zip(tensors, tangents, strict=False)
