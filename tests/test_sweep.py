@@ -102,7 +102,7 @@ REAL: Numbers = (
     (0.0, -1.0),
 )
 # Several devices would start this test again in other processes, and Lightning kills a parent with its child.
-DEVICES: Numbers = (0, 1, -1, True, 1.5, 2**64, math.inf, np.uint8(1), np.float32(1), *_NO_NUMBERS, [-1], ["0"])
+DEVICES: Numbers = (0, 1, -1, True, 1.5, 2**64, np.uint8(1), np.float32(1), [-1], ["0"], *_NO_NUMBERS)
 FLAG: Numbers = (True, np.bool_(True), torch.tensor(True), 1, 0, "yes", None, _META)
 NAME: Numbers = (
     "auto",

@@ -526,7 +526,8 @@ class IterativeVAE(nn.Module):
         pixels = latents.new_empty(len(latents), self.config.n_inputs)
         dictionary = self.dictionary
         block = latents.new_empty(DECODED_ROWS, self.config.n_latents)
-        for rows, decoded in zip(latents.split(DECODED_ROWS), pixels.split(DECODED_ROWS), strict=True):
+        blocks = (torch.split(tensor, DECODED_ROWS) for tensor in (latents, pixels))
+        for rows, decoded in zip(*blocks, strict=True):
             block[: len(rows)] = rows
             block[len(rows) :] = 0.0
             decoded.copy_((block @ dictionary.T)[: len(rows)])

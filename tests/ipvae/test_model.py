@@ -149,7 +149,9 @@ CONSTANTS = {"temp": 0.25, "eps": 0.5, "beta_inner": 0.75, "n_exp": 3.0}
 
 
 def annealed() -> IterativeVAE:
-    model = small(estimator="sigmoid", n_arrivals="released", n_inner=2, init_log_rate=(1.0, 1.5))
+    model = small(
+        estimator="sigmoid", n_arrivals="released", n_inner=2, init_log_rate=(1.0, 1.5), clamp_u=10.0
+    )
     assert (model.temperature, model.eps, model.n_arrivals) == (1.0, 1.0, 10)  # everything was read once
     return model
 
@@ -265,7 +267,7 @@ def test_a_compiled_model_follows_the_annealing(x: Tensor) -> None:
 
 
 def test_where_there_is_no_number_to_look_at_the_last_one_holds() -> None:
-    model = small()
+    model = small(clamp_u=10.0)
     model.set_annealing(temperature=0.25, eps=0.5)
     assert (copy.deepcopy(model).to("meta").temperature, model.temperature) == (0.25, 0.25)
     with FakeTensorMode() as mode:
