@@ -141,10 +141,20 @@ def _everything(
     return [state.log_rate, *records.values(), result.recon, result.kl, *gradients]
 
 
+_REFERENCES: dict[tuple[Any, ...], list[list[Tensor]]] = {}
+"""What eager and autograd give, by what they were given: the same for every layout, and half of the time."""
+
+
 def _agrees(x: Tensor, params: Any, steps: int, **arguments: Any) -> None:
+    numbers = [tensor.numpy().tobytes() for tensor in (x, *_parameters(params))]
+    given = (x.shape, *numbers, getattr(params, "activation", ""), steps, str(arguments))
+    if given not in _REFERENCES:
+        _REFERENCES[given] = [
+            _everything(x, params, steps, backend, dtype, **arguments)
+            for backend, dtype in (("eager", torch.float32), ("autograd", torch.float64))
+        ]
+    eager, exact = _REFERENCES[given]
     ours = _everything(x, params, steps, "native", torch.float32, **arguments)
-    eager = _everything(x, params, steps, "eager", torch.float32, **arguments)
-    exact = _everything(x, params, steps, "autograd", torch.float64, **arguments)
     for a, b, c in zip(ours, eager, exact, strict=True):
         assert a.shape == c.shape
         assert _error(a, c) <= 4 * _error(b, c) + 4e-6
