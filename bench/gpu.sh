@@ -95,7 +95,7 @@ command -v nvcc > /dev/null || PATH=$PATH:/usr/local/cuda/bin
 export CMAKE_ARGS=-DIPVAE_CUDA=ON
 [[ $dry ]] || export CUDAARCHS=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
-part tools 60 "$bin/python" -m pip install pytest pytest-xdist scipy cmake ninja 'setuptools>=77' 'scikit-build-core>=0.10' \
+part tools 60 "$bin/python" -m pip install pytest pytest-xdist scipy cmake ninja 'setuptools>=77' 'scikit-build-core[setuptools]>=1.1' \
     'pybind11>=2.12' || exit 1
 part build 240 "$bin/python" -m pip install --no-build-isolation "$root[train]" || exit 1
 cd "$work" # in the checkout, Python would import its packages, which lack the compiled module
