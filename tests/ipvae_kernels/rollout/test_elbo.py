@@ -324,11 +324,11 @@ def test_batch_splits_are_bit_identical(
         ik.elbo(x[a:b], params, 3, seed=1, sample_offset=a, backend=backend)
         for a, b in [(0, 1), (1, 5), (5, 7)]
     ]
-    tolerance = (
-        {"rtol": 0, "atol": 0} if backend == "native" else {"rtol": 1e-10, "atol": 1e-10}
-    )  # BLAS on eager
-    torch.testing.assert_close(torch.cat([part.recon for part in parts], 1), whole.recon, **tolerance)
-    torch.testing.assert_close(torch.cat([part.kl for part in parts], 1), whole.kl, **tolerance)
+    # Elsewhere the BLAS may sum in another order: some roundings of a number of the dtype.
+    tolerance = 0.0 if backend == "native" else 1e-10 if dtype == torch.float64 else 2e-6
+    for name in ("recon", "kl"):
+        joined = torch.cat([getattr(part, name) for part in parts], 1)
+        torch.testing.assert_close(joined, getattr(whole, name), rtol=tolerance, atol=tolerance)
 
 
 def test_continuing_from_a_state_is_bit_identical(

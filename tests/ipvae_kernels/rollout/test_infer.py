@@ -138,7 +138,7 @@ def test_time_splits_are_bit_identical(
 
 
 def test_batch_splits(model: tuple[str, str, torch.dtype], problem: Problem) -> None:
-    """Bit-identical on native; on eager the BLAS may sum in another order."""
+    """Bit-identical on native; elsewhere the BLAS may sum in another order: some roundings of the dtype."""
     kind, backend, dtype = model
     x, params = problem(batch=7, gaussian=kind, dtype=dtype)
     whole = ik.infer(x, params, 4, record=["counts", "kl"], seed=3, backend=backend)
@@ -146,7 +146,7 @@ def test_batch_splits(model: tuple[str, str, torch.dtype], problem: Problem) -> 
         ik.infer(x[a:b], params, 4, record=["counts", "kl"], seed=3, sample_offset=a, backend=backend)
         for a, b in [(0, 1), (1, 5), (5, 7)]
     ]
-    tolerance = 0.0 if backend == "native" else 1e-10
+    tolerance = 0.0 if backend == "native" else 1e-10 if dtype == torch.float64 else 2e-6
     joined = torch.cat([part.state.log_rate for part in parts], -2)
     torch.testing.assert_close(joined, whole.state.log_rate, rtol=tolerance, atol=tolerance)
     for name in ("counts", "kl"):

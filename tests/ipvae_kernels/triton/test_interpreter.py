@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,40 +40,17 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def runs() -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """One process for each group, all at once."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--durations=12",
-        "-k",
-        CHOSEN,
-    ]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
-    started = {
-        name: subprocess.Popen(
-            [*command, *(str(TESTS / path) for path in paths)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for name, paths in GROUPS.items()
-    }
-    yield started
-    for process in started.values():
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.parametrize("group", list(GROUPS))
-def test_in_the_interpreter(group: str, runs: dict[str, subprocess.Popen[str]]) -> None:
-    output, _ = runs[group].communicate(timeout=3600)
-    assert runs[group].returncode == 0, output
-    assert " passed" in output.splitlines()[-1], output
-    print(output)
+def test_in_the_interpreter(group: str) -> None:
+    """A process for each group; where the suite runs in several processes, they run side by side."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=12", "-k", CHOSEN]
+    ended = subprocess.run(
+        [*command, *(str(TESTS / path) for path in GROUPS[group])],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        timeout=3600,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert " passed" in ended.stdout.splitlines()[-1], ended.stdout
+    print(ended.stdout)
