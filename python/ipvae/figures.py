@@ -81,7 +81,7 @@ def _figures(
         spikes = model.infer(
             x[:1], min(RASTER_STEPS, steps), record=("counts",), seed=seed, backend=backend
         ).records["counts"]
-        figures["raster.png"] = plots.raster(spikes[:, 0].cpu(), title=f"Spikes for the first of the {about}")
+        figures["raster.png"] = plots.raster(spikes[:, 0].cpu(), title=f"Spikes for the first input; {about}")
     if np.size(history.get("step", ())):
         figures["training.png"] = plots.training_curves(history)
     return figures
