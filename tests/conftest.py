@@ -25,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--calls", type=int, default=100, help="random calls of each function in the sweep")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Triton's interpreter first, which takes minutes: at the end one process would wait for the other."""
+    items.sort(key=lambda item: "test_in_the_interpreter" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def _strict_torch() -> Iterator[None]:
     """NaN in uninitialised memory, a fixed default generator, at most two threads, the default backend."""
