@@ -223,9 +223,9 @@ def test_two_devices_are_one_run(x: Tensor, tmp_path: Path) -> None:
     assert (two.steps, two.complete, saved_step(tmp_path / "two")) == (20, True, 20)
     assert two.seconds > 0
     for name, expected in one.model.state_dict().items():
-        torch.testing.assert_close(two.model.state_dict()[name], expected, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(two.model.state_dict()[name], expected, rtol=1e-5, atol=1e-6)
     assert two.history["step"].tolist() == [5, 10, 15, 20]
-    np.testing.assert_allclose(two.history["loss"], one.history["loss"], rtol=1e-4)
+    np.testing.assert_allclose(two.history["loss"], one.history["loss"], rtol=1e-5)
 
 
 def test_two_devices_stop_at_the_same_step(x: Tensor, tmp_path: Path) -> None:
