@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
 # Builds, tests and measures on a machine with an NVIDIA GPU that has its own torch and Triton; under ten minutes.
 #
-#   bench/gpu.sh [--reference CHECKOUT] [--python PYTHON] [--out FOLDER] [--only REGEX] [--dry-run]
+#   bench/gpu.sh [--reference CHECKOUT] [--python PYTHON] [--wheel FILE] [--out FOLDER] [--only REGEX] [--dry-run]
 #
 # CHECKOUT is one of hadivafaii/IterativeVAE, the authors' code. Results: FOLDER, or bench/results/<device>-<commit>/, with
 # environment.txt, a log of each part, tables, and summary.txt. Once built, every part runs, whatever the others did; the
 # exit status is 1 where one failed. --only: parts with such a name. --dry-run needs no GPU and prints what would run. PYTHON,
-# which may be that of a virtual environment, stays as it is. Without a network, what it lacks comes from wheels:
-# PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER.
+# which may be that of a virtual environment, stays as it is. --wheel: of this commit, built elsewhere for this Python and GPU,
+# instead of building here. Without a network, what PYTHON lacks comes from wheels: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 
-python=python3 reference="" folder="" only="" dry=""
+python=python3 reference="" wheel="" folder="" only="" dry=""
 while (($#)); do
     case $1 in
         --reference) reference=$(realpath "$2") && shift 2 ;;
         --python) python=$2 && shift 2 ;;
+        --wheel) wheel=$(realpath "$2") && shift 2 ;;
         --out) folder=$(realpath -m "$2") && shift 2 ;;
         --only) only=$2 && shift 2 ;;
         --dry-run) dry=1 && shift ;;
@@ -25,10 +26,10 @@ while (($#)); do
 done
 
 deadline=585 failed=0
-# What a target stands for comes first; each case is a process, so that none takes another's time. torch.compile in
-# max-autotune may take a minute or two to compile: the first two cases are measured without it first.
-first="train-paper-sigmoid-0.1 infer-paper-1000"
-cases="$first train-paper-cubic-0.1 sample-paper-cubic-0.1 infer-paper"
+# Each case is a process, so that none takes another's time. torch.compile takes its time to compile: every case is measured
+# without it first, and then those of `compiled` with it, as far as the time goes.
+cases="train-paper-sigmoid-0.1 infer-paper-1000 train-paper-cubic-0.1 sample-paper-cubic-0.1 infer-paper sample-floor"
+compiled="infer-paper train-paper-cubic-0.1 sample-paper-cubic-0.1"
 
 part() { # part NAME SECONDS COMMAND...: runs within a limit and the time left, keeps the log and the time
     local name=$1 limit=$2 begin=$SECONDS status
@@ -97,42 +98,48 @@ export CMAKE_ARGS=-DIPVAE_CUDA=ON
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 part tools 60 "$bin/python" -m pip install pytest pytest-xdist scipy cmake ninja 'setuptools>=77' 'scikit-build-core[setuptools]>=1.1' \
     'pybind11>=2.12' || exit 1
-part build 240 "$bin/python" -m pip install --no-build-isolation "$root[train]" || exit 1
+part build 240 "$bin/python" -m pip install --no-build-isolation "${wheel:-$root}[train]" || exit 1
 cd "$work" # in the checkout, Python would import its packages, which lack the compiled module
 [[ $dry ]] || "$bin/python" -m ipvae_kernels >> "$out/environment.txt" 2>&1
-bench() { # bench NAME SECONDS CASE OPTION...
-    part "$1" "$2" "$bin/ipvae" bench --case "$3" --device cuda --backend native --backend triton --backend eager \
-        --seconds 5 --updates 200 --no-memory --json "$out/$1.json" ${reference:+--reference "$reference"} "${@:4}"
+tests() { # tests NAME SECONDS PATH...: the tests that need a GPU, side by side, since most of the time Triton compiles
+    part "tests-$1" "$2" "$bin/python" -m pytest -m gpu -q -n 12 --tb short --show-capture no "${@:3}"
+    [[ ! -e $out/tests-$1.log ]] || grep -q ' passed' "$out/tests-$1.log" || failed=1 # all may have been skipped
 }
-for case in $first; do
-    bench "first-$case" 60 "$case" --without compiled --without jax_scan
-done
-# Side by side, since most of the time Triton compiles.
-part tests 180 "$bin/python" -m pytest -m gpu -q -n 8 "$root/tests"
-[[ ! -e $out/tests.log ]] || grep -q ' passed' "$out/tests.log" || failed=1 # all may have been skipped
-part poisson-correlation 40 "$bin/python" "$root/bench/poisson_correlation.py" --out "$out/poisson_correlation.md"
-part limits 90 "$bin/python" "$root/bench/gpu_limits.py" --out "$out/limits.md"
+tests cuda 90 "$root/tests/ipvae_kernels/cuda"
+tests triton 180 "$root/tests/ipvae_kernels/test_gpu.py"
+tests wrapper 90 "$root/tests/ipvae"
 if [[ $dry ]] || command -v compute-sanitizer > /dev/null; then
-    part sanitizer 90 compute-sanitizer --error-exitcode 1 "$bin/python" -m pytest -m gpu -q \
-        "$root/tests/ipvae_kernels/test_gpu.py" -k "3x7x9 or test_update"
     for tool in memcheck racecheck synccheck; do
         part "cuda-$tool" 60 compute-sanitizer --tool $tool --error-exitcode 1 "$bin/python" "$root/bench/cuda_small.py"
     done
+    part triton-memcheck 90 compute-sanitizer --error-exitcode 1 "$bin/python" -m pytest -m gpu -q \
+        "$root/tests/ipvae_kernels/test_gpu.py" -k "3x7x9 or test_update"
 else
     skip sanitizer "compute-sanitizer is not on the PATH"
 fi
+bench() { # bench NAME SECONDS CASE OPTION...
+    part "$1" "$2" "$bin/ipvae" bench --case "$3" --device cuda --backend native --backend triton --backend eager \
+        --seconds 4 --updates 200 --no-memory --json "$out/$1.json" ${reference:+--reference "$reference"} "${@:4}"
+}
+for case in $cases; do
+    bench "bench-$case" 60 "$case" --without compiled
+done
+part demo 60 "$bin/ipvae" demo --out "$work/demo"
+part poisson-correlation 40 "$bin/python" "$root/bench/poisson_correlation.py" --out "$out/poisson_correlation.md"
+part limits 90 "$bin/python" "$root/bench/gpu_limits.py" --out "$out/limits.md"
+for case in $compiled; do
+    bench "compiled-$case" 110 "$case" --without jax_scan
+done
 if [[ $dry ]] || command -v ncu > /dev/null; then
     part ncu 60 ncu --kernel-name regex:rollout --set full "$bin/python" "$root/bench/cuda_small.py" --paper
 else
     skip ncu "it is not on the PATH"
 fi
-for case in $cases; do
-    bench "bench-$case" 110 "$case"
-done
+part self-test 120 "$bin/ipvae" info --test
 [[ $reference ]] || skip "authors' code" "no --reference"
 # The cases that were measured, as tables.
 [[ $dry ]] || for case in $cases; do
-    for json in "$out/bench-$case.json" "$out/first-$case.json"; do
+    for json in "$out/compiled-$case.json" "$out/bench-$case.json"; do
         [[ -s $json ]] && set -- "$@" "$json" && break
     done
 done

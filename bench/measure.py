@@ -65,7 +65,8 @@ def run(cases: list[Case], settings: Settings, tell: Tell) -> Iterator[list[Row]
     """
     torch.set_num_threads(settings.threads)
     peaks = roofline.measure(settings.device)
-    tell(f"peaks: {peaks['flops'] / 1e9:.0f} Gflop/s per core, {peaks['bytes'] / 1e9:.1f} GB/s")
+    per = " per core" if settings.device == "cpu" else ""
+    tell(f"peaks: {peaks['flops'] / 1e9:.0f} Gflop/s{per}, {peaks['bytes'] / 1e9:.1f} GB/s")
     for number, case in enumerate(cases, 1):
         tell(f"{number} of {len(cases)}: {case.name}")
         yield measure(case, settings, peaks, tell)

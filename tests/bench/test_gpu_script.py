@@ -20,21 +20,16 @@ def test_every_part_is_planned_within_its_limit(tmp_path: Path) -> None:
     result = run("--dry-run", "--reference", str(tmp_path))
     assert result.returncode == 0, result.stderr
     parts = dict(line.split(" (", 1) for line in result.stdout.splitlines() if " s): " in line)
-    benches = {name for name in parts if name.startswith(("bench-", "first-"))}
+    benches = {name for name in parts if name.startswith(("bench-", "compiled-"))}
     assert {name.split("-", 1)[1] for name in benches} <= set(CASES)
-    assert len(benches) == 7
-    checks = {
-        "tests",
-        "poisson-correlation",
-        "sanitizer",
-        "cuda-memcheck",
-        "cuda-racecheck",
-        "cuda-synccheck",
-    }
+    assert len(benches) == 9
+    tests = {"tests-cuda", "tests-triton", "tests-wrapper", "demo", "self-test", "poisson-correlation"}
+    checks = {"cuda-memcheck", "cuda-racecheck", "cuda-synccheck", "triton-memcheck"}
     others = {"tools", "build", "limits", "ncu", "report"}
-    assert set(parts) == checks | others | benches
+    assert set(parts) == tests | checks | others | benches
     assert all(f"--reference {tmp_path}" in parts[name] for name in benches)
     assert "authors' code: skipped" in run("--dry-run").stdout
+    assert "built.whl" in run("--dry-run", "--wheel", str(tmp_path / "built.whl"), "--only", "none").stdout
     chosen = [line.split(" (")[0] for line in run("--dry-run", "--only", "^cuda|ncu").stdout.splitlines()]
     assert chosen[:-2] == ["tools", "build", "cuda-memcheck", "cuda-racecheck", "cuda-synccheck", "ncu"]
 

@@ -67,7 +67,7 @@ def packed_idx(folder: Path) -> Path:
 MODELS = (model_folder, config, training_checkpoint, weights, settings)
 DATA = (idx, packed_idx)
 # Long enough to overflow a recursion, an integer and a float.
-DEEP = (b"[" * 10_000, b"{\"a\":" * 10_000, b"9" * 5_000, b"1" + b"0" * 400, b"\xff\xfe", b"1e999", b"")
+DEEP = (b"[" * 10_000, b'{"a":' * 10_000, b"9" * 5_000, b"1" + b"0" * 400, b"\xff\xfe", b"1e999", b"")
 
 
 def damaged(whole: bytes, rng: random.Random, n: int) -> Iterator[bytes]:

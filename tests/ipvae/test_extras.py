@@ -25,6 +25,8 @@ USES = {
     "tqdm": "from ipvae import train",
     "typer": "import ipvae.cli",
 }
+
+
 def declared() -> list[str]:
     """The requirements of the extra "train" in pyproject.toml."""
     (block,) = re.findall(r"^train = \[(.*?)^\]", PYPROJECT, re.DOTALL | re.MULTILINE)
