@@ -23,7 +23,7 @@ def test_every_part_is_planned_within_its_limit(tmp_path: Path) -> None:
     benches = {name for name in parts if name.startswith(("bench-", "compiled-"))}
     assert {name.split("-", 1)[1] for name in benches} <= set(CASES)
     assert len(benches) == 9
-    tests = {"tests-cuda", "tests-triton", "tests-wrapper", "demo", "self-test", "poisson-correlation"}
+    tests = {"tests-cuda", "tests-triton", "tests-wrapper", "train", "self-test", "poisson-correlation"}
     checks = {"cuda-memcheck", "cuda-racecheck", "cuda-synccheck", "triton-memcheck"}
     others = {"tools", "build", "limits", "ncu", "report"}
     assert set(parts) == tests | checks | others | benches
