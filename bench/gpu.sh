@@ -48,7 +48,7 @@ part() { # part NAME SECONDS COMMAND...: runs within a limit and the time left, 
         return
     fi
     echo "== $name"
-    timeout "$limit" "$@" > "$out/$name.log" 2>&1
+    timeout -k 5 "$limit" "$@" > "$out/$name.log" 2>&1
     status=$?
     printf '%s: exit %d, %d s; %s\n' "$name" "$status" $((SECONDS - begin)) "$(tail -1 "$out/$name.log")" |
         tee -a "$out/summary.txt"
