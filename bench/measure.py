@@ -89,7 +89,7 @@ def measure(case: Case, settings: Settings, peaks: roofline.Peaks, tell: Tell) -
             row |= {"status": NOT_MEASURED, "reason": str(reason)}
             continue
         except Exception as error:  # a compiler's, a device's: the others keep their times
-            row |= {"status": FAILED, "reason": f"{type(error).__name__}: {error}"}
+            row |= _failure(error)
             continue
         row["check"] = found
         if not found["ok"]:
@@ -97,9 +97,11 @@ def measure(case: Case, settings: Settings, peaks: roofline.Peaks, tell: Tell) -
             continue
         ready[name] = prepared
     runs = {name: _repeated(prepared.run, case.calls) for name, prepared in ready.items()}
-    taken = take_turns(runs, settings.seconds, settings.device)
+    taken, errors = take_turns(runs, settings.seconds, settings.device)
     for name, seconds in taken.items():
         rows[name] |= _figures(problem, [s / case.calls for s in seconds], peaks, settings)
+    for name, cause in errors.items():
+        rows[name] |= _failure(cause)
     for row in rows.values():
         row["faster_than"] = {
             other: rows[other]["median"] / row["median"]
@@ -107,6 +109,10 @@ def measure(case: Case, settings: Settings, peaks: roofline.Peaks, tell: Tell) -
             if row["status"] == OK and rows[other] is not row
         }
     return list(rows.values())
+
+
+def _failure(error: Exception) -> Row:
+    return {"status": FAILED, "reason": f"{type(error).__name__}: {error}"}
 
 
 def _repeated(run: Callable[[], object], calls: int) -> Callable[[], object]:
@@ -117,8 +123,10 @@ def _repeated(run: Callable[[], object], calls: int) -> Callable[[], object]:
     return repeat
 
 
-def take_turns(runs: dict[str, Callable[[], object]], seconds: float, device: str) -> dict[str, list[float]]:
-    """Seconds of every run; all have run before.
+def take_turns(
+    runs: dict[str, Callable[[], object]], seconds: float, device: str
+) -> tuple[dict[str, list[float]], dict[str, Exception]]:
+    """Seconds of every run, and the errors of those that failed on the way; all have run before.
 
     Rounds in which each contestant runs once. One drops out after `MAX_ROUNDS`, after `MIN_ROUNDS` if it has
     used its share of the time, and before that if it alone has used up the time of all.
@@ -129,22 +137,34 @@ def take_turns(runs: dict[str, Callable[[], object]], seconds: float, device: st
         device: synchronised where it is a GPU.
     """
     taken: dict[str, list[float]] = {name: [] for name in runs}
+    errors: dict[str, Exception] = {}
     waiting = list(runs)
     while waiting:
         for name in list(waiting):
-            time.sleep(SETTLE_SECONDS)
-            if taken[name] and taken[name][-1] < WARM_SECONDS:
-                runs[name]()
-            roofline.synchronize(device)
-            begin = time.perf_counter()
-            runs[name]()
-            roofline.synchronize(device)
-            taken[name].append(time.perf_counter() - begin)
+            try:
+                taken[name].append(_timed(runs[name], taken[name], device))
+            except Exception as error:  # a device's: the others go on
+                errors[name] = error
+                del taken[name]
+                waiting.remove(name)
+                continue
             rounds, used = len(taken[name]), sum(taken[name])
             enough = rounds >= MIN_ROUNDS and used >= seconds / len(runs)
             if enough or rounds >= MAX_ROUNDS or used >= seconds:
                 waiting.remove(name)
-    return taken
+    return taken, errors
+
+
+def _timed(run: Callable[[], object], taken: list[float], device: str) -> float:
+    """Seconds of a run; a short one comes right after an untimed one."""
+    time.sleep(SETTLE_SECONDS)
+    if taken and taken[-1] < WARM_SECONDS:
+        run()
+    roofline.synchronize(device)
+    begin = time.perf_counter()
+    run()
+    roofline.synchronize(device)
+    return time.perf_counter() - begin
 
 
 def _row(problem: Problem, contestant: str, settings: Settings) -> Row:

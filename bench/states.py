@@ -136,7 +136,7 @@ def _train(name: str, updates: int, where: Path, tell: Callable[[str], None]) ->
     try:
         run = train(
             IPVAE(config), x, dataclasses.replace(DEMO_TRAIN, max_steps=updates), work / "run",
-            logger=None, progress=False, accelerator="cpu",
+            logger=None, progress=False,
         )  # fmt: skip
         run.model.save_pretrained(work)
         save_file({"x": x[:POOL].contiguous()}, work / "inputs.safetensors")

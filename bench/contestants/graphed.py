@@ -37,7 +37,7 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
     except RuntimeError as error:
         raise Unavailable(f"CUDA graph: {str(error).strip().splitlines()[0]}") from error
 
-    def run() -> Output:
+    def run(_used: object = plain) -> Output:  # the graph's memory: parameters and the optimiser's state
         graph.replay()
         return {name: tensor.clone() for name, tensor in captured.items()}
 

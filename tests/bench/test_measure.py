@@ -1,11 +1,15 @@
 """Contestants agree, those that do not get no time, and rows say what they must."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +17,9 @@ from ipvae import baseline as plain
 from ipvae_bench import check, measure, memory, roofline
 from ipvae_bench.cases import CASES
 from ipvae_bench.contestants import baseline, names, prepare
-from ipvae_bench.problem import Settings, Unavailable, make
+from ipvae_bench.problem import Problem, Settings, Unavailable, make
+
+import ipvae_kernels
 
 PEAKS = roofline.Peaks(flops=1e11, bytes=1e10)
 ROLLOUTS = ("quick-infer", "quick-train-sigmoid-0.1", "quick-train-cubic-0.1", "quick-train-fini2")
@@ -24,6 +30,20 @@ ROLLOUTS = ("quick-infer", "quick-train-sigmoid-0.1", "quick-train-cubic-0.1", "
 def test_contestants_agree(settings: Settings, case: str, contestant: str) -> None:
     prepared = prepare(contestant, make(CASES[case], settings), settings)
     assert (found := check.run(prepared, contestant, "native"))["ok"], found
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("case", [*ROLLOUTS, "quick-sample-hard", "quick-sample-fini2"])
+@pytest.mark.parametrize("contestant", ["native", "triton", "baseline", "graphed", "jax_scan"])
+def test_contestants_agree_on_a_gpu(settings: Settings, case: str, contestant: str) -> None:
+    settings = dataclasses.replace(settings, device="cuda")
+    try:
+        prepared = prepare(contestant, make(CASES[case], settings), settings)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    for _ in range(2):  # a graph must still have its memory when it is replayed again
+        assert (found := check.run(prepared, contestant, "native"))["ok"], found
 
 
 @pytest.mark.parametrize(
@@ -99,14 +119,44 @@ def test_a_wrong_checkout_is_named(settings: Settings, tmp_path: Path) -> None:
 def test_turns() -> None:
     order: list[str] = []
     runs = {name: lambda name=name: order.append(name) for name in "ab"}
-    taken = measure.take_turns(runs, 0.0, "cpu")
+    taken, errors = measure.take_turns(runs, 0.0, "cpu")
+    assert not errors
     assert order == ["a", "b"]
     assert {name: len(seconds) for name, seconds in taken.items()} == {"a": 1, "b": 1}
     order.clear()
-    taken = measure.take_turns(runs, 60.0, "cpu")
+    taken, _ = measure.take_turns(runs, 60.0, "cpu")
     # From the second round on a short run comes right after an untimed one.
     assert order[:6] == ["a", "b", "a", "a", "b", "b"]
     assert all(len(seconds) == measure.MAX_ROUNDS for seconds in taken.values())
+
+
+def test_who_fails_while_timed_takes_nobody_along(settings: Settings) -> None:
+    calls: list[int] = []
+
+    def breaks() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+
+    taken, errors = measure.take_turns({"good": lambda: None, "bad": breaks}, 60.0, "cpu")
+    assert list(taken) == ["good"]
+    assert len(taken["good"]) == measure.MAX_ROUNDS
+    assert str(errors["bad"]) == "out of memory"
+
+
+def test_triton_compiles_in_a_run_of_its_own(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check compares runs of the same seed: the run that compiles must not take the first one."""
+    problem = make(CASES["quick-infer"], settings)
+    seeds: list[int] = []
+
+    def infer(*_: object, seed: int, **__: object) -> tuple[Any, Any]:
+        seeds.append(seed)
+        return SimpleNamespace(log_rate=torch.zeros(1)), {}
+
+    monkeypatch.setattr(type(problem.copy_model()), "infer", infer)
+    monkeypatch.setattr(ipvae_kernels, "backends", lambda: {"triton": "available"})
+    prepare("triton", problem, settings).run()
+    assert seeds == [1, 1]
 
 
 def test_names(settings: Settings) -> None:
@@ -118,6 +168,28 @@ def test_names(settings: Settings) -> None:
     assert names(CASES["infer-paper"], on_gpu)[:4] == ["triton", "baseline", "compiled", "graphed"]
     with pytest.raises(Unavailable, match="a CUDA graph needs a GPU"):
         prepare("graphed", make(CASES["quick-infer"], settings), settings)
+
+
+def test_a_graph_keeps_what_it_reads(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its replay would otherwise use memory that has been given to others."""
+    models: list[Any] = []
+    copy = Problem.copy_model
+
+    def tracked(self: Problem) -> Any:
+        model = copy(self)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(Problem, "copy_model", tracked)
+    for name in ("Stream", "CUDAGraph", "current_stream", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, contextlib.nullcontext)
+    problem = dataclasses.replace(make(CASES["quick-infer"], settings), device="cuda")
+    prepared = prepare("graphed", problem, settings)
+    assert models
+    assert all(model() is not None for model in models)
+    prepared.run()
 
 
 @pytest.mark.skipif(
