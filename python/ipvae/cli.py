@@ -294,9 +294,7 @@ def train(
     ] = None,
     estimator: Annotated[
         str | None,
-        typer.Option(
-            autocompletion=lambda: ESTIMATORS, help=f"Gradient of counts: {', '.join(ESTIMATORS)}."
-        ),
+        typer.Option(autocompletion=lambda: ESTIMATORS, help=f"Gradient of counts: {', '.join(ESTIMATORS)}."),
     ] = None,
     kind: Annotated[KindName, typer.Option(help="poisson: iP-VAE; gaussian: iG-VAE.")] = KindName.POISSON,
     activation: Annotated[str, typer.Option(help="Of a gaussian model: identity or relu.")] = "identity",

@@ -628,9 +628,7 @@ class IterativeVAE(nn.Module):
     @classmethod
     def _checked(cls, model: IterativeVAE, name: str) -> Self:
         if not isinstance(model, cls):
-            raise checkpoint.CheckpointError(
-                f"{name}: expected {cls.__name__}, found a {model.kind} model"
-            )
+            raise checkpoint.CheckpointError(f"{name}: expected {cls.__name__}, found a {model.kind} model")
         return model
 
 

@@ -122,9 +122,7 @@ def _parse(file: Path) -> Mapping[str, Any]:
     return settings
 
 
-def _config(
-    state: Mapping[str, Any], settings: Mapping[str, Any], kind: str, origin: str
-) -> ModelConfig:
+def _config(state: Mapping[str, Any], settings: Mapping[str, Any], kind: str, origin: str) -> ModelConfig:
     """The configuration that settings and the shapes of the weights make together."""
     if missing := [name for name in _REQUIRED if name not in settings]:
         raise CheckpointError(f"{origin}: missing {', '.join(missing)}")

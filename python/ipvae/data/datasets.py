@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ipvae.data.files import READERS, array_file, is_array_file
+from ipvae.data.files import READERS, array_file, holds_photographs, is_array_file
 from ipvae.data.idx import idx_folder
 from ipvae.data.mnist import fashion_mnist, mnist
 from ipvae.data.patches import natural_patches
@@ -25,8 +25,9 @@ def load_dataset(
     """Loads a data set by name or path.
 
     Args:
-        name: one of `DATASETS`, or a path: of a folder of IDX files, of a file of numbers (see `array_file`),
-            of a folder of photographs, or of a photograph (see `photo_patches`).
+        name: one of `DATASETS`, or a path: of a folder of IDX files, of a file of numbers (see `array_file`;
+            images of 128 pixels a side or more are photographs), of a folder of photographs, or of a
+            photograph (see `photo_patches`).
         data_dir: where to look for the files of "mnist" and "fashion-mnist", and the folder of "idx"; the
             other sets take none.
         seed: of whatever is random: the split, or the choice of patches.
@@ -150,7 +151,7 @@ def _loader_of(name: str) -> Callable[..., DataSplits]:
         if is_photograph(path):
             return photo_patches
         if is_array_file(path):
-            return array_file
+            return photo_patches if holds_photographs(path) else array_file
         raise ValueError(f"{path}: a file of a kind that is not read ({path.suffix or 'no ending'}); {_READ}")
     if path.is_dir():
         return photo_patches if any(map(is_photograph, path.iterdir())) else idx_folder

@@ -20,8 +20,11 @@ Array = NDArray[Any]
 
 # What the arrays of inputs and of labels are called where a file holds several.
 INPUTS, LABELS = ("x", "X", "inputs", "images", "data"), ("labels", "label", "y", "Y", "targets")
-KINDS = "N pixels, [N, M]; images [N, H, W] or [N, C, H, W]"
+KINDS = "N pixels, [N, M]; images [N, H, W], [N, C, H, W] or [N, H, W, C]"
 BYTE = 255.0
+# Images of so many pixels a side are photographs to cut patches from: whole, they would be inputs of 16,384.
+PHOTOGRAPH_SIDE = 128
+_CHANNELS = (1, 3, 4)
 
 
 def array_file(
@@ -36,10 +39,11 @@ def array_file(
     Args:
         path: by its ending ``.npy``, ``.npz``, ``.mat``, ``.h5`` or ``.hdf5`` (the last three need the extra
             "files": ``pip install 'ipvae-kernels[files]'``), or a single IDX file of images, gzipped or not.
-            It holds real numbers, [N, M], [N, H, W] or [N, C, H, W]. Rows of M = n^2 numbers are taken for
-            n x n images, others for images one pixel high. Images of a .mat file may have the index of the
-            image last, as in MATLAB: they are read so where the first two sides are equal and the last two
-            differ. Pickles are refused.
+            It holds real numbers, [N, M], [N, H, W], [N, C, H, W] or, with 1, 3 or 4 channels, [N, H, W, C].
+            Rows of M = n^2 numbers are taken for n x n images, others for images one pixel high. Images of a
+            .mat file may have the index of the image last, as in MATLAB: they are read so where the first two
+            sides are equal and the last two differ. Pickles are refused. Large images are read as they are;
+            `photo_patches` cuts patches from them.
         seed: of the random split.
         validation: share of the samples.
         test: likewise.
@@ -66,6 +70,42 @@ def array_file(
     about = f"{counts(splits)} rows of {path} ({array.dtype}{note}), {scaling}, random split, seed = {seed}"
     classes = {} if labels is None else {s: labels[i] for s, i in zip(SPLITS, indices, strict=True)}
     return DataSplits(*splits, shape=_image_shape(array.shape), name=path.stem, labels=classes, about=about)
+
+
+def image_stack(path: str | Path, key: str | None = None) -> Array:
+    """Large images in a file of numbers, photographs: [N, H, W] or [N, C, H, W] in the unit of the file.
+
+    Args:
+        path: as of `array_file`; [H, W, N], the order of IMAGES.mat of Olshausen and Field, is read from all.
+        key: likewise.
+
+    Raises:
+        FileNotFoundError, ImportError: as `array_file`.
+        ValueError: for what is not such an array, or for images smaller than 128 pixels a side.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    array, _ = _read(path, key)
+    sides = array.shape
+    if len(sides) == 3 and min(sides[:2]) >= PHOTOGRAPH_SIDE > sides[2]:
+        array = np.moveaxis(array, -1, 0)
+    array, _, _ = _checked(path, array, None)
+    if array.ndim < 3 or min(array.shape[-2:]) < PHOTOGRAPH_SIDE:
+        raise ValueError(
+            f"{path}: expected images of at least {PHOTOGRAPH_SIDE} pixels a side, [N, H, W], [H, W, N], "
+            f"[N, C, H, W] or [N, H, W, C]; found {list(sides)}"
+        )
+    return array
+
+
+def holds_photographs(path: Path) -> bool:
+    """Whether a file of numbers holds images of 128 pixels a side or more."""
+    try:
+        image_stack(path)
+    except (ImportError, MemoryError, OSError, ValueError):
+        return False  # `array_file` says why
+    return True
 
 
 def _read(path: Path, key: str | None) -> tuple[Any, Any]:
@@ -178,6 +218,8 @@ def _checked(path: Path, array: Any, labels: Any) -> tuple[Array, Tensor | None,
     if path.suffix.lower() == ".mat" and len(sides) > 2 and sides[0] == sides[1] and sides[-2] != sides[-1]:
         # [H, W, N] or [H, W, C, N]
         note, array = ", the last index counts images", np.moveaxis(array, (-1, 0, 1), (0, -2, -1))
+    elif len(sides) == 4 and sides[-1] in _CHANNELS and sides[1] not in _CHANNELS:
+        note, array = ", channels last", np.moveaxis(array, -1, 1)
     return array, None if labels is None else torch.from_numpy(labels.astype(np.int64)), note
 
 

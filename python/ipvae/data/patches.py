@@ -48,7 +48,7 @@ def natural_patches(
     seed: int = 0,
     size: int = 16,
     n_train: int = 50_000,
-    f0: float = 0.8,
+    f0: float | None = 0.8,
     contrast: Contrast = "patch",
     min_contrast: float = 0.25,
     flip: bool = False,
@@ -59,7 +59,7 @@ def natural_patches(
         seed: which training patches, and which of them are flipped. Held-out patches do not depend on it.
         size: side of a patch, pixels.
         n_train: number of training patches, drawn without replacement.
-        f0: cut-off of the whitening filter, as a fraction of the Nyquist frequency.
+        f0: cut-off of the whitening filter, as a fraction of the Nyquist frequency; None: no whitening.
         contrast: "none" (whitening only), "local" (then divided by the contrast around each pixel), or
             "patch" (then each patch brought to mean 0 and standard deviation 1, as for the released models).
         min_contrast: patches whose standard deviation, before that last step, is below this are left out; the
@@ -75,9 +75,7 @@ def natural_patches(
     """
     sampling = Sampling(size, n_train, f0, contrast, min_contrast, flip)
     generator = sampling.generator(seed)
-    about = (
-        f"scikit-learn's photographs china.jpg and flower.jpg; {sampling.about()}, seed = {int(seed)}"
-    )
+    about = f"scikit-learn's photographs china.jpg and flower.jpg; {sampling.about()}, seed = {int(seed)}"
     return as_splits(sampling.patches(photographs(), generator), sampling, "patches", about)
 
 
@@ -86,7 +84,7 @@ class Sampling(NamedTuple):
 
     size: int
     n_train: int
-    f0: float
+    f0: float | None
     contrast: Contrast
     min_contrast: float
     flip: bool
@@ -99,7 +97,8 @@ class Sampling(NamedTuple):
         """
         for name in ("size", "n_train"):  # their bounds are those of the photographs
             _checks.integer(name, getattr(self, name), -(2**63), 2**63 - 1)
-        _fraction(self.f0)
+        if self.f0 is not None:
+            _fraction(self.f0)
         _checks.number("min_contrast", self.min_contrast)
         _checks.flag("flip", self.flip)
         if self.contrast not in get_args(Contrast):
@@ -148,8 +147,9 @@ class Sampling(NamedTuple):
 
     def about(self) -> str:
         """In words."""
+        whitening = "not whitened" if self.f0 is None else f"1/f whitening (f0 = {self.f0:g} Nyquist)"
         return (
-            f"1/f whitening (f0 = {self.f0:g} Nyquist), contrast = {self.contrast}, "
+            f"{whitening}, contrast = {self.contrast}, "
             f"min_contrast = {self.min_contrast:g}, flip = {self.flip}"
         )
 
@@ -193,9 +193,11 @@ def split_regions(images: list[Tensor]) -> dict[str, list[Tensor]]:
     return regions
 
 
-def normalise(regions: Regions, f0: float, contrast: Contrast) -> dict[str, list[Tensor]]:
-    """Whitens each region, evens out local contrast unless "none", brings training regions to variance 1."""
-    processed = {split: [whiten(tile, f0) for tile in tiles] for split, tiles in regions.items()}
+def normalise(regions: Regions, f0: float | None, contrast: Contrast) -> dict[str, list[Tensor]]:
+    """Whitens each region (f0 None: not), evens out contrast unless "none", sets training variance to 1."""
+    processed = {split: list(tiles) for split, tiles in regions.items()}
+    if f0 is not None:
+        processed = {split: [whiten(tile, f0) for tile in tiles] for split, tiles in processed.items()}
     if contrast != "none":
         processed = local_contrast(processed)
     scale = torch.cat([tile.flatten() for tile in processed["train"]]).std()

@@ -81,6 +81,17 @@ def test_images_as_the_authors_keep_them(tmp_path: Path, shape: tuple[int, ...])
     np.testing.assert_allclose(data.train.numpy(), images.reshape(20, -1) / 255, rtol=1e-6)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_channels_may_come_last(tmp_path: Path, channels: int) -> None:
+    images = np.random.default_rng(0).random((20, channels, 6, 7))
+    np.save(tmp_path / "first.npy", images)
+    np.save(tmp_path / "last.npy", np.moveaxis(images, 1, -1))
+    first, last = (load_dataset(tmp_path / f"{name}.npy") for name in ("first", "last"))
+    assert first.shape == last.shape == (channels, 6, 7)
+    assert torch.equal(first.train, last.train)
+    assert "channels last" in last.about
+
+
 @pytest.mark.parametrize("shape", [(6, 6, 9), (6, 6, 3, 9)], ids=["grey", "colour"])
 def test_matlab_counts_images_last(tmp_path: Path, shape: tuple[int, ...]) -> None:
     images = np.random.default_rng(0).standard_normal(shape)

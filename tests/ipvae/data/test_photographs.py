@@ -7,8 +7,25 @@ import pytest
 import torch
 from ipvae.data import load_dataset, patches
 from ipvae.data.patches import photographs, whiten
-from ipvae.data.photographs import read_photograph
+from ipvae.data.photographs import photo_patches, read_photograph
+from numpy.typing import NDArray
 from PIL import Image
+
+Array = NDArray[np.float64]
+
+
+def write(path: Path, images: Array) -> Path:
+    """A file of one array, by its ending."""
+    if path.suffix == ".npy":
+        np.save(path, images)
+    elif path.suffix == ".npz":
+        np.savez(path, images=images)
+    elif path.suffix == ".mat":
+        pytest.importorskip("scipy.io").savemat(path, {"IMAGES": images})
+    else:
+        with pytest.importorskip("h5py").File(path, "w") as file:
+            file["images"] = images
+    return path
 
 
 @pytest.fixture
@@ -73,6 +90,73 @@ def test_grey_levels_of_every_mode(tmp_path: Path, mode: str, scale: int) -> Non
 def test_large_photographs_are_reduced(tmp_path: Path) -> None:
     Image.linear_gradient("L").resize((3000, 200)).save(tmp_path / "wide.png")
     assert read_photograph(tmp_path / "wide.png").shape == (102, 1536)
+
+
+@pytest.fixture
+def stack() -> Array:
+    """Three photographs [N, H, W], grey levels."""
+    scenes = [image[100:260, x : x + 180].numpy() for image in photographs() for x in (0, 300)]
+    return np.stack(scenes[:3]).round()
+
+
+@pytest.mark.parametrize(
+    "order",
+    [(0, 1, 2), (1, 2, 0)],
+    ids=["images first", "images last"],
+)
+@pytest.mark.parametrize("ending", ["npy", "npz", "mat", "h5"])
+def test_large_images_in_a_file_of_numbers_are_photographs(
+    ending: str, order: tuple[int, ...], stack: Array, tmp_path: Path
+) -> None:
+    path = write(tmp_path / f"IMAGES_RAW.{ending}", stack.transpose(order))
+    data = load_dataset(path, size=8, n_train=300, seed=1)
+    assert (data.name, data.shape, len(data.train)) == ("IMAGES_RAW", (1, 8, 8), 300)
+    assert "3 photograph(s)" in data.about
+    assert "1/f whitening" in data.about
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i, image in enumerate(stack):
+        Image.fromarray(image.astype(np.float32)).save(folder / f"{i}.tiff")
+    expected = load_dataset(folder, size=8, n_train=300, seed=1)
+    assert torch.equal(data.train, expected.train)
+
+
+def test_what_is_whitened_is_not_whitened_again(stack: Array, tmp_path: Path) -> None:
+    """IMAGES.mat of Olshausen and Field, [512, 512, 10] and of both signs."""
+    white = np.stack([whiten(image).numpy() for image in stack])
+    path = write(tmp_path / "IMAGES.mat", white.transpose(1, 2, 0))
+    data = load_dataset(path, size=8, n_train=300, contrast="none")
+    assert "not whitened" in data.about
+    raw = load_dataset(write(tmp_path / "RAW.npy", stack), size=8, n_train=300, contrast="none", f0=None)
+    assert "not whitened" in raw.about
+    spectrum = [float(splits.train.view(-1, 8, 8).diff(dim=2).square().mean()) for splits in (data, raw)]
+    assert spectrum[0] > 4 * spectrum[1]  # raw images are smooth
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_channels_of_large_images(channels: int, stack: Array, tmp_path: Path) -> None:
+    colour = np.stack(
+        [stack, stack, stack, np.full_like(stack, 255.0)][:channels] if channels > 2 else [stack] * channels
+    )
+    paths = [write(tmp_path / "first.npy", np.moveaxis(colour, 0, 1))]
+    if channels != 2:
+        paths.append(write(tmp_path / "last.npy", np.moveaxis(colour, 0, -1)))
+    grey = load_dataset(write(tmp_path / "grey.npy", stack), size=8, n_train=100)
+    for path in paths:
+        torch.testing.assert_close(load_dataset(path, size=8, n_train=100).train, grey.train)
+
+
+def test_images_that_give_no_patches(stack: Array, tmp_path: Path) -> None:
+    flat, broken = stack.copy(), stack.copy()
+    flat[1], broken[2, 0, 0] = 3.0, np.nan
+    with pytest.raises(ValueError, match=r"flat\.npy: image 1: all 28800 pixels are equal"):
+        load_dataset(write(tmp_path / "flat.npy", flat))
+    with pytest.raises(ValueError, match=r"nan\.npy: image 2: expected finite numbers"):
+        load_dataset(write(tmp_path / "nan.npy", broken))
+    with pytest.raises(ValueError, match=r"small\.npy: expected images of at least 128 pixels a side"):
+        photo_patches(write(tmp_path / "small.npy", stack[:, :100]))
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*none\.npy"):
+        photo_patches(tmp_path / "none.npy")
 
 
 def test_what_is_no_photograph(folder: Path, tmp_path: Path) -> None:
