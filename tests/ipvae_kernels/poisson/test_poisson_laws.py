@@ -356,7 +356,7 @@ def test_many_arrivals_lose_nothing(estimator: str, arrivals: float, backend: st
     assert float(slope) == pytest.approx(exact_slope, rel=1e-5)
 
 
-@pytest.mark.parametrize("arrivals", [2e2, 2e4, 2.09e6])
+@pytest.mark.parametrize("arrivals", [2e2, 9e2, 4.3e3, 2e4, 9.3e4, 4.4e5, 2.09e6])
 @pytest.mark.parametrize("estimator", INDICATORS)
 def test_the_mean_holds_up_to_the_limit_of_arrivals(estimator: str, arrivals: float) -> None:
     """Campbell's formula for what the window adds to the saturated counts, whose own noise is left out."""
