@@ -125,6 +125,7 @@ bench() { # bench NAME SECONDS CASE OPTION...
     part "$1" "$2" "$bin/ipvae" bench --case "$3" --device cuda --backend native --backend triton \
         --seconds 4 --updates 3000 --no-memory --json "$out/$1.json" ${reference:+--reference "$reference"} "${@:4}"
 }
+part profile 60 "$bin/python" "$root/tools/gpu_profile.py" --out "$out/profile.md"
 for case in $cases; do
     bench "bench-$case" 60 "$case" --without compiled
 done

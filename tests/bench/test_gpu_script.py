@@ -25,7 +25,7 @@ def test_every_part_is_planned_within_its_limit(tmp_path: Path) -> None:
     assert len(benches) == 9
     tests = {"tests-cuda", "tests-triton", "tests-wrapper", "train", "self-test", "poisson-correlation"}
     checks = {"cuda-memcheck", "cuda-racecheck", "cuda-synccheck", "triton-memcheck"}
-    others = {"tools", "build", "limits", "ncu", "report"}
+    others = {"tools", "build", "limits", "profile", "ncu", "report"}
     assert set(parts) == tests | checks | others | benches
     assert all(f"--reference {tmp_path}" in parts[name] for name in benches)
     assert "authors' code: skipped" in run("--dry-run").stdout
