@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 
 import numpy as np
@@ -141,24 +141,39 @@ def _kind(value: object) -> str:
 
 def finite(**tensors: Tensor) -> None:
     """No NaN and no infinity; looks at the numbers, so it runs inside the ops, on real tensors."""
-    for name, value in tensors.items():
-        if not is_finite(value):
-            bad = int((~torch.isfinite(value)).sum())
-            raise ValueError(
-                f"{name}: expected finite values, found {bad} of {value.numel()} NaN or infinite"
-            )
+    for name in not_finite(tensors):
+        value = tensors[name]
+        bad = int((~torch.isfinite(value)).sum())
+        raise ValueError(f"{name}: expected finite values, found {bad} of {value.numel()} NaN or infinite")
 
 
 def finite_result(cause: str, **tensors: Tensor) -> None:
     """Finite results of finite arguments; ``cause`` says what else can be the reason."""
-    for name, value in tensors.items():
-        if not is_finite(value):
-            raise ValueError(f"the result {name!r} is not finite: {cause}")
+    for name in not_finite(tensors):
+        raise ValueError(f"the result {name!r} is not finite: {cause}")
 
 
-def is_finite(value: Tensor) -> bool:
+def is_finite(*values: Tensor) -> bool:
     """Whether no element is NaN or infinite, as far as the numbers can be looked at."""
-    return not _looks(value) or _native.all_finite(value)
+    return not not_finite({str(i): value for i, value in enumerate(values)})
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors with NaN or infinite elements, as far as the numbers can be looked at.
+
+    The host waits once for those of a GPU that are finite, not once for each.
+    """
+    looked_at = {name: value for name, value in tensors.items() if _looks(value)}
+    on_gpu = [value for value in looked_at.values() if value.is_cuda]
+    if on_gpu and norms_are_finite(on_gpu):
+        looked_at = {name: value for name, value in looked_at.items() if not value.is_cuda}
+    return [name for name, value in looked_at.items() if not _native.all_finite(value)]
+
+
+def norms_are_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no tensor of a device has NaN or infinite elements: one number is brought to the host."""
+    full = [value.detach() for value in tensors if value.numel()]
+    return not full or bool(torch.nn.utils.get_total_norm(full, math.inf) < math.inf)
 
 
 def below(limit: float, value: Tensor) -> bool:

@@ -1,9 +1,9 @@
 """Where the time of a call goes on a GPU: ``python tools/gpu_profile.py [--out FILE]``.
 
-A row for each op at the paper's sizes and each backend: the time of a call as a user makes it, the same without
-the passes that look for NaN, that of its kernels alone, and the longest kernels by name. What a call takes
-beyond its kernels is the host's: Python, torch, launches. ``--device cpu`` tries the program out: there it has
-no kernels to show.
+A row for each op at the paper's sizes and each backend: the time of a call as a user makes it, the same
+without the passes that look for NaN, that of its kernels alone, and the longest kernels by name. What a call
+takes beyond its kernels is the host's: Python, torch, launches. ``--device cpu`` tries the program out: there
+it has no kernels to show.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def _elbo_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
             module, (dense[0], dense[1], dense[2]), x, parameters, arguments[14], dense[8:], cfg, window
         )
     # A loss that is scaled on purpose until it overflows (torch.amp.GradScaler) is not the rollout's fault.
-    if check and all(_checks.is_finite(grad) for grad in grads):
+    if check and _checks.is_finite(*grads):
         names = (f"gradient of {name}" for name in _NAMES)
         _checks.finite_result(DIVERGED, **dict(zip(names, gradients, strict=True)))
     return gradients
@@ -179,9 +179,7 @@ def _elbo_backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in arguments[3:9])
 
 
-def _rule(
-    public: str, op: Any, info: Any, in_dims: Sequence[int | None], *arguments: Any
-) -> tuple[Any, Any]:
+def _rule(public: str, op: Any, info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Any, Any]:
     """The rule of ``torch.vmap``: a call a row, each with noise of its own where vmap was asked for that."""
     names = [argument.name for argument in op._schema.arguments]
     x, seed, offset, mapped = (names.index(part) for part in ("x", "seed", "sample_offset", "mapped"))
