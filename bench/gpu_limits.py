@@ -1,8 +1,8 @@
 """How far the Triton kernels are from what a GPU could do: ``python bench/gpu_limits.py [--out FILE]``.
 
 Three tables: relaxed counts with gradient against the bandwidth of a copy; a step of inference with a large
-dictionary against its two matrix products alone; and the error of each ``precision`` against float64, on this
-device. ``--device cpu`` runs small sizes on whatever backend serves there, to try the program out.
+dictionary against its two matrix products alone; and the error of each ``matmul_precision`` against float64,
+on this device. ``--device cpu`` runs small sizes on whatever backend serves there, to try the program out.
 Each table is written as soon as it is there.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
-from ipvae_kernels.rollout.config import PRECISIONS
+from ipvae_kernels.rollout.config import MATMUL_PRECISIONS
 
 REPEATS = 9
 
@@ -42,7 +42,7 @@ def _wait(device: str) -> None:
 
 
 def backend(device: str) -> str:
-    """Triton's, the only one that takes ``precision``; on the CPU any."""
+    """Triton's, the only one that takes ``matmul_precision``; on the CPU any."""
     return "triton" if device == "cuda" else "auto"
 
 
@@ -85,7 +85,7 @@ def products(batch: int, pixels: int, neurons: int, device: str) -> list[str]:
     """A step of inference over the time of Phi z and Phi^T e alone, by torch, in bfloat16."""
     x, params = problem(batch, pixels, neurons, device)
     steps = 4
-    arguments: dict[str, Any] = {"precision": "bf16", "backend": backend(device), "check": False}
+    arguments: dict[str, Any] = {"matmul_precision": "bf16", "backend": backend(device), "check": False}
     seconds = median(lambda: ik.infer(x, params, steps, seed=1, **arguments), device) / steps
     phi = params.dictionary.bfloat16()
     z = torch.ones(batch, neurons, device=device, dtype=torch.bfloat16)
@@ -98,7 +98,7 @@ def products(batch: int, pixels: int, neurons: int, device: str) -> list[str]:
     ]  # fmt: skip
 
 
-def precisions(batch: int, pixels: int, neurons: int, device: str) -> list[str]:
+def matmul_precisions(batch: int, pixels: int, neurons: int, device: str) -> list[str]:
     """Largest error of the log rates after one step, over the largest change, with the same spikes."""
     x, params = problem(batch, pixels, neurons, device)
     fields = vars(params)
@@ -107,11 +107,11 @@ def precisions(batch: int, pixels: int, neurons: int, device: str) -> list[str]:
         backend="eager",
     ).state.log_rate  # fmt: skip
     change = (exact - params.log_rate_init.double()).abs().max()
-    rows = ["| precision | error |", "| --- | --- |"]
-    for precision in PRECISIONS:
-        arguments: dict[str, Any] = {"precision": precision, "backend": backend(device)}
+    rows = ["| matmul_precision | error |", "| --- | --- |"]
+    for matmul_precision in MATMUL_PRECISIONS:
+        arguments: dict[str, Any] = {"matmul_precision": matmul_precision, "backend": backend(device)}
         ours: Any = ik.infer(x, params, 1, seed=1, **arguments).state.log_rate
-        rows.append(f"| {precision} | {float((ours - exact).abs().max() / change):.1e} |")
+        rows.append(f"| {matmul_precision} | {float((ours - exact).abs().max() / change):.1e} |")
     return [f"## Precision, B {batch}, M {pixels}, K {neurons}", "", *rows, ""]
 
 
@@ -127,7 +127,7 @@ def main() -> None:
     device, large = arguments.device, arguments.device == "cuda"
     tables: list[Callable[[], list[str]]] = [
         lambda: bandwidth(10**8 if large else 10**5, device),
-        lambda: precisions(200, 256, 512, device),
+        lambda: matmul_precisions(200, 256, 512, device),
         lambda: products(*((4096, 2304, 131072) if large else (32, 64, 128)), device),
     ]
     lines: list[str] = []

@@ -3,8 +3,8 @@
     python bench/triton_aot.py [--all] [--arch 80 90 100] [--out FILE] [--json FILE]
 
 Without ``--all`` the default configuration of every kernel, with it every configuration the tuner may pick
-and every estimator and precision. A row is one kernel in one configuration: registers of a thread, bytes it
-spills, shared memory of a program, and the seconds of the compilation. The exit status is 1 where a default
+and every estimator and format of products. A row is one kernel in one configuration: registers of a thread,
+bytes it spills, shared memory of a program, and the seconds of the compilation. The exit status is 1 where a default
 configuration spills or anything exceeds the device.
 """
 
@@ -86,7 +86,7 @@ class Row(NamedTuple):
 def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Name, kernel and constants of every kernel, in the variants whose code differs most."""
     codes = range(len(ESTIMATORS)) if complete else [ESTIMATORS.index(name) for name in ("hard", "sigmoid")]
-    precisions = PRODUCTS if complete else {"float32": PRODUCTS["float32"]}
+    matmul_precisions = PRODUCTS if complete else {"float32": PRODUCTS["float32"]}
     for code in codes:
         cell = {"ESTIMATOR": code, "n_arrivals": None, "BLOCK_K": 128}
         yield f"poisson draw, {ESTIMATORS[code]}", poisson.draw_kernel, cell
@@ -95,21 +95,23 @@ def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     yield "update forward", update.forward_kernel, {"BLOCK_K": 256}
     yield "update backward", update.backward_kernel, {"BLOCK_K": 256, "BLOCK_B": 4}
     yield "stepped residual, counts", stepped.residual_kernel, {**_PRODUCT_OF_PIXELS, "PRODUCT": COUNTS.value}
-    for precision, product in precisions.items():
+    for matmul_precision, product in matmul_precisions.items():
         of_pixels = {**_PRODUCT_OF_PIXELS, "PRODUCT": product}
         yield f"stepped residual, {product}", stepped.residual_kernel, {**of_pixels, "largest_ptr": None}
         yield f"stepped push, {product}", stepped.push_kernel, of_pixels
-        widths = sorted({resident.PIXELS_MAX_OLD, resident.pixels_max(9, precision)})
+        widths = sorted({resident.PIXELS_MAX_OLD, resident.pixels_max(9, matmul_precision)})
         full = product == "tf32x3"
-        yield from _rollouts(precision, widths, codes if full else codes[:2], (0, 2) if full else (0,), True)
+        yield from _rollouts(
+            matmul_precision, widths, codes if full else codes[:2], (0, 2) if full else (0,), True
+        )
     yield from _rollouts("float32", (resident.PIXELS_MAX_OLD,), codes[:1], (0, 2), False)
 
 
 def _rollouts(
-    precision: str, widths: Sequence[int], codes: Sequence[int], cells: Sequence[int], single: bool
+    matmul_precision: str, widths: Sequence[int], codes: Sequence[int], cells: Sequence[int], single: bool
 ) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """The kernels of both drivers that draw, and their backward; ``single``: one update a step."""
-    product = PRODUCTS[precision]
+    product = PRODUCTS[matmul_precision]
     given = {"PRODUCT": product, **({"n_inner": 1} if single else {})}
     of_neurons = {**given, "DEPTH": stepped.DEPTH, "NEURONS": stepped.NEURONS, "SLICE": stepped.SLICE}
     inner = "" if single else ", n_inner > 1"
@@ -119,7 +121,7 @@ def _rollouts(
         yield f"stepped pull, {product}{name}{inner}", stepped.pull_kernel, {**of_neurons, **cell}
     for name, draw in drawn:
         update_of = {**of_neurons, **draw, "SINGLE": False, "RELEASED": False}
-        if _decode_of(draw, precision) != COUNTS.value:
+        if _decode_of(draw, matmul_precision) != COUNTS.value:
             update_of["largest_ptr"] = None
         yield f"stepped update, {product}, {name}{inner}", stepped.update_kernel, update_of
     for pixels in widths:
@@ -128,7 +130,12 @@ def _rollouts(
         for name, cell in backwards:
             yield f"resident backward, {at}{name}{inner}", resident.backward_kernel, {**of_rows, **cell}
         for name, draw in drawn:
-            forward_of = {**of_rows, "SINGLE": False, "RELEASED": False, **_of_forward(draw, precision)}
+            forward_of = {
+                **of_rows,
+                "SINGLE": False,
+                "RELEASED": False,
+                **_of_forward(draw, matmul_precision),
+            }
             yield f"resident forward, {at}, {name}{inner}", resident.forward_kernel, forward_of
 
 
@@ -146,20 +153,22 @@ def _of_backward(cell: int) -> tuple[str, dict[str, Any]]:
     return f", {CELLS[cell]}", {"CELL": cell, "RELEASED": False}
 
 
-def _of_forward(draw: dict[str, Any], precision: str) -> dict[str, Any]:
+def _of_forward(draw: dict[str, Any], matmul_precision: str) -> dict[str, Any]:
     """Constants of the resident forward: inference without records where counts are hard, else training."""
     hard = draw["CELL"] == draw["ESTIMATOR"] == 0
     absent = ["squared", "spikes", "zeros", "record_log_rate", "record_counts", "record_mean"]
     if hard:
         absent += ["drives", "counts", "slopes", "recon", "kl"]
-    given = {**draw, "DECODE": _decode_of(draw, precision), "FRESH": not hard}
+    given = {**draw, "DECODE": _decode_of(draw, matmul_precision), "FRESH": not hard}
     return {**given, **{f"{name}_ptr": None for name in absent}}
 
 
-def _decode_of(draw: dict[str, Any], precision: str) -> str:
+def _decode_of(draw: dict[str, Any], matmul_precision: str) -> str:
     """The product that decodes what is drawn."""
     cell, estimator = CELLS[draw["CELL"]], ESTIMATORS[draw["ESTIMATOR"]]
-    cfg = RolloutConfig(steps=1, precision=precision, cell=cell, estimator=estimator, temperature=0.1)
+    cfg = RolloutConfig(
+        steps=1, matmul_precision=matmul_precision, cell=cell, estimator=estimator, temperature=0.1
+    )
     return decode_product(cfg)
 
 
@@ -288,7 +297,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--all", action="store_true", help="every configuration, estimator and precision")
+    parser.add_argument(
+        "--all", action="store_true", help="every configuration, estimator, format of products"
+    )
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     parser.add_argument("--out", type=Path, help="write the table here; default: standard output")
     parser.add_argument("--json", type=Path, help="write the rows here as well")

@@ -73,7 +73,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--all", action="store_true", help="every configuration, estimator and precision")
+    parser.add_argument(
+        "--all", action="store_true", help="every configuration, estimator, format of products"
+    )
     parser.add_argument("--arch", nargs="+", default=["80", "90", "100"])
     parser.add_argument("--versions", nargs="+", default=VERSIONS)
     parser.add_argument("--out", type=Path, help="write the table here; default: standard output")

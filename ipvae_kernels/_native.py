@@ -178,7 +178,7 @@ def estimator_code(estimator: str, temperature: float) -> int:
 
 
 def is_hard(estimator: str, temperature: float) -> bool:
-    """Whether the draw is a hard count without a gradient; `_checks.number` made the least temperatures 0."""
+    """Whether the draw is a hard count without a gradient; `checks.number` made the least temperatures 0."""
     return estimator == "hard" or (temperature == 0.0 and not estimator.startswith("fini"))
 
 

@@ -84,7 +84,7 @@ class State:
     sample_offset: int = 0
 
     def detach(self) -> State:
-        """The state without the graph that made it: truncates the gradient between windows of training."""
+        """The state without the graph that made it: truncates the gradient between segments of training."""
         seed = self.seed.detach() if isinstance(self.seed, Tensor) else self.seed
         return replace(self, log_rate=self.log_rate.detach(), seed=seed)
 

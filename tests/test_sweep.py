@@ -330,7 +330,7 @@ RUN = {
     "kl": Of("exact", "name"),
     "single_draw": Of(False, "flag"),
     "sample_offset": Of(None, "word"),
-    "precision": Of("float32", "name"),
+    "matmul_precision": Of("float32", "name"),
     **OP,
 }
 ESTIMATOR = {

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from .. import _backends, _checks, _transforms
+from .. import _backends, _transforms, checks
 from .._native import is_hard
 from ..philox import KIND_ALONE, Stream
 from . import eager, registered
@@ -50,12 +50,12 @@ def poisson_sample(
         BackendError: a backend named cannot serve.
         RuntimeError: ``torch.vmap`` was not told whether its slices share one draw.
     """
-    (log_rate,) = _checks.full_precision(log_rate=log_rate)
-    check = _checks.flag("check", check)
+    (log_rate,) = checks.full_precision(log_rate=log_rate)
+    check = checks.flag("check", check)
     backend = _backends.select(backend)
-    seed = _checks.seed(seed, log_rate.device)
+    seed = checks.seed(seed, log_rate.device)
     rows = _rows(log_rate)
-    step, sample_offset = _checks.stream(step, 1, sample_offset, rows.shape[0])
+    step, sample_offset = checks.stream(step, 1, sample_offset, rows.shape[0])
     counts: Tensor = registered.sample(rows.detach(), seed, step, sample_offset, backend, check)
     # A view is not free: 6 of the 30 microseconds of a small draw.
     return counts if rows is log_rate else counts.view(log_rate.shape)
@@ -109,27 +109,27 @@ def poisson_rsample(
         RuntimeError: ``torch.vmap`` was not told whether its slices share one draw.
         NotImplementedError: a third derivative, in its backward.
     """
-    (log_rate,) = _checks.full_precision(log_rate=log_rate)
+    (log_rate,) = checks.full_precision(log_rate=log_rate)
     temperature, n_arrivals = check_estimator(estimator, temperature, n_arrivals)
     if upper_bound is not None:
-        upper_bound = _checks.integer("upper_bound", upper_bound, 1, 2**22 - 4)
-    check = _checks.flag("check", check)
+        upper_bound = checks.integer("upper_bound", upper_bound, 1, 2**22 - 4)
+    check = checks.flag("check", check)
     backend = _backends.select(backend)
-    seed = _checks.seed(seed, log_rate.device)
+    seed = checks.seed(seed, log_rate.device)
     rows = _rows(log_rate)
-    step, sample_offset = _checks.stream(step, 1, sample_offset, rows.shape[0])
+    step, sample_offset = checks.stream(step, 1, sample_offset, rows.shape[0])
     if backend == "autograd" or estimator == "gumbel":
         _backends.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
         fixed = upper_bound is not None and estimator == "gumbel" and not is_hard("gumbel", temperature)
         seed = _transforms.one_draw("poisson_rsample", fixed, seed, log_rate)
         if check:
-            _checks.finite(log_rate=log_rate)
+            checks.finite(log_rate=log_rate)
         stream, noise = Stream(KIND_ALONE, 0, step, sample_offset), eager.PhiloxNoise(seed)
         counts = eager.differentiable_draw(
             rows, noise, stream, estimator, temperature, n_arrivals, upper_bound=upper_bound
         )
         if check:
-            _checks.finite_result(registered.TOO_MANY, counts=counts)
+            checks.finite_result(registered.TOO_MANY, counts=counts)
     else:
         tau = _transforms.packed(temperature)
         counts = registered.rsample(
@@ -142,9 +142,9 @@ def check_estimator(
     estimator: object, temperature: object, n_arrivals: object | None
 ) -> tuple[float, int | None]:
     """Checks the arguments that say how counts are drawn; returns temperature and n_arrivals."""
-    _checks.choice("estimator", estimator, eager.ESTIMATORS)
-    limit = None if n_arrivals is None else _checks.integer("n_arrivals", n_arrivals, 1, 2**22 - 4)
-    return _checks.number("temperature", temperature, 0.0, _TEMPERATURE_MAX), limit
+    checks.choice("estimator", estimator, eager.ESTIMATORS)
+    limit = None if n_arrivals is None else checks.integer("n_arrivals", n_arrivals, 1, 2**22 - 4)
+    return checks.number("temperature", temperature, 0.0, _TEMPERATURE_MAX), limit
 
 
 def _rows(log_rate: Tensor) -> Tensor:

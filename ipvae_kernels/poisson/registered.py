@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends, _checks, _transforms
+from .. import _backends, _transforms, checks
 from ..philox import KIND_ALONE, Stream
 from . import eager
 
@@ -39,14 +39,14 @@ def _sample_kernel(
 ) -> Tensor:
     """Hard counts, [B, K]."""
     # Hard counts of such log rates are finite: a pass less, which is a tenth of a draw.
-    check = check and not _checks.below(_SURELY_FINITE, log_rate)
+    check = check and not checks.below(_SURELY_FINITE, log_rate)
     if check:
-        _checks.finite(log_rate=log_rate)
+        checks.finite(log_rate=log_rate)
     stream = Stream(KIND_ALONE, 0, step, sample_offset)
     module = _backends.implementation(__package__, backend, log_rate)
     counts: Tensor = module.sample(log_rate.contiguous(), seed, stream)
     if check:
-        _checks.finite_result(TOO_MANY, counts=counts)
+        checks.finite_result(TOO_MANY, counts=counts)
     return counts
 
 
@@ -63,12 +63,12 @@ def _rsample_kernel(
 ) -> tuple[Tensor, Tensor]:
     """Counts and their slopes d count / d log_rate, [B, K] each; the temperature is packed, [1]."""
     if check:
-        _checks.finite(log_rate=log_rate)
+        checks.finite(log_rate=log_rate)
     stream = Stream(KIND_ALONE, 0, step, sample_offset)
     module = _backends.implementation(__package__, backend, log_rate)
     counts, slope = module.rsample(log_rate, seed, stream, estimator, temperature.item(), n_arrivals)
     if check:
-        _checks.finite_result(TOO_MANY, counts=counts)
+        checks.finite_result(TOO_MANY, counts=counts)
     return counts, slope
 
 
@@ -112,7 +112,7 @@ def _rule(
     log_rate, dim = arguments[0], in_dims[0]
     rows = log_rate.shape[-2] if dim is None else log_rate.movedim(dim, 0).shape[1]
     step, sample_offset = (arguments[names.index(name)] for name in ("step", "sample_offset"))
-    _checks.stream(step, 1, sample_offset, size * rows)
+    checks.stream(step, 1, sample_offset, size * rows)
     results, shape = op(*wide), (size, rows, wide[0].shape[1])
     if isinstance(results, Tensor):
         return results.view(shape), 0

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 CELLS = ("poisson", "gaussian", "gaussian_relu")
 """The models a rollout can run, in the order of the enumeration in csrc/cpu/kernels.h."""
-PRECISIONS = ("float32", "tf32", "bf16")
+MATMUL_PRECISIONS = ("float32", "tf32", "bf16")
 
 
 class RolloutConfig(NamedTuple):
@@ -24,7 +24,8 @@ class RolloutConfig(NamedTuple):
         sample_offset: global index of the first row of the batch.
         cell: one of :data:`CELLS`. "gaussian_relu" rectifies the latents before the decoder.
         clamp_xi, clamp_dxi: of Gaussian cells, ceilings of log sigma and of its update.
-        precision: of matrix products on tensor cores, one of :data:`PRECISIONS`; without them, in full.
+        matmul_precision: format of matrix products on tensor cores, one of :data:`MATMUL_PRECISIONS`; without
+            tensor cores they are float32.
     """
 
     steps: int
@@ -42,7 +43,7 @@ class RolloutConfig(NamedTuple):
     cell: str = "poisson"
     clamp_xi: float = 2.0
     clamp_dxi: float = 3.0
-    precision: str = "float32"
+    matmul_precision: str = "float32"
 
     @property
     def leak(self) -> float:

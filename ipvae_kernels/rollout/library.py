@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends, _checks, _transforms
-from . import eager, stretches, windows
+from .. import _backends, _transforms, checks
+from . import checkpointing, eager, stretches
 from .config import RolloutConfig
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -45,7 +45,7 @@ _OTHERS = {
     "step": "SymInt",
     "sample_offset": "SymInt",
     "cell": "str",
-    "precision": "str",
+    "matmul_precision": "str",
 }
 _TENSORS = "Tensor x, Tensor dictionary, Tensor log_sigma, Tensor log_bias, Tensor log_lr, Tensor log_rate"
 # ``mapped``: how many rows of torch.vmap the indices of the noise are already spread over.
@@ -74,12 +74,12 @@ def _config(arguments: Sequence[Any], *, fake: bool = False) -> RolloutConfig:
 
 def check_finite(tensors: Tensors) -> None:
     """Refuses arguments that are not finite."""
-    _checks.finite(**dict(zip(_NAMES, tensors, strict=True)))
+    checks.finite(**dict(zip(_NAMES, tensors, strict=True)))
 
 
 def check_loss(recon: Tensor, kl: Tensor, state: Tensor) -> None:
     """Refuses results that are not finite; sums, because the loss is one."""
-    _checks.finite_result(DIVERGED, recon=recon.sum(), kl=kl.sum(), state=state)
+    checks.finite_result(DIVERGED, recon=recon.sum(), kl=kl.sum(), state=state)
 
 
 def _serve(backend: str, tensors: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
@@ -101,7 +101,7 @@ def _infer_kernel(*arguments: Any) -> list[Tensor]:
             module, x, parameters, log_rate, arguments[_FIRST], cfg, names, record_every
         )
     if check:
-        _checks.finite_result(DIVERGED, **dict(zip(("state", *names), results, strict=True)))
+        checks.finite_result(DIVERGED, **dict(zip(("state", *names), results, strict=True)))
     return results
 
 
@@ -119,15 +119,15 @@ def _infer_shapes(*arguments: Any) -> list[Tensor]:
 
 
 def _elbo_kernel(*arguments: Any) -> eager.Trace:
-    """recon, kl, log_rate, and what the backward needs; shapes at ``eager.Trace`` and ``windows.elbo``."""
+    """What ``checkpointing.elbo`` returns; shapes at ``eager.Trace``."""
     tensors, cfg = arguments[:_FIRST], _config(arguments[_FIRST : _FIRST + _SIZE])
     checkpoint, backend, check = arguments[_FIRST + _SIZE :]
     if check:
         check_finite(tensors)
     module, (x, *parameters, log_rate) = _serve(backend, tensors)
-    window = checkpoint or windows.window(cfg, x, tensors[1])
+    kept = checkpoint or checkpointing.steps_kept(cfg, x, tensors[1])
     with _transforms.without_autocast(x.device):
-        trace = windows.elbo(module, x, parameters, log_rate, arguments[_FIRST], cfg, window)
+        trace = checkpointing.elbo(module, x, parameters, log_rate, arguments[_FIRST], cfg, kept)
     if check:
         check_loss(*trace[:3])
     return trace
@@ -137,10 +137,10 @@ def _elbo_shapes(*arguments: Any) -> eager.Trace:
     x, dictionary, *_, log_rate = arguments[:_FIRST]
     cfg = _config(arguments[_FIRST : _FIRST + _SIZE], fake=True)
     batch, (pixels, neurons) = x.shape[-2], dictionary.shape
-    window = arguments[_FIRST + _SIZE] or windows.window(cfg, x, dictionary)
-    kept = cfg.steps if window >= cfg.steps else 0
-    updates, draws = kept * cfg.n_inner, (kept, cfg.n_inner + 1, batch)
-    states = updates + 1 if kept else -(-cfg.steps // window)
+    kept = arguments[_FIRST + _SIZE] or checkpointing.steps_kept(cfg, x, dictionary)
+    whole = cfg.steps if kept >= cfg.steps else 0
+    updates, draws = whole * cfg.n_inner, (whole, cfg.n_inner + 1, batch)
+    states = updates + 1 if whole else -(-cfg.steps // kept)
     return (
         x.new_empty((cfg.steps, batch)),
         x.new_empty((cfg.steps, batch)),
@@ -163,15 +163,15 @@ def _elbo_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     checkpoint, backend, check = arguments[14 + _SIZE :]
     module, dense = _serve(backend, (*grads, *tensors[:5], *trace))
     x, parameters = dense[3], dense[4:8]
-    window = checkpoint or windows.window(cfg, x, tensors[1])
+    kept = checkpoint or checkpointing.steps_kept(cfg, x, tensors[1])
     with _transforms.without_autocast(x.device):
-        gradients = windows.elbo_backward(
-            module, (dense[0], dense[1], dense[2]), x, parameters, arguments[14], dense[8:], cfg, window
+        gradients = checkpointing.elbo_backward(
+            module, (dense[0], dense[1], dense[2]), x, parameters, arguments[14], dense[8:], cfg, kept
         )
     # A loss that is scaled on purpose until it overflows (torch.amp.GradScaler) is not the rollout's fault.
-    if check and _checks.is_finite(*grads):
+    if check and checks.is_finite(*grads):
         names = (f"gradient of {name}" for name in _NAMES)
-        _checks.finite_result(DIVERGED, **dict(zip(names, gradients, strict=True)))
+        checks.finite_result(DIVERGED, **dict(zip(names, gradients, strict=True)))
     return gradients
 
 
@@ -190,7 +190,7 @@ def _rule(public: str, op: Any, info: Any, in_dims: Sequence[int | None], *argum
     def place(v: int, row: list[Any]) -> None:
         if shift:
             batch = row[x].shape[-2]
-            row[offset] = _checks.stream(0, 0, row[offset] + v * row[mapped] * batch, batch)[1]
+            row[offset] = checks.stream(0, 0, row[offset] + v * row[mapped] * batch, batch)[1]
             row[mapped] *= info.batch_size
 
     return _transforms.each_row(op, info, in_dims, *arguments, place=place)

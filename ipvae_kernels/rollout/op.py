@@ -17,14 +17,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _backends, _checks, _transforms
+from .. import _backends, _transforms, checks
 from ..params import GaussianParams, PoissonParams, State
 from ..poisson.eager import PhiloxNoise
 from ..poisson.op import check_estimator
 from ..update.op import check_clamp
 from . import eager, library, stretches
 from .cells import Cell, make_cell
-from .config import PRECISIONS, RolloutConfig
+from .config import MATMUL_PRECISIONS, RolloutConfig
 from .library import Tensors
 
 RECORDS = tuple(eager.RECORDS)
@@ -85,7 +85,7 @@ def infer(
     kl: str = "exact",
     single_draw: bool = False,
     sample_offset: int | None = None,
-    precision: str = "float32",
+    matmul_precision: str = "float32",
     backend: str = "auto",
     check: bool = True,
 ) -> InferResult:
@@ -127,8 +127,9 @@ def infer(
         single_draw: the fresh draw of a step also drives the next update: not the paper's rule, and needs
             n_inner = 1.
         sample_offset: global index of the first sample; None takes that of the state, else 0.
-        precision: of matrix products on tensor cores: "float32" (float32-grade), or "tf32" or "bf16", whose
-            error ``docs/decisions.md`` states. Only "triton" has them; other backends compute in full.
+        matmul_precision: format of matrix products on tensor cores: "float32" (float32-grade), or "tf32" or
+            "bf16", whose error ``docs/decisions.md`` states. Only "triton" has them; others compute in
+            full.
         backend: "auto", "native", "triton", "eager" or "autograd".
         check: raise where a tensor, the state or a record is not finite; costs a pass over each. Inside
             ``torch.func`` transforms, "autograd" does not look.
@@ -141,12 +142,12 @@ def infer(
         BackendError: a backend named cannot serve.
         Interrupted: Ctrl-C (a KeyboardInterrupt) on a CPU; its ``result`` holds the steps that were finished.
     """
-    check = _checks.flag("check", check)
+    check = checks.flag("check", check)
     record = _records(record)
-    record_every = _checks.integer("record_every", record_every, 1, 2**32)
+    record_every = checks.integer("record_every", record_every, 1, 2**32)
     task = _prepare(
         x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset,
-        precision,
+        matmul_precision,
     )  # fmt: skip
     backend = _backends.select(backend)
     names = [name for name in RECORDS if name in record]
@@ -159,7 +160,7 @@ def infer(
             )
             if check:
                 found = dict(zip(("state", *names), (log_rate, *rows), strict=True))
-                _checks.finite_result(library.DIVERGED, **found)
+                checks.finite_result(library.DIVERGED, **found)
         else:
             constants = library.constants(task.seed, task.cfg)
             try:
@@ -192,7 +193,7 @@ def elbo(
     kl: str = "exact",
     single_draw: bool = False,
     sample_offset: int | None = None,
-    precision: str = "float32",
+    matmul_precision: str = "float32",
     backend: str = "auto",
     check: bool = True,
 ) -> ElboResult:
@@ -204,7 +205,7 @@ def elbo(
 
     The backward by hand gives first derivatives, ``torch.func.grad`` and ``jacrev`` included. Second ones and
     forward mode are refused, but for ``backend="autograd"``, which has them. A state that goes into the next
-    window of a truncated training is cut from its graph by ``State.detach()``.
+    segment of a truncated training is cut from its graph by ``State.detach()``.
 
     Args:
         x: input, [B, M], or one frame per step, [steps, B, M]; float32 or float64.
@@ -218,7 +219,7 @@ def elbo(
         n_arrivals: keep the first n arrivals only; None keeps all.
         truncate: n >= 1: after every n steps the state continues as u0 + stop_gradient(u - u0), where u0 is
             the initial state in ``params``; None: the gradient runs through all steps.
-        checkpoint: n >= 1: keep the trajectory of n steps at a time, and run each such window once more in
+        checkpoint: n >= 1: keep the trajectory of n steps at a time, and run each such segment once more in
             the backward; the values do not change. None: as many steps as fit in 64 MiB, which is all of them
             for short unrolls. What autograd serves keeps everything.
         seed: as in :func:`infer`, like all that follow.
@@ -229,7 +230,7 @@ def elbo(
         kl: "exact" or "released"; the published values of beta belong to "released".
         single_draw: draw once per step.
         sample_offset: global index of the first sample.
-        precision: of matrix products on tensor cores.
+        matmul_precision: of matrix products on tensor cores.
         backend: "auto", "native", "triton", "eager" or "autograd".
         check: raise where a tensor, the result or, in the backward by hand, a gradient is not finite.
 
@@ -240,16 +241,16 @@ def elbo(
         TypeError, ValueError: an argument is not as described; a tensor is not finite.
         BackendError: a backend named cannot serve, or a derivative that the backward by hand does not have.
     """
-    check = _checks.flag("check", check)
-    beta = _checks.number("beta", beta, 0.0)
+    check = checks.flag("check", check)
+    beta = checks.number("beta", beta, 0.0)
     temperature, n_arrivals = check_estimator(estimator, temperature, n_arrivals)
     if truncate is not None:
-        truncate = _checks.integer("truncate", truncate, 1, 2**32)
+        truncate = checks.integer("truncate", truncate, 1, 2**32)
     if checkpoint is not None:
-        checkpoint = _checks.integer("checkpoint", checkpoint, 1, 2**32)
+        checkpoint = checks.integer("checkpoint", checkpoint, 1, 2**32)
     task = _prepare(
         x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset,
-        precision,
+        matmul_precision,
     )  # fmt: skip
     if isinstance(params, PoissonParams):
         task = task._replace(
@@ -282,7 +283,7 @@ def _records(record: object) -> tuple[str, ...]:
         raise TypeError(f"record: expected a collection of names, found the string {record!r}")
     if not isinstance(record, Iterable):
         raise TypeError(f"record: expected a collection of names, found {type(record).__name__}")
-    return tuple(_checks.choice("record", name, RECORDS) for name in record)
+    return tuple(checks.choice("record", name, RECORDS) for name in record)
 
 
 class _Task(NamedTuple):
@@ -314,15 +315,15 @@ def _prepare(
     kl: str,
     single_draw: bool,
     sample_offset: int | None,
-    precision: str,
+    matmul_precision: str,
 ) -> _Task:
     """Checks the arguments that ``infer`` and ``elbo`` share."""
-    steps = _checks.integer("steps", steps, 1, 2**32)
-    n_inner = _checks.integer("n_inner", n_inner, 1, 256)
-    beta_inner = _checks.number("beta_inner", beta_inner, 0.0)
-    _checks.choice("kl", kl, ("exact", "released"))
-    single_draw = _checks.flag("single_draw", single_draw)
-    _checks.choice("precision", precision, PRECISIONS)
+    steps = checks.integer("steps", steps, 1, 2**32)
+    n_inner = checks.integer("n_inner", n_inner, 1, 256)
+    beta_inner = checks.number("beta_inner", beta_inner, 0.0)
+    checks.choice("kl", kl, ("exact", "released"))
+    single_draw = checks.flag("single_draw", single_draw)
+    checks.choice("matmul_precision", matmul_precision, MATMUL_PRECISIONS)
     if single_draw and n_inner > 1:
         raise ValueError(f"single_draw: expected n_inner = 1 with it, found {n_inner}")
     if state is not None and not isinstance(state, State):
@@ -333,10 +334,10 @@ def _prepare(
         seed = state.seed if seed is None else seed
         sample_offset = state.sample_offset if sample_offset is None else sample_offset
     step, offset = 0 if state is None else state.step, 0 if sample_offset is None else sample_offset
-    step, offset = _checks.stream(step, steps, offset, batch)
+    step, offset = checks.stream(step, steps, offset, batch)
     cfg = RolloutConfig(
         steps=steps, n_inner=n_inner, beta_inner=beta_inner, kl=kl, single_draw=single_draw,
-        step=step, sample_offset=offset, precision=precision,
+        step=step, sample_offset=offset, matmul_precision=matmul_precision,
     )  # fmt: skip
     if isinstance(params, GaussianParams):
         (u, xi), (du, dxi) = (
@@ -348,19 +349,19 @@ def _prepare(
     else:
         cfg = cfg._replace(clamp_u=_clamp("clamp_u", clamp_u), clamp_du=_clamp("clamp_du", clamp_du))
     # A seed of the caller's, who may fill it anew for the next call, is copied: the state keeps this one.
-    return _Task(tensors, initial, _checks.seed(seed, x.device).clone(), cfg)
+    return _Task(tensors, initial, checks.seed(seed, x.device).clone(), cfg)
 
 
 def _tensors(x: Tensor, params: Params, steps: int, state: State | None) -> tuple[Tensors, Tensor]:
     """The tensors of a task, and the initial state of the parameters for each sample."""
-    _checks.tensor("x", x)
+    checks.tensor("x", x)
     lr_shape: tuple[int, ...]
     lead: tuple[int, ...]
     if isinstance(params, PoissonParams):
         start, lr_shape, lead, start_name = params.log_rate_init, (), (), "params.log_rate_init"
     elif isinstance(params, GaussianParams):
         start, lr_shape, lead, start_name = params.state_init, (2,), (2,), "params.state_init"
-        _checks.choice("params.activation", params.activation, ("identity", "relu"))
+        checks.choice("params.activation", params.activation, ("identity", "relu"))
     else:
         raise TypeError(f"params: expected PoissonParams or GaussianParams, found {type(params).__name__}")
     named = {
@@ -373,7 +374,7 @@ def _tensors(x: Tensor, params: Params, steps: int, state: State | None) -> tupl
     }
     if state is not None:
         named["state.log_rate"] = state.log_rate
-    tensors = _checks.full_precision("params.dictionary", **named)
+    tensors = checks.full_precision("params.dictionary", **named)
     x, dictionary, log_sigma, log_bias, log_lr, start, *first = tensors
     if dictionary.dim() != 2 or 0 in dictionary.shape:
         raise ValueError(
@@ -388,14 +389,14 @@ def _tensors(x: Tensor, params: Params, steps: int, state: State | None) -> tupl
         raise ValueError(
             f"x: expected last dimension M = {pixels} as in params.dictionary, found {x.shape[-1]}"
         )
-    _checks.shape("params.log_sigma", log_sigma, (pixels,), "[M]")
-    _checks.shape("params.log_bias", log_bias, (neurons,), "[K]")
-    _checks.shape("params.log_lr", log_lr, lr_shape, "[2]" if lead else "[]")
-    _checks.shape(start_name, start, (*lead, neurons), "[2, K]" if lead else "[K]")
+    checks.shape("params.log_sigma", log_sigma, (pixels,), "[M]")
+    checks.shape("params.log_bias", log_bias, (neurons,), "[K]")
+    checks.shape("params.log_lr", log_lr, lr_shape, "[2]" if lead else "[]")
+    checks.shape(start_name, start, (*lead, neurons), "[2, K]" if lead else "[K]")
     full = (*lead, x.shape[-2], neurons)
     initial = start.unsqueeze(-2).expand(full)
     if first:
-        _checks.shape("state.log_rate", first[0], full, "[2, B, K]" if lead else "[B, K]")
+        checks.shape("state.log_rate", first[0], full, "[2, B, K]" if lead else "[B, K]")
     return (x, dictionary, log_sigma, log_bias, log_lr, first[0] if first else initial), initial
 
 
@@ -412,7 +413,7 @@ def _clamp_pair(name: str, value: Clamp, default: tuple[float, float]) -> tuple[
         return default
     if not isinstance(value, tuple) or len(value) != 2:
         raise TypeError(f"{name}: expected a pair of numbers for a Gaussian model, found {value!r}")
-    first, second = (_checks.number(name, part, 0.0, above=True) for part in value)
+    first, second = (checks.number(name, part, 0.0, above=True) for part in value)
     return first, second
 
 

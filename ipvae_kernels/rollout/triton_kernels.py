@@ -28,7 +28,7 @@ def choose_driver(
     batch: int,
     pixels: int,
     neurons: int,
-    precision: str = "float32",
+    matmul_precision: str = "float32",
     multiprocessors: int = 132,
     major: int = 9,
 ) -> str:
@@ -37,7 +37,7 @@ def choose_driver(
     The device is described by its number of multiprocessors and its major compute capability; an H100 if
     left out. The constants above are estimates from data sheets; no GPU has measured the crossover yet.
     """
-    if pixels > triton_resident.pixels_max(major, precision):
+    if pixels > triton_resident.pixels_max(major, matmul_precision):
         return "stepped"
     waves = _triton.ceil_div(_triton.ceil_div(batch, triton_resident.ROWS), multiprocessors)
     resident = waves * 4 * pixels * neurons / _SM_BANDWIDTH
@@ -45,13 +45,13 @@ def choose_driver(
     return "resident" if resident <= stepped else "stepped"
 
 
-def _driver(batch: int, dictionary: Tensor, precision: str) -> str:
+def _driver(batch: int, dictionary: Tensor, matmul_precision: str) -> str:
     pixels, neurons = dictionary.shape
     if dictionary.is_cuda:
         properties = torch.cuda.get_device_properties(dictionary.device)
         limits = properties.multi_processor_count, properties.major
-        return choose_driver(batch, pixels, neurons, precision, *limits)
-    return choose_driver(batch, pixels, neurons, precision)
+        return choose_driver(batch, pixels, neurons, matmul_precision, *limits)
+    return choose_driver(batch, pixels, neurons, matmul_precision)
 
 
 def infer(
@@ -77,7 +77,7 @@ def infer(
     if not batch:
         return [log_rate.clone(), *records.values()]
     fresh = any(name not in WITHOUT_DRAW for name in names)
-    if _driver(batch, dictionary, cfg.precision) == "resident":
+    if _driver(batch, dictionary, cfg.matmul_precision) == "resident":
         path = x.new_empty((n + 1, *log_rate.shape))
         with _triton.on_device_of(x):
             triton_resident.forward(
@@ -141,7 +141,7 @@ def elbo(
     tensors = (x, dictionary, log_sigma, log_bias, log_lr)
     if not batch:
         path[0], recon, kl = log_rate, x.new_empty((cfg.steps, 0)), x.new_empty((cfg.steps, 0))
-    elif _driver(batch, dictionary, cfg.precision) == "resident":
+    elif _driver(batch, dictionary, cfg.matmul_precision) == "resident":
         recon, kl = x.new_empty((cfg.steps, batch)), x.new_empty((cfg.steps, batch))
         with _triton.on_device_of(x):
             triton_resident.forward(
@@ -187,7 +187,9 @@ def elbo_backward(
     grad_lr, grad, batch = torch.zeros_like(log_lr), grad_log_rate.clone(), grad_log_rate.shape[-2]
     if batch:
         driver = (
-            triton_resident if _driver(batch, dictionary, cfg.precision) == "resident" else triton_stepped
+            triton_resident
+            if _driver(batch, dictionary, cfg.matmul_precision) == "resident"
+            else triton_stepped
         )
         with _triton.on_device_of(x):
             grad_lr, grad = driver.backward(

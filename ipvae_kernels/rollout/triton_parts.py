@@ -14,7 +14,7 @@ from .._triton.math import exp
 from .config import CELLS, RolloutConfig
 
 PRODUCTS = {"float32": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
-"""How ``RolloutConfig.precision`` is computed: three TF32 products carry 22 bits of each factor."""
+"""How ``RolloutConfig.matmul_precision`` is computed: three TF32 products carry 22 bits of each factor."""
 COUNTS = tl.constexpr("counts")
 """How integer counts are decoded in float32: three bfloat16 products, of exact factors, at half the cost."""
 
@@ -28,7 +28,7 @@ def decode_product(cfg: RolloutConfig) -> str:
     """How latents are decoded: COUNTS for integers in "float32", else one of ``PRODUCTS``."""
     drawn = ESTIMATORS[estimator_code(cfg.estimator, cfg.temperature)]
     integers = cfg.cell == "poisson" and drawn in ("hard", "fini2", "fini3")
-    return COUNTS.value if integers and cfg.precision == "float32" else PRODUCTS[cfg.precision]
+    return COUNTS.value if integers and cfg.matmul_precision == "float32" else PRODUCTS[cfg.matmul_precision]
 
 
 def arrival_limit(cfg: RolloutConfig) -> float | None:
@@ -236,7 +236,7 @@ def through_kl(
 
 
 @triton.jit
-def retreat(
+def update_backward(
     grad, grad_xi, grad_prior, grad_prior_xi, path_ptr, drives_ptr, counts_ptr, slopes_ptr,
     grad_priors_ptr, grad_drives_ptr, grad_means_ptr, inhibition, rate, rate_xi, i, j, n_inner,
     wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi, CELL: tl.constexpr,

@@ -46,11 +46,11 @@ from .triton_parts import (
     kl_of,
     load_rates,
     load_state,
-    retreat,
     store_state,
     stream_of,
     through_draw,
     through_kl,
+    update_backward,
 )
 
 ROWS = 16  # of a program: the least of a matrix product
@@ -361,7 +361,7 @@ def backward_kernel(
                 )
             if i >= 0:
                 inhibition = exp(tl.load(log_bias_ptr + neuron, mask=neuron < n_neurons, other=0.0))
-                grad, grad_xi, grad_drive, to_lr, to_lr_xi = retreat(
+                grad, grad_xi, grad_drive, to_lr, to_lr_xi = update_backward(
                     grad, grad_xi, grad_prior, grad_prior_xi, path_ptr, drives_ptr, counts_ptr, slopes_ptr,
                     grad_prior_ptr, grad_drives_ptr, grad_means_ptr, inhibition, rate, rate_xi, i, j, n_inner,
                     wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi, CELL,
@@ -384,13 +384,13 @@ def backward_kernel(
         tl.store(lr_sums_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(lr_sum_xi))
 
 
-def pixels_max(major: int, precision: str) -> int:
+def pixels_max(major: int, matmul_precision: str) -> int:
     """The largest M that a device of this major compute capability holds in registers; 0 before 9."""
     if major < 9:
         return 0
     if _triton.version() < (3, 6) or _triton.warps_max(major) < SCHEDULES[0][0]:
         return PIXELS_MAX_OLD
-    return PIXELS_MAX_BF16 if precision == "bf16" else PIXELS_MAX
+    return PIXELS_MAX_BF16 if matmul_precision == "bf16" else PIXELS_MAX
 
 
 def blocks(pixels: int) -> dict[str, int]:
@@ -430,7 +430,7 @@ def forward(
         *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.clamp_xi, cfg.clamp_dxi),
         *(cfg.temperature, arrival_limit(cfg)),
         CELL=CELLS.index(cfg.cell),
-        PRODUCT=PRODUCTS[cfg.precision],
+        PRODUCT=PRODUCTS[cfg.matmul_precision],
         DECODE=decode_product(cfg),
         ESTIMATOR=estimator_code(cfg.estimator, cfg.temperature),
         SINGLE=cfg.single_draw,
@@ -467,7 +467,7 @@ def backward(
         *(rows, pixels, neurons, cfg.n_inner),
         *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.clamp_xi, cfg.clamp_dxi),
         CELL=CELLS.index(cfg.cell),
-        PRODUCT=PRODUCTS[cfg.precision],
+        PRODUCT=PRODUCTS[cfg.matmul_precision],
         RELEASED=cfg.kl == "released",
         **blocks(pixels),
     )

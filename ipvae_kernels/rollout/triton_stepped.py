@@ -49,11 +49,11 @@ from .triton_parts import (
     kl_of,
     load_rates,
     load_state,
-    retreat,
     store_state,
     stream_of,
     through_draw,
     through_kl,
+    update_backward,
 )
 
 NEURONS = 64  # of a tile; fixed, so that sums over tiles have one order
@@ -429,7 +429,7 @@ def pull_kernel(
                 grad, grad_xi, upstream, update, j, path_ptr, wide, at, inside, RELEASED, CELL
             )
         if update >= 0:
-            grad, grad_xi, _, to_lr, to_lr_xi = retreat(
+            grad, grad_xi, _, to_lr, to_lr_xi = update_backward(
                 grad, grad_xi, grad_prior, grad_prior_xi, path_ptr, drives_ptr, counts_ptr, slopes_ptr,
                 grad_prior_ptr, grad_drives_ptr, grad_means_ptr, inhibition, rate, rate_xi, update, j,
                 n_inner, wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi, CELL,
@@ -528,7 +528,7 @@ def forward(
             *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.clamp_xi, cfg.clamp_dxi),
             *(cfg.temperature, arrival_limit(cfg)),
             CELL=CELLS.index(cfg.cell),
-            PRODUCT=PRODUCTS[cfg.precision],
+            PRODUCT=PRODUCTS[cfg.matmul_precision],
             ESTIMATOR=estimator_code(cfg.estimator, cfg.temperature),
             SINGLE=cfg.single_draw,
             RELEASED=cfg.kl == "released",
@@ -598,7 +598,7 @@ def backward(
     """
     (pixels, neurons), rows, n = dictionary.shape, grad_log_rate.shape[-2], cfg.n_inner
     total, rows_class = cfg.steps * n, _triton.next_power_of_2(max(rows, 1))
-    product = PRODUCTS[cfg.precision]
+    product = PRODUCTS[cfg.matmul_precision]
     grads, priors = (grad_log_rate.new_empty((2, *grad_log_rate.shape)) for _ in range(2))
     products = grad_log_rate.new_empty((2, rows, neurons))
     lr_sums = log_lr.new_empty((*log_lr.shape, total, _triton.ceil_div(neurons, NEURONS), rows))

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .. import _backends, _checks, _transforms
+from .. import _backends, _transforms, checks
 from ..params import StepParams
 from . import eager
 
@@ -59,7 +59,7 @@ def log_rate_update(
         TypeError, ValueError: an argument is not as described.
         BackendError: a backend named cannot serve.
     """
-    tensors = _checks.full_precision(
+    tensors = checks.full_precision(
         log_rate=log_rate,
         log_rate_prior=log_rate_prior,
         drive=drive,
@@ -69,23 +69,23 @@ def log_rate_update(
     log_rate, log_rate_prior, drive, log_bias, log_lr = tensors
     if log_rate.dim() == 0:
         raise ValueError("log_rate: expected shape [..., K], found []")
-    _checks.shape("log_rate_prior", log_rate_prior, log_rate.shape, "that of log_rate")
-    _checks.shape("drive", drive, log_rate.shape, "that of log_rate")
-    _checks.shape("log_bias", log_bias, log_rate.shape[-1:], "[K]")
-    _checks.shape("log_lr", log_lr, (), "[]")
+    checks.shape("log_rate_prior", log_rate_prior, log_rate.shape, "that of log_rate")
+    checks.shape("drive", drive, log_rate.shape, "that of log_rate")
+    checks.shape("log_bias", log_bias, log_rate.shape[-1:], "[K]")
+    checks.shape("log_lr", log_lr, (), "[]")
     constants = (
-        _checks.number("leak", leak, 0.0),
+        checks.number("leak", leak, 0.0),
         check_clamp("clamp_u", clamp_u),
         check_clamp("clamp_du", clamp_du),
     )
-    check = _checks.flag("check", check)
+    check = checks.flag("check", check)
     backend = _backends.select(backend)
     if backend == "autograd":
         if check:
             _check_finite(*tensors)
         new = eager.forward(log_rate, log_rate_prior, drive, log_bias, log_lr, *constants)
         if check:
-            _checks.finite_result(_OUT_OF_RANGE, log_rate=new)
+            checks.finite_result(_OUT_OF_RANGE, log_rate=new)
         return new
     rows = (-1, log_rate.shape[-1]) if log_rate.numel() else (0, log_rate.shape[-1])
     wide = (tensor.reshape(rows) for tensor in (log_rate, log_rate_prior, drive))
@@ -98,14 +98,14 @@ def log_rate_update(
 
 def check_clamp(name: str, value: object) -> float:
     """A ceiling: it lies above the floor."""
-    return _checks.number(name, value, eager.FLOOR, above=True)
+    return checks.number(name, value, eager.FLOOR, above=True)
 
 
 def _check_finite(
     log_rate: Tensor, log_rate_prior: Tensor, drive: Tensor, log_bias: Tensor, log_lr: Tensor
 ) -> None:
     tensors = (log_rate, log_rate_prior, drive, log_bias, log_lr)
-    _checks.finite(**dict(zip(_NAMES, tensors, strict=True)))
+    checks.finite(**dict(zip(_NAMES, tensors, strict=True)))
 
 
 def _update_kernel(
@@ -126,7 +126,7 @@ def _update_kernel(
     with _transforms.without_autocast(log_rate.device):
         new: Tensor = module.forward(*(tensor.contiguous() for tensor in tensors), *constants.tolist())
     if check:
-        _checks.finite_result(_OUT_OF_RANGE, log_rate=new)
+        checks.finite_result(_OUT_OF_RANGE, log_rate=new)
     return new
 
 
@@ -148,9 +148,9 @@ def _update_backward_kernel(
         gradients: Gradients = module.backward(
             *(tensor.contiguous() for tensor in tensors), *constants.tolist()
         )
-    if check and _checks.is_finite(grad):
+    if check and checks.is_finite(grad):
         names = (f"gradient of {name}" for name in _NAMES)
-        _checks.finite_result(_OUT_OF_RANGE, **dict(zip(names, gradients, strict=True)))
+        checks.finite_result(_OUT_OF_RANGE, **dict(zip(names, gradients, strict=True)))
     return gradients
 
 

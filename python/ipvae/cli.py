@@ -73,13 +73,13 @@ app = typer.Typer(
 
 
 class KernelCommand(TyperCommand):
-    """A command whose help names backends and precisions: looked up when shown, as that imports PyTorch."""
+    """A command whose help names backends and formats of products, imported with PyTorch when it is shown."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The help, with {backends} and {precisions} filled in."""
+        """The help, with {backends} and {matmul_precisions} filled in."""
         for parameter in self.params:
             text = getattr(parameter, "help", None) or ""
-            for name, choices in (("{backends}", _backends), ("{precisions}", _precisions)):
+            for name, choices in (("{backends}", _backends), ("{matmul_precisions}", _matmul_precisions)):
                 if name in text:
                     parameter.help = text.replace(name, ", ".join(choices()))  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
@@ -91,10 +91,10 @@ def _backends() -> Sequence[str]:
     return NAMES
 
 
-def _precisions() -> Sequence[str]:
-    from ipvae_kernels.rollout.config import PRECISIONS
+def _matmul_precisions() -> Sequence[str]:
+    from ipvae_kernels.rollout.config import MATMUL_PRECISIONS
 
-    return PRECISIONS
+    return MATMUL_PRECISIONS
 
 
 class Recipe(str, Enum):
@@ -166,8 +166,8 @@ Device = Annotated[
 Precision = Annotated[
     str,
     typer.Option(
-        autocompletion=_precisions,
-        help="Of matrix products on a GPU's tensor cores: {precisions}; a CPU computes in full.",
+        autocompletion=_matmul_precisions,
+        help="Of matrix products on a GPU's tensor cores: {matmul_precisions}; a CPU computes in full.",
     ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; PyTorch's choice where left out.")]
@@ -311,7 +311,7 @@ def train(
     ] = 1000,
     device: Device = "auto",
     backend: Backend = "auto",
-    precision: Precision = "float32",
+    matmul_precision: Precision = "float32",
     threads: Threads = None,
 ) -> None:
     """Train a model and leave it in OUT/model.
@@ -330,7 +330,7 @@ def train(
     """
     from .checkpoint import LAST
 
-    place = _machine(threads, backend, device, precision)
+    place = _machine(threads, backend, device, matmul_precision)
     last = out / LAST
     if last.exists() and not resume:
         raise FileExistsError(f"{out} holds a run: --resume continues it, another --out starts a new one")
@@ -352,7 +352,7 @@ def train(
     from .training import train as run
 
     model = build_model(model_config)
-    model.precision = precision
+    model.matmul_precision = matmul_precision
     frames = _frames(motion, splits, train_config.steps or model_config.t_train)
     try:
         result = run(
@@ -395,7 +395,7 @@ def evaluate(
     seed: Seed = 0,
     device: Device = "auto",
     backend: Backend = "auto",
-    precision: Precision = "float32",
+    matmul_precision: Precision = "float32",
     threads: Threads = None,
 ) -> None:
     """Measure a model as the paper does: hard spike counts, a thousand steps, held-out data.
@@ -410,10 +410,10 @@ def evaluate(
 
     [bold]Next:[/] ipvae infer digits --data digits --record counts --out spikes.npz
     """
-    place = _machine(threads, backend, device, precision)
+    place = _machine(threads, backend, device, matmul_precision)
     splits = _load_data(data, data_dir, split)
     net = _load_model(model, splits, data).to(place)
-    net.precision = precision
+    net.matmul_precision = matmul_precision
     x, labels = _part(splits, split, limit)
     fit = _readout_data(splits, split.value, data, readout_limit) if readout else None
 
@@ -470,7 +470,7 @@ def infer(
     seed: Seed = 0,
     device: Device = "auto",
     backend: Backend = "auto",
-    precision: Precision = "float32",
+    matmul_precision: Precision = "float32",
     threads: Threads = None,
 ) -> None:
     """Run inference and write what the neurons did to an .npz file.
@@ -483,12 +483,12 @@ def infer(
 
     [bold]Next:[/] python -c "import numpy as np; print(np.load('spikes.npz')['counts'].shape)"
     """
-    place = _machine(threads, backend, device, precision)
+    place = _machine(threads, backend, device, matmul_precision)
     split = split or (Split.ALL if _own(data) else Split.TEST)
     names = tuple(dict.fromkeys(name.strip() for name in record.split(",") if name.strip()))
     splits = _load_data(data, data_dir, split)
     net = _load_model(model, splits, data).to(place)
-    net.precision = precision
+    net.matmul_precision = matmul_precision
     x, labels = _part(splits, split, limit)
     typer.echo(f"{_chosen(splits, split, x, data)}, {steps:,} steps")
     if not out.parent.is_dir():
@@ -534,7 +534,7 @@ def plot(
     seed: Seed = 0,
     device: Device = "auto",
     backend: Backend = "auto",
-    precision: Precision = "float32",
+    matmul_precision: Precision = "float32",
     threads: Threads = None,
 ) -> None:
     """Draw what a model learned and does: features, convergence, spikes, reconstructions, training curves.
@@ -545,10 +545,10 @@ def plot(
 
     [bold]Next:[/] ipvae eval demo/model --data patches
     """
-    place = _machine(threads, backend, device, precision)
+    place = _machine(threads, backend, device, matmul_precision)
     splits = _load_data(data, data_dir, split)
     net = _load_model(model, splits, data).to(place)
-    net.precision = precision
+    net.matmul_precision = matmul_precision
     x, _ = _part(splits, split, limit)
 
     from tqdm.auto import tqdm
@@ -607,17 +607,17 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 
 def _machine(
-    threads: int | None, backend: str = "auto", device: str = "cpu", precision: str = "float32"
+    threads: int | None, backend: str = "auto", device: str = "cpu", matmul_precision: str = "float32"
 ) -> torch.device:
     """Sets the number of threads; refuses what cannot serve before any work is done."""
     import torch
 
     import ipvae_kernels
-    from ipvae_kernels import _checks
+    from ipvae_kernels import checks
 
     with ipvae_kernels.use_backend(backend):
         pass
-    _checks.choice("--precision", precision, _precisions())
+    checks.choice("--matmul-precision", matmul_precision, _matmul_precisions())
     if threads is not None:
         torch.set_num_threads(threads)
     return _device(device)

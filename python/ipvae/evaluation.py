@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ipvae_kernels import _checks
+from ipvae_kernels import checks
 
 from .extras import explained
 from .inputs import Source, as_labels, gather, labelled, whole
@@ -223,12 +223,12 @@ def latents_at(
     Returns:
         step -> latents [N, K] on the CPU.
     """
-    batch_size = _checks.integer("batch_size", batch_size, 1, 2**32)
+    batch_size = checks.integer("batch_size", batch_size, 1, 2**32)
     seed = whole("seed", seed)
     x = model.flatten(gather("x", x, model.layer.phi.weight)[0])
     if x.ndim != 2 or len(x) == 0:
         raise ValueError(f"x: expected shape [N, {model.config.n_inputs}], N >= 1, found {list(x.shape)}")
-    wanted = {_checks.integer("marks", mark, 1, 2**32) for mark in marks}
+    wanted = {checks.integer("marks", mark, 1, 2**32) for mark in marks}
     rows: dict[int, list[Tensor]] = {mark: [] for mark in sorted(wanted)}
     for start in range(0, x.shape[0], batch_size):
         batch = x[start : start + batch_size].to(model.dictionary.device)

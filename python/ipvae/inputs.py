@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from ipvae_kernels import _checks
+from ipvae_kernels import checks
 
 Inputs = Tensor | NDArray[Any]
 Source = Inputs | Dataset[Any] | DataLoader[Any]
@@ -31,7 +31,7 @@ _SCALE = "; divide images of 0 to 255 by 255"
 
 def whole(name: str, value: object) -> int:
     """An integer of Python, NumPy or in a tensor of shape []; its bounds are the caller's to check."""
-    return _checks.integer(name, value, -(2**63), 2**63 - 1)
+    return checks.integer(name, value, -(2**63), 2**63 - 1)
 
 
 def dense(name: str, value: object) -> None:
@@ -40,7 +40,7 @@ def dense(name: str, value: object) -> None:
     Raises:
         TypeError: for anything else.
     """
-    _checks.tensor(name, value)
+    checks.tensor(name, value)
     assert isinstance(value, Tensor)
     if value.is_meta or value.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor with data, found {value.layout} on {value.device}")

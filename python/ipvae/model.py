@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
 import ipvae_kernels
-from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, State, _checks
+from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, State, checks
 from ipvae_kernels.philox import KIND_LOSS, Stream
 from ipvae_kernels.poisson.eager import PhiloxNoise
 
@@ -183,11 +183,11 @@ class IterativeVAE(nn.Module):
 
     Attributes:
         config: as given.
-        precision: of matrix products on a GPU's tensor cores, "float32", "tf32" or "bf16"
+        matmul_precision: of matrix products on a GPU's tensor cores, "float32", "tf32" or "bf16"
             (`ipvae_kernels.infer`); a matter of the machine, so it is not saved.
     """
 
-    precision: str = "float32"
+    matmul_precision: str = "float32"
     kind: ClassVar[Kind]
     n_states: ClassVar[int]
     clamp_init: ClassVar[float]
@@ -287,11 +287,11 @@ class IterativeVAE(nn.Module):
             TypeError, ValueError: for what is not such a number.
         """
         if temperature is not None:
-            temperature = _checks.number("temperature", temperature, 0.0)
+            temperature = checks.number("temperature", temperature, 0.0)
             if self.kind == "poisson":
                 self.layer.write("temp", temperature)
         if eps is not None:
-            eps = _checks.number("eps", eps, 0.0)
+            eps = checks.number("eps", eps, 0.0)
             if eps > 1.0:
                 raise ValueError(f"eps: expected 0 to 1, found {eps}")
             self.layer.write("eps", eps)
@@ -416,8 +416,8 @@ class IterativeVAE(nn.Module):
         config = self.config
         leak = self.layer.read("beta_inner") if config.n_inner > 1 else 0.0
         return {
-            "n_inner": config.n_inner, "beta_inner": leak, "kl": config.kl, "precision": self.precision,
-            **self.clamps,
+            "n_inner": config.n_inner, "beta_inner": leak, "kl": config.kl,
+            "matmul_precision": self.matmul_precision, **self.clamps,
         }  # fmt: skip
 
     def rates(self, log_rate: Inputs) -> Tensor:
@@ -471,10 +471,10 @@ class IterativeVAE(nn.Module):
             raise ValueError(f"steps: expected at least 1, found {steps}")
         if not 1 <= last <= steps:
             raise ValueError(f"last: expected 1 to steps={steps}, found {last}")
-        counts = _checks.flag("counts", counts)
+        counts = checks.flag("counts", counts)
         x = self.flatten(x)
         how: dict[str, Any] = {
-            "seed": _checks.seed(seed, x.device),
+            "seed": checks.seed(seed, x.device),
             "sample_offset": sample_offset,
             "backend": backend,
             "check": check,
@@ -559,9 +559,9 @@ class IterativeVAE(nn.Module):
         n = whole("n", n)
         if n < 0:
             raise ValueError(f"n: expected at least 0, found {n}")
-        pixel_noise = _checks.flag("pixel_noise", pixel_noise)
-        _, sample_offset = _checks.stream(0, 1, sample_offset, n)
-        seed = _checks.seed(seed, self.dictionary.device)
+        pixel_noise = checks.flag("pixel_noise", pixel_noise)
+        _, sample_offset = checks.stream(0, 1, sample_offset, n)
+        seed = checks.seed(seed, self.dictionary.device)
         pixels = self._decode_rows(self._sample_prior(n, seed, sample_offset))
         if pixel_noise:
             stream = Stream(KIND_LOSS, sample_offset=sample_offset)
@@ -672,7 +672,7 @@ class IPVAE(IterativeVAE):
         Raises:
             TypeError, ValueError: for what is not a number of arrivals.
         """
-        self.layer.write("n_exp", _checks.integer("n", n, 1, checkpoint.ARRIVALS_MAX))
+        self.layer.write("n_exp", checks.integer("n", n, 1, checkpoint.ARRIVALS_MAX))
 
     def rates(self, log_rate: Inputs) -> Tensor:
         """exp(u), of the shape of the log rates."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from ipvae_kernels import _checks
+from ipvae_kernels import checks
 
 
 def temperature(
@@ -15,7 +15,7 @@ def temperature(
 ) -> float:
     """Temperature of relaxed counts: linear from `start` to `stop` over `portion`, then `stop`."""
     step, total, (portion,) = _checked(step, total, portion=portion)
-    start, stop = _checks.number("start", start), _checks.number("stop", stop)
+    start, stop = checks.number("start", start), checks.number("stop", stop)
     return _ramp(step, 0, math.ceil(portion * total), start, stop)
 
 
@@ -32,7 +32,7 @@ def beta(
     step, total, (anneal_portion, const_portion) = _checked(
         step, total, anneal_portion=anneal_portion, const_portion=const_portion
     )
-    final, low = _checks.number("final", final), _checks.number("low", low)
+    final, low = checks.number("final", final), checks.number("low", low)
     first = math.ceil(const_portion * total)
     return _ramp(step, first, math.ceil((const_portion + anneal_portion) * total), low, final)
 
@@ -58,7 +58,7 @@ def learning_rate(
     of fewer than 400 steps would never leave 0 there. This function starts the cosine at `peak`.
     """
     step, total, (warmup_portion,) = _checked(step, total, warmup_portion=warmup_portion)
-    peak, low = _checks.number("peak", peak), _checks.number("low", low)
+    peak, low = checks.number("peak", peak), checks.number("low", low)
     if warming_up(step, total, portion=warmup_portion):
         return peak * (step / total) / warmup_portion
     warmup = _warmup_steps(total, warmup_portion)
@@ -78,8 +78,8 @@ def _checked(step: int, total: int, **portions: float) -> tuple[int, int, list[f
     Raises:
         TypeError, ValueError: unless step >= 0, total >= 1 and portions are in [0, 1].
     """
-    plain = [_checks.number(name, value, 0.0, 1.0) for name, value in portions.items()]
-    return _checks.integer("step", step, 0, 2**53), _checks.integer("total", total, 1, 2**53), plain
+    plain = [checks.number(name, value, 0.0, 1.0) for name, value in portions.items()]
+    return checks.integer("step", step, 0, 2**53), checks.integer("total", total, 1, 2**53), plain
 
 
 def _ramp(step: int, first: int, stop: int, low: float, high: float) -> float:

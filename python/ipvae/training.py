@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset
 
-from ipvae_kernels import ElboResult, _checks
+from ipvae_kernels import ElboResult, checks
 
 from . import schedules
 from .checkpoint import LAST, CheckpointError, atomic_file, load_pickled
@@ -788,11 +788,11 @@ def _devices(value: int | list[int]) -> int | list[int]:
         return _count("devices", value)
     if not value:
         raise ValueError("devices: expected a number of devices, or numbers of some, found an empty list")
-    return [_checks.integer("devices", number, 0, 2**31 - 1) for number in value]
+    return [checks.integer("devices", number, 0, 2**31 - 1) for number in value]
 
 
 def _count(name: str, value: int) -> int:
-    return _checks.integer(name, value, 1, 2**31 - 1)
+    return checks.integer(name, value, 1, 2**31 - 1)
 
 
 def read_history(out_dir: str | PathLike[str]) -> dict[str, NDArray[np.float64]]:

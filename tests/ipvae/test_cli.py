@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 import ipvae_kernels
 from ipvae_kernels._backends import NAMES
-from ipvae_kernels.rollout.config import PRECISIONS
+from ipvae_kernels.rollout.config import MATMUL_PRECISIONS
 
 SMALL = ["--data", "digits", "--latents", "16", "--t-train", "4", "--max-steps", "4", "--batch-size", "8"]
 
@@ -317,7 +317,7 @@ def test_help_lists_every_backend_and_precision(command: str, monkeypatch: pytes
     monkeypatch.setattr("ipvae_kernels._backends.NAMES", (*NAMES, "abacus"))
     text = re.sub(r"\W+", " ", call(command, "--help").output)
     assert " ".join((*NAMES, "abacus")) in text
-    assert " ".join(PRECISIONS) in text
+    assert " ".join(MATMUL_PRECISIONS) in text
     assert "cuda N" in text
 
 
@@ -328,7 +328,7 @@ def test_help_lists_every_backend_and_precision(command: str, monkeypatch: pytes
         ("--device", "cuda:99", ["--device", "'cuda:99'", "PyTorch finds"]),
         ("--device", "cuda:-1", ["--device", "'cuda:-1'"]),
         ("--backend", "abacus", ["backend", "triton", "'abacus'"]),
-        ("--precision", "half", ["--precision", "bf16", "'half'"]),
+        ("--matmul-precision", "half", ["--matmul-precision", "bf16", "'half'"]),
     ],
 )
 def test_wrong_machines_are_refused_before_any_work(
@@ -347,14 +347,14 @@ def test_device_and_precision_reach_the_kernels(
 
     def spy(op: Any) -> Any:
         def call(x: torch.Tensor, *rest: Any, **options: Any) -> Any:
-            seen.append((x.device.type, options["precision"], options["backend"]))
+            seen.append((x.device.type, options["matmul_precision"], options["backend"]))
             return op(x, *rest, **options)
 
         return call
 
     monkeypatch.setattr(ipvae_kernels, "infer", spy(infer))
     monkeypatch.setattr(ipvae_kernels, "elbo", spy(elbo))
-    options = ("--data", "digits", "--device", "cpu", "--precision", "bf16", "--backend", "eager")
+    options = ("--data", "digits", "--device", "cpu", "--matmul-precision", "bf16", "--backend", "eager")
     where = ("--out", tmp_path / "run", "--eval-steps", 2)
     trained = call("train", *SMALL, *where, *options[2:], "--max-steps", 1)
     assert trained.exit_code == 0, trained.output

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ipvae_kernels import _checks
+from ipvae_kernels import checks
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -18,11 +18,11 @@ def test_finite_tensors_of_a_gpu_are_looked_at_together(bad: float) -> None:
         "b": torch.full((2,), 3e38),
         "c": torch.zeros(()),
     }
-    assert _checks.norms_are_finite(list(tensors.values()))
-    assert _checks.norms_are_finite([])
+    assert checks.norms_are_finite(list(tensors.values()))
+    assert checks.norms_are_finite([])
     tensors["b"][1] = bad
-    assert not _checks.norms_are_finite(list(tensors.values()))
-    assert not _checks.is_finite(*tensors.values())
-    assert _checks.not_finite(tensors) == ["b"]
+    assert not checks.norms_are_finite(list(tensors.values()))
+    assert not checks.is_finite(*tensors.values())
+    assert checks.not_finite(tensors) == ["b"]
     with pytest.raises(ValueError, match="b: expected finite values, found 1 of 2 NaN or infinite"):
-        _checks.finite(**tensors)
+        checks.finite(**tensors)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ipvae.inputs import Inputs, as_tensor, dense, whole
-from ipvae_kernels import _checks, philox
+from ipvae_kernels import checks, philox
 
 KIND_GAZE = 3  # kind of draw, see docs/randomness.md
 MOST_DIFFUSION = 1e12  # pixels^2 a step; far beyond any image
@@ -96,8 +96,8 @@ class RotationFeeder(Feeder):
     def __init__(self, images: Inputs, degrees_per_step: float = 8.0, start_degrees: float = 0.0) -> None:
         self.images = _checked(images)
         self.batch, self.pixels = len(self.images), self.images[0].numel()
-        self.degrees_per_step = _checks.number("degrees_per_step", degrees_per_step)
-        self.start_degrees = _checks.number("start_degrees", start_degrees)
+        self.degrees_per_step = checks.number("degrees_per_step", degrees_per_step)
+        self.start_degrees = checks.number("start_degrees", start_degrees)
 
     def _frames(self, start: int, stop: int) -> Tensor:
         # math, not torch: vectorised sines may round differently from one length to the next.
@@ -141,8 +141,8 @@ class JitterFeeder(Feeder):
         sample_offset: int = 0,
     ) -> None:
         self.images = _checked(images)
-        self.diffusion = _checks.number("diffusion", diffusion, 0.0, MOST_DIFFUSION)
-        self.harmonic = _checks.number("harmonic", harmonic, 0.0, 1.0)
+        self.diffusion = checks.number("diffusion", diffusion, 0.0, MOST_DIFFUSION)
+        self.harmonic = checks.number("harmonic", harmonic, 0.0, 1.0)
         channels, height, width = self.images.shape[1:]
         self.window = (height, width) if window is None else _pair("window", window)
         if not (1 <= self.window[0] <= height and 1 <= self.window[1] <= width):
@@ -151,8 +151,8 @@ class JitterFeeder(Feeder):
         limit = (math.inf, math.inf) if window is None else free
         self._limit = torch.tensor(limit, dtype=torch.float64, device="cpu") / 2
         self.batch, self.pixels = len(self.images), channels * math.prod(self.window)
-        self.seed = _checks.seed(_checks.integer("seed", seed, -(2**63), 2**63 - 1), self._limit.device)
-        _, self.sample_offset = _checks.stream(0, 1, sample_offset, self.batch)
+        self.seed = checks.seed(checks.integer("seed", seed, -(2**63), 2**63 - 1), self._limit.device)
+        _, self.sample_offset = checks.stream(0, 1, sample_offset, self.batch)
         self._starts = [self._limit.new_zeros(self.batch, 2)]  # gaze before each block
         self._latest: tuple[int, Tensor] | None = None
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from ipvae.data.splits import SPLITS, DataSplits, counts, seeded
 from ipvae.extras import explained
 from ipvae.inputs import dense
-from ipvae_kernels import _checks
+from ipvae_kernels import checks
 
 Contrast = Literal["patch", "local", "none"]
 Regions = Mapping[str, list[Tensor]]
@@ -96,11 +96,11 @@ class Sampling(NamedTuple):
             TypeError, ValueError: for an argument that cannot work.
         """
         for name in ("size", "n_train"):  # their bounds are those of the photographs
-            _checks.integer(name, getattr(self, name), -(2**63), 2**63 - 1)
+            checks.integer(name, getattr(self, name), -(2**63), 2**63 - 1)
         if self.f0 is not None:
             _fraction(self.f0)
-        _checks.number("min_contrast", self.min_contrast)
-        _checks.flag("flip", self.flip)
+        checks.number("min_contrast", self.min_contrast)
+        checks.flag("flip", self.flip)
         if self.contrast not in get_args(Contrast):
             choices = ", ".join(get_args(Contrast))
             raise ValueError(f"contrast: expected one of {choices}, found {self.contrast!r}")
@@ -244,7 +244,7 @@ def whiten(image: Tensor | NDArray[Any], f0: float = 0.8) -> Tensor:
 
 
 def _fraction(f0: float) -> float:
-    f0 = _checks.number("f0", f0)
+    f0 = checks.number("f0", f0)
     if not f0 > 1e-6:  # beyond which its fourth power leaves float32
         raise ValueError(f"f0: expected a positive fraction of the Nyquist frequency, found {f0}")
     return f0

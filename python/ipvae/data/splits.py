@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ipvae.inputs import dense
-from ipvae_kernels import _checks
+from ipvae_kernels import checks
 
 SPLITS = ("train", "validation", "test")
 
@@ -104,7 +104,7 @@ def random_split(n: int, fractions: Mapping[str, float], seed: int) -> list[Tens
 
 def seeded(seed: int) -> torch.Generator:
     """A generator of the CPU with this seed, -2^63 to 2^63 - 1."""
-    return torch.Generator().manual_seed(_checks.integer("seed", seed, -(2**63), 2**63 - 1))
+    return torch.Generator().manual_seed(checks.integer("seed", seed, -(2**63), 2**63 - 1))
 
 
 def as_inputs(pixels: Tensor, scale: float) -> Tensor:

@@ -362,17 +362,17 @@ def test_reads_of_the_resident_dictionary_meet_in_no_bank(emulated_module: Modul
 
 
 @pytest.mark.usefixtures("emulated")
-def test_windows_of_the_trajectory(layout: Layout, problem: Problem) -> None:
+def test_segments_of_the_trajectory(layout: Layout, problem: Problem) -> None:
     layout(CLUSTER, 2, 8)
     x, params = problem(5, 20, 40, dtype=torch.float32, grad=True)
     tensors = (x, *_parameters(params))
-    whole, windows = (
+    whole, segments = (
         torch.autograd.grad(
             ik.elbo(x, params, 5, seed=1, checkpoint=checkpoint, backend="native").loss, tensors
         )
         for checkpoint in (5, 2)
     )
-    for a, b in zip(windows, whole, strict=True):
+    for a, b in zip(segments, whole, strict=True):
         assert _error(a, b.double()) < 1e-5
 
 

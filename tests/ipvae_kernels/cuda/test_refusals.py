@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ipvae_kernels as ik
-from ipvae_kernels import _backends, _checks, _native
+from ipvae_kernels import _backends, _native, checks
 from ipvae_kernels.info import info
 
 
@@ -61,11 +61,11 @@ def test_other_devices_are_refused() -> None:
 def test_mixed_devices_are_refused(on_a_device: list[Tensor]) -> None:
     first, second = on_a_device
     with pytest.raises(ValueError, match="b: expected device cuda:0 as that of a, found cuda:1"):
-        _checks.full_precision(a=first, b=second)
+        checks.full_precision(a=first, b=second)
     with pytest.raises(ValueError, match="b: expected device cpu as that of a, found cuda:0"):
-        _checks.full_precision(a=torch.zeros(2), b=first)
+        checks.full_precision(a=torch.zeros(2), b=first)
     with pytest.raises(ValueError, match="seed: expected device cuda:0, found cpu"):
-        _checks.seed(torch.zeros((), dtype=torch.int64), first.device)
+        checks.seed(torch.zeros((), dtype=torch.int64), first.device)
 
 
 def _module() -> ModuleType:

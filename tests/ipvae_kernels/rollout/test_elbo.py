@@ -426,12 +426,12 @@ def test_not_finite_is_refused_and_nan_ends(
 
 
 @pytest.mark.parametrize(
-    ("config", "window"),
+    ("config", "checkpoint"),
     [(CONFIGS[0], 2), (CONFIGS[1], 2), (CONFIGS[1], 1), (CONFIGS[-2], 2), (CONFIGS[-2], 1)],
     ids=str,
 )
 def test_opcheck(
-    config: dict[str, Any], window: int, problem: Problem, backend: str, dtype: torch.dtype
+    config: dict[str, Any], checkpoint: int, problem: Problem, backend: str, dtype: torch.dtype
 ) -> None:
     seed = torch.tensor(3)
     cfg = RolloutConfig(**{"steps": 2, "estimator": "cubic", "temperature": 0.3, **config})
@@ -439,7 +439,7 @@ def test_opcheck(
     x, params = problem(batch=2, dtype=dtype, gaussian=gaussian)
     *tensors, start = leaves(x, params)
     tensors.append(start.unsqueeze(-2).repeat_interleave(2, -2))
-    constants = (*library.constants(seed, cfg), window, backend, True)
+    constants = (*library.constants(seed, cfg), checkpoint, backend, True)
     forward = torch.ops.ipvae_kernels.elbo.default
     torch.library.opcheck(forward, (*tensors, *constants))
     outputs = forward(*tensors, *constants)

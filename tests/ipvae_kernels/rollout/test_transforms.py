@@ -188,7 +188,7 @@ def test_rows_of_vmap_are_samples_of_their_own(problem: Problem, backend: str, d
 def test_per_sample_gradients_of_parameters(
     checkpointed: int | None, problem: Problem, backend: str, dtype: torch.dtype
 ) -> None:
-    """Sum to those of the batch; windows that the backward runs again draw what the forward drew."""
+    """Sum to those of the batch; segments that the backward runs again draw what the forward drew."""
     x, params = problem(batch=3, dtype=dtype)
     arguments: dict[str, Any] = {"seed": 1, "checkpoint": checkpointed, "backend": backend}
 

@@ -1,4 +1,4 @@
-"""What only kernels have: known answers of device functions, both drivers, precision, offsets, device seeds.
+"""What only kernels have: known answers of device functions, both drivers, formats of products, offsets.
 
 Runs in the interpreter, in the processes that ``test_interpreter.py`` starts.
 """
@@ -197,15 +197,17 @@ def test_triton_gradients_and_counts_of_the_public_ops(problem: Problem) -> None
         assert float((ours - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max())
 
 
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_triton_takes_every_precision(precision: str, problem: Problem) -> None:
+@pytest.mark.parametrize("matmul_precision", ["float32", "tf32", "bf16"])
+def test_triton_takes_every_precision(matmul_precision: str, problem: Problem) -> None:
     """Interpreted, factors are rounded to bfloat16 as on a GPU, but not to TF32."""
     x, params = problem(4, 20, 40, dtype=torch.float32)
     exact = ik.infer(x, params, 1, record=("recon",), seed=1, backend="eager")
-    ours = ik.infer(x, params, 1, record=("recon",), seed=1, precision=precision, backend="triton")
+    ours = ik.infer(
+        x, params, 1, record=("recon",), seed=1, matmul_precision=matmul_precision, backend="triton"
+    )
     error = (ours.state.log_rate - exact.state.log_rate).abs().max() / exact.state.log_rate.abs().max()
-    assert float(error) < (2e-2 if precision == "bf16" else 1e-6)
-    assert (float(error) > 1e-5) == (precision == "bf16")
+    assert float(error) < (2e-2 if matmul_precision == "bf16" else 1e-6)
+    assert (float(error) > 1e-5) == (matmul_precision == "bf16")
 
 
 def test_triton_reads_the_seed_when_it_runs() -> None:

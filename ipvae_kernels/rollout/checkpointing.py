@@ -1,7 +1,7 @@
 """Long unrolls in bounded memory: the trajectory of a few steps at a time, from checkpoints of the state.
 
 Noise is a pure function of its indices, so steps that are run again draw the same counts, bit for bit. A
-forward keeps the state at the start of each window; the backward takes the windows from last to first, runs
+forward keeps the state at the start of each segment; the backward takes the segments from last to first, runs
 each once more and differentiates it.
 """
 
@@ -18,10 +18,10 @@ from .eager import Trace
 
 TRAJECTORY_BYTES = 64 * 2**20
 """The trajectory kept at once, unless a single step is larger. T = 16 at B 200, K 512, M 256 keeps 46 MB and
-runs nothing twice; T = 128 at B 100, K 512, M 784 needs 4 windows (docs/decisions.md)."""
+runs nothing twice; T = 128 at B 100, K 512, M 784 needs 4 segments (docs/decisions.md)."""
 
 
-def window(cfg: RolloutConfig, x: Tensor, dictionary: Tensor) -> int:
+def steps_kept(cfg: RolloutConfig, x: Tensor, dictionary: Tensor) -> int:
     """Steps whose trajectory is kept at once, at least 1; of ``cfg``, ``n_inner`` and ``cell`` count."""
     batch, (pixels, neurons) = x.shape[-2], dictionary.shape
     draws, updates, states = cfg.n_inner + 1, cfg.n_inner, 1 if cfg.cell == "poisson" else 2
@@ -38,9 +38,9 @@ def elbo(
     cfg: RolloutConfig,
     steps: int,
 ) -> Trace:
-    """``module.elbo`` by windows of ``steps``.
+    """``module.elbo`` by segments of ``steps``.
 
-    With one window it is ``module.elbo``, whole trajectory included; with more, ``path`` holds the state at
+    With one segment it is ``module.elbo``, whole trajectory included; with more, ``path`` holds the state at
     the start of each, and the rest of the trajectory is empty.
     """
     if steps >= cfg.steps:
@@ -53,7 +53,7 @@ def elbo(
         recon.append(part_recon)
         kl.append(part_kl)
         empty = [tensor.new_empty((0, *tensor.shape[1:])) for tensor in rest[1:]]
-        del rest  # before the next window takes its own
+        del rest  # before the next segment takes its own
     return torch.cat(recon), torch.cat(kl), log_rate, torch.stack(checkpoints), *empty
 
 
@@ -77,7 +77,7 @@ def elbo_backward(
         seed: int64, [].
         trajectory: path, counts, slopes, errors, drives.
         cfg: constants.
-        steps: of a window.
+        steps: of a segment.
     """
     if steps >= cfg.steps:
         whole: tuple[Tensor, ...] = module.elbo_backward(*grads, x, *parameters, *trajectory, cfg)
@@ -100,7 +100,7 @@ def elbo_backward(
 
 
 def _parts(x: Tensor, cfg: RolloutConfig, steps: int) -> Iterator[tuple[RolloutConfig, Tensor]]:
-    """The constants and the input of each window."""
+    """The constants and the input of each segment."""
     for begin in range(0, cfg.steps, steps):
         end = min(begin + steps, cfg.steps)
         yield cfg._replace(steps=end - begin, step=cfg.step + begin), x[begin:end] if x.dim() == 3 else x
