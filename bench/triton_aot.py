@@ -4,8 +4,8 @@
 
 Without ``--all`` the default configuration of every kernel, with it every configuration the tuner may pick
 and every estimator and format of products. A row is one kernel in one configuration: registers of a thread,
-bytes it spills, shared memory of a program, and the seconds of the compilation. The exit status is 1 where a default
-configuration spills or anything exceeds the device.
+bytes it spills, shared memory of a program, and the seconds of the compilation. The exit status is 1 where a
+default configuration spills or anything exceeds the device.
 """
 
 from __future__ import annotations
