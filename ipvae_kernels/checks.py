@@ -163,11 +163,14 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
     The host waits once for those of a GPU that are finite, not once for each.
     """
-    looked_at = {name: value for name, value in tensors.items() if _looks(value)}
-    on_gpu = [value for value in looked_at.values() if value.is_cuda]
-    if on_gpu and norms_are_finite(on_gpu):
-        looked_at = {name: value for name, value in looked_at.items() if not value.is_cuda}
-    return [name for name, value in looked_at.items() if not _native.all_finite(value)]
+    unclear = [
+        name
+        for name, value in tensors.items()
+        if _looks(value) and (value.is_cuda or not _native.all_finite(value))
+    ]
+    if not unclear or norms_are_finite([tensors[name] for name in unclear]):
+        return []
+    return [name for name in unclear if not _native.all_finite(tensors[name])]
 
 
 def norms_are_finite(tensors: Sequence[Tensor]) -> bool:
