@@ -56,6 +56,14 @@ def packed(*values: float) -> Tensor:
     return torch.stack([zero + value for value in values])
 
 
+def unpacked(numbers: Tensor) -> list[float]:
+    """What :func:`packed` was given, also where ``torch.func`` has wrapped the tensor.
+
+    One by one: in torch 2.9 ``tolist`` looks for the storage, and a wrapped tensor has none of its own.
+    """
+    return [float(number) for number in numbers.unbind()]
+
+
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """``function.apply``, which torch leaves untyped."""
     return function.apply(*arguments)  # type: ignore[no-untyped-call]

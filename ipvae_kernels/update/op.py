@@ -182,7 +182,7 @@ _update_backward = _transforms.define(
 def _tangent(function: Callable[..., Any], ctx: Any, tangents: Sequence[Tensor | None]) -> Any:
     """Forward mode, and by it all higher derivatives, of the same function in plain PyTorch."""
     *tensors, constants = ctx.saved_tensors
-    numbers = constants.tolist()
+    numbers = _transforms.unpacked(constants)
     # Forward mode copies a tangent into the layout of its primal, and an expanded one (the gradient of a sum)
     # has no room for it.
     tensors = [tensor.contiguous() for tensor in tensors]
@@ -254,7 +254,7 @@ class _UpdateBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         *tensors, constants = ctx.saved_tensors
-        numbers = constants.tolist()
+        numbers = _transforms.unpacked(constants)
         pull = torch.func.vjp(lambda *primals: eager.backward(*primals, *numbers), *tensors)[1]
         return *pull(grads), None, None, None
 
