@@ -131,10 +131,12 @@ def test_wrong_options_of_train(tmp_path: Path, options: list[str], words: list[
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """Puts the handlers of signals back that `cli.main` replaces."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Python's own handlers, which a shell's background jobs lack; puts those back that were there before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -81,11 +81,12 @@ def test_an_interrupt_keeps_what_is_done(
 
 
 CHILD = """
-import sys, torch
+import signal, sys, torch
 import ipvae_kernels as ik
 from ipvae_kernels.rollout import stretches
 stretches._FIRST_WORK = 2**24  # a first stretch of milliseconds
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 torch.manual_seed(0)
 params = ik.PoissonParams(
     0.1 * torch.randn(8, 16), torch.zeros(8), torch.full((16,), -2.0), torch.tensor(-1.0), torch.zeros(16)
