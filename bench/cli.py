@@ -59,7 +59,7 @@ def bench(
     device: Device = Device.CPU,
     backend: Annotated[
         list[str] | None,
-        typer.Option(help="Backend of ipvae_kernels to measure; repeatable; native where left out."),
+        typer.Option(help="Backend of ipvae_kernels to measure; repeatable; left out: that of the device."),
     ] = None,
     without: Annotated[
         list[str] | None,
@@ -102,7 +102,7 @@ def bench(
     from .states import UPDATES, cache_dir
 
     quick = suite is Suite.QUICK and not case
-    backends = tuple(backend or ["native"])
+    backends = tuple(backend or [device.value])
     for name in backends:
         if name not in ipvae_kernels.backends():
             known = ", ".join(ipvae_kernels.backends())

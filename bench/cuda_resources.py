@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ipvae_kernels import _native
+from ipvae_kernels.backend import compiled
 
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 SOURCES = ("pointwise", "rollout_poisson", "rollout_gaussian")
@@ -114,7 +114,7 @@ def dynamic_shared(kernel: Kernel) -> int:
     """Dynamic shared memory of a rollout of B 200, K 512, M 256 with the kernel's rows; 0 for the others."""
     if "rows" not in kernel.name:
         return 0
-    module, of = _native.load(), LIMITS[kernel.architecture]
+    module, of = compiled.load(), LIMITS[kernel.architecture]
     args, limits = module.RolloutArgs(), module.DeviceLimits()
     args.n_rows, args.n_latents, args.n_inputs, args.n_inner = 200, 512, 256, 1
     args.cell = int("Gaussian" in kernel.name)

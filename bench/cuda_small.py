@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
-from ipvae_kernels import _native
-from ipvae_kernels.rollout import native as rollout
+from ipvae_kernels.backend import cuda
 
 BLOCK, CLUSTER, GRID = 1, 2, 3
 
@@ -53,8 +52,8 @@ def run_rollouts(batch: int, pixels: int, neurons: int, steps: int, device: torc
         dictionary, log_sigma, log_bias, log_lr, start = tensors
         kind = ik.GaussianParams if gaussian else ik.PoissonParams
         params = kind(dictionary, log_sigma, log_bias, log_lr, start)
-        ik.infer(x, params, steps, record=("recon", "kl", "zeros"), seed=1, backend="native")
-        ik.elbo(x, params, steps, seed=1, backend="native").loss.backward()  # type: ignore[no-untyped-call]
+        ik.infer(x, params, steps, record=("recon", "kl", "zeros"), seed=1, backend="cuda")
+        ik.elbo(x, params, steps, seed=1, backend="cuda").loss.backward()  # type: ignore[no-untyped-call]
 
 
 def run_pointwise(device: torch.device) -> None:
@@ -62,11 +61,11 @@ def run_pointwise(device: torch.device) -> None:
     for shape in ((1, 1), (70, 133)):
         u = (torch.rand(shape, device=device) * 12 - 8).requires_grad_()
         lr, bias = torch.zeros((), device=device), torch.zeros(shape[1], device=device)
-        ik.poisson_sample(u.detach(), seed=1, backend="native")
+        ik.poisson_sample(u.detach(), seed=1, backend="cuda")
         for estimator in ("sigmoid", "cubic", "fini3"):
-            ik.poisson_rsample(u, estimator=estimator, temperature=0.1, seed=1, backend="native")
+            ik.poisson_rsample(u, estimator=estimator, temperature=0.1, seed=1, backend="cuda")
         params = ik.PoissonParams(lr, lr, bias, lr, lr)
-        new = ik.log_rate_update(u, u, u, params, leak=0.5, backend="native")
+        new = ik.log_rate_update(u, u, u, params, leak=0.5, backend="cuda")
         new.sum().backward()  # type: ignore[no-untyped-call]
 
 
@@ -75,8 +74,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--paper", action="store_true", help="B 200, K 512, M 256, T 16 in the plan's layout")
     options = parser.parse_args()
-    reason = _native.cuda_reason() or (None if torch.cuda.is_available() else "torch finds no CUDA device")
-    if reason:
+    if reason := cuda.reason():
         print(f"nothing to run: {reason}", file=sys.stderr)
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
@@ -84,10 +82,10 @@ def main() -> int:
         run_rollouts(200, 256, 512, 16, device)
     else:
         run_pointwise(device)
-        for layout in layouts(_native.cuda_limits(device).max_cluster):
-            rollout.LAYOUT = layout
-            for sizes in ((1, 1, 1), (11, 33, 70)):
-                run_rollouts(*sizes, 2, device)
+        for layout in layouts(cuda.limits(device).max_cluster):
+            with cuda.layout(*layout):
+                for sizes in ((1, 1, 1), (11, 33, 70)):
+                    run_rollouts(*sizes, 2, device)
     torch.cuda.synchronize()
     return 0
 

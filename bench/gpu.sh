@@ -122,7 +122,7 @@ else
     skip sanitizer "compute-sanitizer is not on the PATH"
 fi
 bench() { # bench NAME SECONDS CASE OPTION...
-    part "$1" "$2" "$bin/ipvae" bench --case "$3" --device cuda --backend native --backend triton \
+    part "$1" "$2" "$bin/ipvae" bench --case "$3" --device cuda --backend cuda --backend triton \
         --seconds 4 --updates 3000 --no-memory --json "$out/$1.json" ${reference:+--reference "$reference"} "${@:4}"
 }
 part profile 60 "$bin/python" "$root/tools/gpu_profile.py" --out "$out/profile.md"

@@ -29,7 +29,7 @@ MIN_ROUNDS, MAX_ROUNDS = 3, 50
 # PyTorch's threads spin for some milliseconds after a parallel operation; whoever runs next would pay.
 SETTLE_SECONDS = 0.02
 # The pause lets threads and caches go cold, which whoever runs in a loop never sees: shorter runs are timed
-# right after an untimed one. 10^6 hard counts, native: 2.05 ms, and 2.91 ms from cold.
+# right after an untimed one. 10^6 hard counts: 2.05 ms, and 2.91 ms from cold.
 WARM_SECONDS = 0.25
 NOT_MEASURED, FAILED, OK = "not measured", "failed", "ok"
 

@@ -45,7 +45,7 @@ class Settings:
     seconds: float = 10.0
     updates: int = states.UPDATES["quick"]
     state_dir: Path = field(default_factory=states.cache_dir)
-    backends: tuple[str, ...] = ("native",)
+    backends: tuple[str, ...] = ("cpu",)
     reference: Path | None = None
     memory: bool = True
     without: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from .contestants import label
 from .measure import FORMAT, MIN_ROUNDS, OK, Row
 
 _console = Console()
-NATIVE = "native"
+OURS = ("cpu", "cuda")  # the compiled kernels, with which everything else is compared
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,13 @@ class Section(NamedTuple):
     notes: Sequence[str] = ()
 
 
-_HEADER = ("contestant", "median", "20..80 %", "native", "MiB", "/ s", "roofline")
+_HEADER = ("contestant", "median", "20..80 %", "of ours", "MiB", "/ s", "roofline")
 
 
 def _case(rows: Sequence[Row]) -> Section:
-    """The rows of a case; the column "native" says how many times faster the native backend is."""
+    """The rows of a case; the column "of ours" is the time over that of the compiled kernels."""
     measured = {row["contestant"]: row["median"] for row in rows if row["status"] == OK}
+    ours = next((name for name in OURS if name in measured), None)
     lines, notes = [], []
     for row in rows:
         name, peak = label(row["contestant"]), "" if row["peak_mib"] is None else f"{row['peak_mib']:.1f}"
@@ -172,7 +173,7 @@ def _case(rows: Sequence[Row]) -> Section:
         if row["compile_seconds"] is not None:
             note.append(f"compiled in {row['compile_seconds']:.1f} s")
         if row["status"] == OK:
-            ratio = f"{row['median'] / measured[NATIVE]:.1f} x" if NATIVE in measured else ""
+            ratio = f"{row['median'] / measured[ours]:.1f} x" if ours else ""
             spread = seconds_text(row["p20"], row["p80"])
             speed, bound = f"{row['per_second']:.2e}", f"{row['roofline']:.1%}"
             lines.append([name, seconds_text(row["median"]), spread, ratio, peak, speed, bound])
@@ -198,7 +199,7 @@ def _sections(results: Sequence[Results]) -> Iterator[Section]:
                 for case in dict.fromkeys(case for case, _ in ratios)
             ]
             header = ("case", *(label(name) for name in others))
-            yield Section(f"How many times faster native is ({where})", header, lines)
+            yield Section(f"How many times faster the compiled kernels are ({where})", header, lines)
         for case in dict.fromkeys(row["case"] for row in result.rows):
             yield _case([row for row in result.rows if row["case"] == case])
         slopes = _slopes(result.rows)
@@ -208,11 +209,11 @@ def _sections(results: Sequence[Results]) -> Iterator[Section]:
 
 
 def _ratios(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], float], list[str]]:
-    """How much faster native is, (case, other) -> ratio, growth left out; and the others in their order."""
+    """How much faster the compiled kernels are, (case, other) -> ratio, and the others; growth left out."""
     ratios = {
         (row["case"], other): ratio
         for row in rows
-        if row["contestant"] == NATIVE and not row["axis"]
+        if row["contestant"] in OURS and not row["axis"]
         for other, ratio in row["faster_than"].items()
     }
     return ratios, list(dict.fromkeys(other for _, other in ratios))
@@ -313,7 +314,7 @@ def _draw_growth(results: Sequence[Results]) -> Any:
 
 
 def _draw_speedup(results: Sequence[Results]) -> Any:
-    """Bars: how much faster native is than each other contestant, by case; None without such rows."""
+    """Bars: how much faster the compiled kernels are than each other, by case; None without such rows."""
     rows = _timed(results)
     ratios, others = _ratios(rows)
     if not ratios:
@@ -321,7 +322,7 @@ def _draw_speedup(results: Sequence[Results]) -> Any:
     cases = list(dict.fromkeys(case for case, _ in ratios))[::-1]
     sizes = {row["case"]: ", ".join(f"{name} {n:,}" for name, n in row["sizes"].items()) for row in rows}
     height = 1.2 + 0.16 * len(cases) * (len(others) + 1)
-    figure = _figure(8.0, height, "How many times faster the native kernels are", results)
+    figure = _figure(8.0, height, "How many times faster the compiled kernels are", results)
     plot = figure.subplots()
     bar = 1.0 / (len(others) + 1)
     for i, other in enumerate(others):

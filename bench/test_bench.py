@@ -15,7 +15,7 @@ from .cases import CASES
 from .contestants import prepare
 from .problem import Settings, Unavailable, make
 
-CONTESTANTS = ("native", "baseline", "compiled", "jax_scan")
+CONTESTANTS = ("cpu", "baseline", "compiled", "jax_scan")
 
 
 @pytest.mark.parametrize("contestant", CONTESTANTS)
@@ -28,6 +28,6 @@ def test_case(benchmark: Any, case: str, contestant: str) -> None:
         prepared = prepare(contestant, problem, settings)
     except Unavailable as reason:
         pytest.skip(str(reason))
-    assert (found := check.run(prepared, contestant, "native"))["ok"], found
+    assert (found := check.run(prepared, contestant, "cpu"))["ok"], found
     benchmark.extra_info.update(problem.case.sizes, nonzero=problem.nonzero, rate=problem.rate)
     benchmark.pedantic(prepared.run, rounds=5)

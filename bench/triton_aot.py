@@ -27,14 +27,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ipvae_kernels._native import ESTIMATORS
-from ipvae_kernels._triton.tuning import serving
-from ipvae_kernels.poisson import triton_kernels as poisson
-from ipvae_kernels.rollout import triton_resident as resident
-from ipvae_kernels.rollout import triton_stepped as stepped
+from ipvae_kernels.backend.triton.tuning import serving
+from ipvae_kernels.poisson import triton as poisson
+from ipvae_kernels.poisson.estimators import COMPILED
 from ipvae_kernels.rollout.config import CELLS, RolloutConfig
-from ipvae_kernels.rollout.triton_parts import COUNTS, PRODUCTS, decode_product
-from ipvae_kernels.update import triton_kernels as update
+from ipvae_kernels.rollout.triton import resident, stepped
+from ipvae_kernels.rollout.triton.parts import COUNTS, PRODUCTS, decode_product
+from ipvae_kernels.update import triton as update
 
 SHARED_MAX = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of a program
 REGISTERS_MAX = 65536  # of a program, on each of these
@@ -85,11 +84,11 @@ class Row(NamedTuple):
 
 def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Name, kernel and constants of every kernel, in the variants whose code differs most."""
-    codes = range(len(ESTIMATORS)) if complete else [ESTIMATORS.index(name) for name in ("hard", "sigmoid")]
+    codes = range(len(COMPILED)) if complete else [COMPILED.index(name) for name in ("hard", "sigmoid")]
     matmul_precisions = PRODUCTS if complete else {"float32": PRODUCTS["float32"]}
     for code in codes:
         cell = {"ESTIMATOR": code, "n_arrivals": None, "BLOCK_K": 128}
-        yield f"poisson draw, {ESTIMATORS[code]}", poisson.draw_kernel, cell
+        yield f"poisson draw, {COMPILED[code]}", poisson.draw_kernel, cell
     latents = {"CELL": 2, "ROWS": stepped.SLICE, "NEURONS": stepped.NEURONS}
     yield "gaussian_relu draw", stepped.latents_kernel, latents
     yield "update forward", update.forward_kernel, {"BLOCK_K": 256}
@@ -142,7 +141,7 @@ def _rollouts(
 def _drawn(codes: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and constants of what a forward draws: counts of each estimator, rectified Gaussian latents."""
     for code in codes:
-        yield ESTIMATORS[code], {"CELL": 0, "ESTIMATOR": code, "n_arrivals": None}
+        yield COMPILED[code], {"CELL": 0, "ESTIMATOR": code, "n_arrivals": None}
     yield "gaussian_relu", {"CELL": 2, "ESTIMATOR": 0, "n_arrivals": None}
 
 
@@ -165,7 +164,7 @@ def _of_forward(draw: dict[str, Any], matmul_precision: str) -> dict[str, Any]:
 
 def _decode_of(draw: dict[str, Any], matmul_precision: str) -> str:
     """The product that decodes what is drawn."""
-    cell, estimator = CELLS[draw["CELL"]], ESTIMATORS[draw["ESTIMATOR"]]
+    cell, estimator = CELLS[draw["CELL"]], COMPILED[draw["ESTIMATOR"]]
     cfg = RolloutConfig(
         steps=1, matmul_precision=matmul_precision, cell=cell, estimator=estimator, temperature=0.1
     )

@@ -3,7 +3,7 @@
 from importlib import metadata
 from typing import Any
 
-from ._backends import BackendError, BackendWarning, backends, use_backend
+from .backend.choice import BackendError, BackendWarning, backends, use_backend
 from .graphs import warmup
 from .params import GaussianParams, PoissonParams, State, StepParams
 from .poisson import poisson_rsample, poisson_sample

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ._backends import BackendError
+from .backend.choice import BackendError
 
 _library = torch.library.Library("ipvae_kernels", "FRAGMENT")  # type: ignore[no-untyped-call]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _native
+from .backend import compiled
 
 _DTYPES = (torch.float32, torch.float64)
 _HALF = (torch.float16, torch.bfloat16)
@@ -166,11 +166,11 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     unclear = [
         name
         for name, value in tensors.items()
-        if _looks(value) and (value.is_cuda or not _native.all_finite(value))
+        if _looks(value) and (value.is_cuda or not compiled.all_finite(value))
     ]
     if not unclear or norms_are_finite([tensors[name] for name in unclear]):
         return []
-    return [name for name in unclear if not _native.all_finite(tensors[name])]
+    return [name for name in unclear if not compiled.all_finite(tensors[name])]
 
 
 def norms_are_finite(tensors: Sequence[Tensor]) -> bool:
@@ -181,7 +181,7 @@ def norms_are_finite(tensors: Sequence[Tensor]) -> bool:
 
 def below(limit: float, value: Tensor) -> bool:
     """Whether the size of every element is known to be below a limit."""
-    return _looks(value) and _native.all_below(value, limit)
+    return _looks(value) and compiled.all_below(value, limit)
 
 
 def _looks(value: Tensor) -> bool:

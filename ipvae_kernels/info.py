@@ -7,8 +7,8 @@ from importlib import metadata
 
 import torch
 
-from . import _native
-from ._backends import backends
+from .backend import compiled
+from .backend.choice import backends
 from .philox import RNG_VERSION
 
 
@@ -21,13 +21,13 @@ def info() -> dict[str, str]:
         "random numbers": f"version {RNG_VERSION}",
     }
     facts |= {f"backend {name}": state for name, state in backends().items()}
-    if _native.reason() is None:
-        module = _native.load()
-        facts["native CPU kernels"] = (
+    if compiled.reason() is None:
+        module = compiled.load()
+        facts["CPU kernels"] = (
             f"{module.instruction_set()} of {', '.join(module.instruction_sets())}; "
             f"{torch.get_num_threads()} threads; built with {module.compiler}"
         )
-        facts["native CUDA kernels"] = module.cuda or "not built"
+        facts["CUDA kernels"] = module.cuda or "not built"
     return facts
 
 

@@ -6,12 +6,12 @@ import contextlib
 import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _native, _triton
+from .backend import compiled, cpu, cuda, triton
 from .params import PoissonParams
 from .poisson import poisson_rsample, poisson_sample
 from .rollout import elbo, infer
@@ -26,7 +26,7 @@ class Check(NamedTuple):
 
     Attributes:
         op: the function, and of a rollout the number of pixels M.
-        schedule: "native avx2" and the like; Triton: kernel, warps, stages and tiles.
+        schedule: "cpu avx2" and the like; Triton: kernel, warps, stages and tiles.
         values: how many numbers were compared.
         differing: of these, how many differ in any bit from those of eager in float32.
         wrong: how many differ by more than rounding.
@@ -62,7 +62,7 @@ def self_test(device: str | torch.device | None = None) -> list[Check]:
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     checks: list[Check] = []
-    for name, call in _calls(place).items():
+    for name, call in calls(place).items():
         exact = call("eager")
         first: dict[str, list[Tensor]] = {}
         for backend, schedule, setting in _schedules(place, name):
@@ -84,7 +84,7 @@ def report() -> bool:
     return all(check.passed for check in checks)
 
 
-def _calls(device: torch.device) -> dict[str, Callable[[str], list[Tensor]]]:
+def calls(device: torch.device) -> dict[str, Callable[[str], list[Tensor]]]:
     """By op: all numbers that it and its backward give on a backend."""
     generator = torch.Generator().manual_seed(0)
 
@@ -109,7 +109,7 @@ def _calls(device: torch.device) -> dict[str, Callable[[str], list[Tensor]]]:
 
         return _with_gradients(new, [rate, drive, *constants])
 
-    calls: dict[str, Callable[[str], list[Tensor]]] = {
+    found: dict[str, Callable[[str], list[Tensor]]] = {
         "poisson_sample": sample,
         "poisson_rsample": rsample,
         "log_rate_update": update,
@@ -129,8 +129,8 @@ def _calls(device: torch.device) -> dict[str, Callable[[str], list[Tensor]]]:
 
             return _with_gradients(of, [x, *params])
 
-        calls |= {f"infer, M {pixels}": inferred, f"elbo, M {pixels}": loss}
-    return calls
+        found |= {f"infer, M {pixels}": inferred, f"elbo, M {pixels}": loss}
+    return found
 
 
 def _with_gradients(function: Callable[..., Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -144,19 +144,18 @@ def _schedules(
 ) -> Iterator[tuple[str, str, contextlib.AbstractContextManager[object]]]:
     """Backend, name and setting of every schedule of an op that serves the device."""
     probe = [torch.zeros((), device=device)]
-    if not (_native.reason() or _native.unserved(probe)):
-        if device.type == "cuda":
-            yield "native", "native cuda", contextlib.nullcontext()
-        else:
-            for name in _native.load().instruction_sets():
-                yield "native", f"native {name}", _instruction_set(name)
-    if not (_triton.reason() or _triton.unserved(probe)):
+    if not (cuda.reason() or cuda.unserved(probe)):
+        yield "cuda", "cuda", contextlib.nullcontext()
+    if not (cpu.reason() or cpu.unserved(probe)):
+        for name in compiled.load().instruction_sets():
+            yield "cpu", f"cpu {name}", _instruction_set(name)
+    if not (triton.reason() or triton.unserved(probe)):
         yield from _triton_schedules(device, op)
 
 
 @contextlib.contextmanager
 def _instruction_set(name: str) -> Iterator[None]:
-    module = _native.load()
+    module = compiled.load()
     before = module.instruction_set()
     module.set_instruction_set(name)
     try:
@@ -166,13 +165,13 @@ def _instruction_set(name: str) -> Iterator[None]:
 
 
 _FILES = {
-    "poisson_sample": "poisson.triton_kernels",
-    "poisson_rsample": "poisson.triton_kernels",
-    "log_rate_update": "update.triton_kernels",
-    "infer, M 36": "rollout.triton_resident",
-    "elbo, M 36": "rollout.triton_resident",
-    "infer, M 300": "rollout.triton_stepped",
-    "elbo, M 300": "rollout.triton_stepped",
+    "poisson_sample": "poisson.triton",
+    "poisson_rsample": "poisson.triton",
+    "log_rate_update": "update.triton",
+    "infer, M 36": "rollout.triton.resident",
+    "elbo, M 36": "rollout.triton.resident",
+    "infer, M 300": "rollout.triton.stepped",
+    "elbo, M 300": "rollout.triton.stepped",
 }
 """Where the tuned kernels of an op are."""
 
@@ -182,24 +181,13 @@ def _triton_schedules(
 ) -> Iterator[tuple[str, str, contextlib.AbstractContextManager[object]]]:
     """As they are tuned, then each configuration of each kernel; the interpreter has one schedule."""
     yield "triton", "triton, as tuned", contextlib.nullcontext()
-    if _triton.interpreted():
+    if triton.interpreted():
         return
-    tuning = importlib.import_module(f"{__package__}._triton.tuning")
+    tuning = importlib.import_module(f"{__package__}.backend.triton.tuning")
     major = torch.cuda.get_device_capability(device)[0]
-    for name, kernel in vars(importlib.import_module(f"{__package__}.{_FILES[op]}")).items():
-        for config in tuning.serving(getattr(kernel, "configs", ()), major):
-            yield "triton", f"triton {name}, {config}", _only(kernel, config)
-
-
-@contextlib.contextmanager
-def _only(kernel: Any, config: Any) -> Iterator[None]:
-    """Has a tuned kernel run in one configuration, which Triton then takes without timing it."""
-    configs = kernel.configs
-    kernel.configs = [config]
-    try:
-        yield
-    finally:
-        kernel.configs = configs
+    for name, kernel in tuning.tuned(importlib.import_module(f"{__package__}.{_FILES[op]}")).items():
+        for config in tuning.serving(kernel.configs, major):
+            yield "triton", f"triton {name}, {config}", tuning.only(kernel, config)
 
 
 def _check(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels
-from ipvae_kernels import _triton
+from ipvae_kernels.backend import triton as triton_backend
 
 # The suite asks torch for deterministic algorithms; cuBLAS then wants a workspace of fixed size.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -55,14 +55,14 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(params=["eager", "native", "triton"])
+@pytest.fixture(params=["eager", "cpu", "triton"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend with a hand-written backward; those not available here skip with their reason.
 
     "triton" runs in the processes that ``ipvae_kernels/triton/test_interpreter.py`` starts.
     """
     name: str = request.param
-    if name == "triton" and not _triton.interpreted():
+    if name == "triton" and not triton_backend.interpreted():
         pytest.skip(
             "backend triton: served by the interpreter in a process of its own; test_gpu.py has the GPU"
         )

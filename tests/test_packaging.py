@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import ipvae_kernels
-from ipvae_kernels import _native
+from ipvae_kernels.backend import compiled
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
@@ -105,14 +105,14 @@ def test_the_compiled_module_is_installed() -> None:
 
     assert _C.__file__ is not None
     assert Path(_C.__file__).parent == Path(ipvae_kernels.__file__).parent
-    assert ipvae_kernels.backends()["native"] == "available"
+    assert ipvae_kernels.backends()["cpu"] == "available"
 
 
 def test_python_in_the_checkout_has_the_compiled_module(in_place: bool) -> None:
     if not in_place:
         pytest.skip("in this checkout Python imports sources that were not installed in place")
     done = run_python(ROOT, "-m", "ipvae_kernels")
-    assert re.search(r"^backend native +available$", done.stdout, re.MULTILINE), done
+    assert re.search(r"^backend cpu +available$", done.stdout, re.MULTILINE), done
 
 
 def checkout(folder: Path) -> Path:
@@ -131,7 +131,7 @@ def test_without_the_compiled_module_a_user_is_warned_once(tmp_path: Path) -> No
     done = run_bare_python(tmp_path, script.name)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "Warning" in line]
-    assert line.startswith(f"{script}:3: BackendWarning: backend 'eager' serves where 'native' cannot: ")
+    assert line.startswith(f"{script}:3: BackendWarning: backend 'eager' serves where 'cpu' cannot: ")
     assert "the compiled module is missing" in line
     assert f"build it with 'python -m pip install -e .' in {tmp_path}" in line
 
@@ -139,27 +139,27 @@ def test_without_the_compiled_module_a_user_is_warned_once(tmp_path: Path) -> No
 def test_a_compiled_module_older_than_the_sources_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_native, "_CHECKOUT", checkout(tmp_path))
-    assert _native._import.__wrapped__()[1] is None
+    monkeypatch.setattr(compiled, "CHECKOUT", checkout(tmp_path))
+    assert compiled.find.__wrapped__()[1] is None
     with (tmp_path / "csrc" / "structs.h").open("a") as file:
         file.write("// changed\n")
-    module, reason = _native._import.__wrapped__()
+    module, reason = compiled.find.__wrapped__()
     assert module is None
     assert reason is not None
     assert "older than the C++ sources beside it; build it with 'python -m pip install -e .'" in reason
 
 
 def test_the_advice_names_what_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "_CHECKOUT", tmp_path)
-    monkeypatch.setattr(_native, "_PACKAGE", tmp_path)
-    assert "'python -m pip install .' in a checkout of the repository" in _native._how_to_get_it()
+    monkeypatch.setattr(compiled, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(compiled, "PACKAGE", tmp_path)
+    assert "'python -m pip install .' in a checkout of the repository" in compiled.how_to_get_it()
     (tmp_path / "csrc").mkdir()
     for name in ("CMakeLists.txt", "_C.cpython-39-x86_64-linux-gnu.so"):
         (tmp_path / name).touch()
-    monkeypatch.setattr(_native, "_is_installed", lambda: False)
-    assert _native._how_to_get_it().endswith("by this Python (_C.cpython-39-x86_64-linux-gnu.so lies there)")
-    monkeypatch.setattr(_native, "_is_installed", lambda: True)
-    assert "or start Python in another folder: the package is installed" in _native._how_to_get_it()
+    monkeypatch.setattr(compiled, "is_installed", lambda: False)
+    assert compiled.how_to_get_it().endswith("by this Python (_C.cpython-39-x86_64-linux-gnu.so lies there)")
+    monkeypatch.setattr(compiled, "is_installed", lambda: True)
+    assert "or start Python in another folder: the package is installed" in compiled.how_to_get_it()
 
 
 def test_lowest_versions_are_read_from_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ DEVICES: Numbers = (0, 1, -1, True, 1.5, 2**64, np.uint8(1), np.float32(1), [-1]
 FLAG: Numbers = (True, np.bool_(True), torch.tensor(True), 1, 0, "yes", None, _META)
 NAME: Numbers = (
     "auto",
-    "native",
+    "cpu",
     "triton",
     "eager",
     "autograd",

@@ -117,7 +117,7 @@ def main() -> None:
         "| backend | call | as used | without checks | kernels alone | the longest kernels |",
         "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
-    for backend in ("native", "triton") if arguments.device == "cuda" else ("native",):
+    for backend in ("cpu", "triton") if arguments.device == "cuda" else ("cpu",):
         if ik.backends()[backend] == "available":
             lines += rows(arguments.device, backend)
         if arguments.out:

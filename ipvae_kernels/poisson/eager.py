@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .. import _transforms, philox
-from .._native import is_hard
 from ..philox import Stream
+from .estimators import ESTIMATORS, half_width, is_hard
 
 RATE_FLOOR = 1.1920929e-07  # the released code adds float32's epsilon in every dtype
 
@@ -23,7 +23,7 @@ _INVERSION_MAX = 10.0  # PTRS is valid from here on
 _INVERSION_STEPS = 64  # P(count > 64 | rate 10) is below 1e-29
 _TRIALS = 64
 _HUGE_RATE = 2.0**48  # the standard deviation is below one rounding of float32
-_SATURATED_MIN = 8.0  # mean saturated count from which they are drawn at once
+SATURATED_MIN = 8.0  # mean saturated count from which they are drawn at once
 _ARRIVALS_MAX = 2.0**21  # expected arrivals of one draw; half of what its words allow
 _BLOCKS_MAX = 16  # Philox blocks of arrivals evaluated at once: bounds memory
 
@@ -38,13 +38,11 @@ class Indicator(NamedTuple):
         value: f(x).
         derivative: f'(x).
         curvature: f''(x); what holds between its kinks.
-        half_width: f is 1 above it and 0 below minus it, to float32 rounding.
     """
 
     value: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
     curvature: Callable[[Tensor], Tensor]
-    half_width: float
 
 
 def _ramp(x: Tensor) -> Tensor:
@@ -85,29 +83,24 @@ def _quintic_curvature(x: Tensor) -> Tensor:
 
 
 INDICATORS: dict[str, Indicator] = {
-    "sigmoid": Indicator(torch.sigmoid, _sigmoid_slope, _sigmoid_curvature, 17.0),
-    "linear": Indicator(_ramp, lambda x: 0.5 * _inside(x), torch.zeros_like, 1.0),
+    "sigmoid": Indicator(torch.sigmoid, _sigmoid_slope, _sigmoid_curvature),
+    "linear": Indicator(_ramp, lambda x: 0.5 * _inside(x), torch.zeros_like),
     "cubic": Indicator(
         lambda x: _ramp(x).square() * (3.0 - 2.0 * _ramp(x)),
         _cubic_slope,
         lambda x: -1.5 * x * _inside(x),
-        1.0,
     ),
     "quintic": Indicator(
         lambda x: _ramp(x).pow(3) * (_ramp(x) * (6.0 * _ramp(x) - 15.0) + 10.0),
         _quintic_slope,
         _quintic_curvature,
-        1.0,
     ),
     "cosine": Indicator(
         lambda x: 0.5 * (1.0 - torch.cos(math.pi * _ramp(x))),
         _cosine_slope,
         lambda x: 0.125 * math.pi**2 * torch.cos(math.pi * _ramp(x)) * _inside(x),
-        1.0,
     ),
 }
-
-ESTIMATORS = (*INDICATORS, "fini2", "fini3", "gumbel", "hard")
 
 
 class Noise(Protocol):
@@ -129,10 +122,13 @@ class Noise(Protocol):
 
 
 class PhiloxNoise:
-    """Draws that are pure functions of the seed (int64, shape []) and the stream; a :class:`Noise`."""
+    """Draws that are pure functions of the seed (int64, shape []) and the stream; a :class:`Noise`.
 
-    def __init__(self, seed: Tensor) -> None:
-        self.seed = seed
+    ``saturated_min`` is the mean saturated count from which they are drawn at once; inf: never.
+    """
+
+    def __init__(self, seed: Tensor, saturated_min: float = SATURATED_MIN) -> None:
+        self.seed, self.saturated_min = seed, saturated_min
 
     def counts(self, rate: Tensor, stream: Stream) -> Tensor:
         """Hard counts."""
@@ -146,7 +142,7 @@ class PhiloxNoise:
         saturated = torch.zeros_like(rate)
         lead = torch.ones_like(rate)
         if half < 1.0:
-            busy = rate * (1.0 - half) >= _SATURATED_MIN
+            busy = rate * (1.0 - half) >= self.saturated_min
             # Rates that skip nothing are replaced by the floor: their draw is thrown away.
             means = torch.where(busy, rate * (1.0 - half), RATE_FLOOR)
             many = _hard_counts(means, self.seed, stream.saturated())
@@ -433,12 +429,11 @@ def draw(
     if is_hard(estimator, temperature):
         counts = noise.counts(rate, stream)
         return counts, torch.zeros_like(counts)
-    if estimator.startswith("fini"):
+    if order := ESTIMATORS[estimator].order:
         counts = noise.counts(rate, stream)
-        return counts, fini_slope(counts, rate, int(estimator[-1]))
-    indicator = INDICATORS[estimator]
-    saturated, arrivals = noise.arrivals(rate, indicator.half_width, temperature, n_arrivals, stream)
-    counts, slope = relaxed_counts_and_slopes(saturated, arrivals, indicator, temperature)
+        return counts, fini_slope(counts, rate, order)
+    saturated, arrivals = noise.arrivals(rate, half_width(estimator), temperature, n_arrivals, stream)
+    counts, slope = relaxed_counts_and_slopes(saturated, arrivals, INDICATORS[estimator], temperature)
     return counts, slope * (torch.exp(log_rate) / rate)
 
 
@@ -465,12 +460,12 @@ def curvature(
     if is_hard(estimator, temperature):
         return torch.zeros_like(log_rate)
     rate, growth = rate_of(log_rate), torch.exp(log_rate)
-    if estimator.startswith("fini"):
+    if order := ESTIMATORS[estimator].order:
         assert counts is not None
-        return fini_curvature(counts, rate, growth, int(estimator[-1]))
-    indicator, noise = INDICATORS[estimator], PhiloxNoise(seed)
-    saturated, arrivals = noise.arrivals(rate, indicator.half_width, temperature, n_arrivals, stream)
-    first, second = relaxed_curvatures(saturated, arrivals, indicator, temperature)
+        return fini_curvature(counts, rate, growth, order)
+    noise, half = PhiloxNoise(seed), half_width(estimator)
+    saturated, arrivals = noise.arrivals(rate, half, temperature, n_arrivals, stream)
+    first, second = relaxed_curvatures(saturated, arrivals, INDICATORS[estimator], temperature)
     share = growth / rate  # d log(rate) / du, below 1 by the rate's floor
     return second * share.square() + first * share * (1.0 - share)
 
@@ -486,17 +481,15 @@ def differentiable_draw(
 ) -> Tensor:
     """Counts [B, K] of log rates [B, K], differentiable by autograd; every estimator."""
     if estimator in INDICATORS and not is_hard(estimator, temperature):
-        indicator, rate = INDICATORS[estimator], rate_of(log_rate)
-        saturated, arrivals = noise.arrivals(
-            rate.detach(), indicator.half_width, temperature, n_arrivals, stream
-        )
-        return relaxed_counts(rate, saturated, arrivals, indicator, temperature)
+        rate, half = rate_of(log_rate), half_width(estimator)
+        saturated, arrivals = noise.arrivals(rate.detach(), half, temperature, n_arrivals, stream)
+        return relaxed_counts(rate, saturated, arrivals, INDICATORS[estimator], temperature)
     if estimator == "gumbel" and not is_hard(estimator, temperature):
         n = gumbel_upper_bound(log_rate) if upper_bound is None else upper_bound
         return gumbel_counts(log_rate, noise.gumbel(log_rate, n, stream), temperature)
     counts = noise.counts(rate_of(log_rate.detach()), stream)
-    if estimator.startswith("fini"):
-        fini: Tensor = FiniCounts.apply(log_rate, counts, int(estimator[-1]))  # type: ignore[no-untyped-call]
+    if order := ESTIMATORS[estimator].order:
+        fini: Tensor = FiniCounts.apply(log_rate, counts, order)  # type: ignore[no-untyped-call]
         return fini
     return counts + torch.zeros_like(counts) * log_rate  # hard: a gradient, which is zero
 

@@ -4,10 +4,11 @@ import math
 
 from torch import Tensor
 
-from .. import _backends, _transforms, checks
-from .._native import is_hard
+from .. import _transforms, checks
+from ..backend import choice
 from ..philox import KIND_ALONE, Stream
 from . import eager, registered
+from .estimators import ESTIMATORS, is_hard
 
 _TEMPERATURE_MAX = 1e6  # more than any draw can afford, and within the integers that count arrivals
 
@@ -39,7 +40,7 @@ def poisson_sample(
         seed: int64 of shape [], an int, or None: drawn from torch's default generator.
         step: global time step, 0..2^32-1.
         sample_offset: global index of the first sample: of a batch, how many samples came before it.
-        backend: "auto", "native", "triton", "eager" or "autograd" (here the same as eager).
+        backend: "auto", "cpu", "cuda", "triton", "eager" or "autograd" (here the same as eager).
         check: raise where log_rate is not finite or its rate overflows; costs a pass over input and result.
 
     Returns:
@@ -52,7 +53,7 @@ def poisson_sample(
     """
     (log_rate,) = checks.full_precision(log_rate=log_rate)
     check = checks.flag("check", check)
-    backend = _backends.select(backend)
+    backend = choice.select(backend)
     seed = checks.seed(seed, log_rate.device)
     rows = _rows(log_rate)
     step, sample_offset = checks.stream(step, 1, sample_offset, rows.shape[0])
@@ -97,7 +98,7 @@ def poisson_rsample(
         sample_offset: global index of the first sample: of a batch, how many samples came before it.
         upper_bound: for "gumbel": number of counts in the support; None takes the 1 - 1e-3 quantile at the
             largest rate.
-        backend: "auto", "native", "triton", "eager" or "autograd"; "gumbel" is always served by autograd.
+        backend: "auto", "cpu", "cuda", "triton", "eager" or "autograd"; "gumbel" is served by autograd alone.
         check: raise where log_rate or the result is not finite; costs a pass over each.
 
     Returns:
@@ -114,12 +115,12 @@ def poisson_rsample(
     if upper_bound is not None:
         upper_bound = checks.integer("upper_bound", upper_bound, 1, 2**22 - 4)
     check = checks.flag("check", check)
-    backend = _backends.select(backend)
+    backend = choice.select(backend)
     seed = checks.seed(seed, log_rate.device)
     rows = _rows(log_rate)
     step, sample_offset = checks.stream(step, 1, sample_offset, rows.shape[0])
     if backend == "autograd" or estimator == "gumbel":
-        _backends.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
+        choice.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
         fixed = upper_bound is not None and estimator == "gumbel" and not is_hard("gumbel", temperature)
         seed = _transforms.one_draw("poisson_rsample", fixed, seed, log_rate)
         if check:
@@ -142,7 +143,7 @@ def check_estimator(
     estimator: object, temperature: object, n_arrivals: object | None
 ) -> tuple[float, int | None]:
     """Checks the arguments that say how counts are drawn; returns temperature and n_arrivals."""
-    checks.choice("estimator", estimator, eager.ESTIMATORS)
+    checks.choice("estimator", estimator, ESTIMATORS)
     limit = None if n_arrivals is None else checks.integer("n_arrivals", n_arrivals, 1, 2**22 - 4)
     return checks.number("temperature", temperature, 0.0, _TEMPERATURE_MAX), limit
 

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends, _transforms, checks
+from .. import _transforms, checks
+from ..backend import choice
 from ..philox import KIND_ALONE, Stream
 from . import eager
+from .estimators import ESTIMATORS
 
 _SURELY_FINITE = 80.0
 TOO_MANY = "log_rate is so large that a draw has more than 2^21 expected arrivals or overflows"
@@ -43,7 +45,7 @@ def _sample_kernel(
     if check:
         checks.finite(log_rate=log_rate)
     stream = Stream(KIND_ALONE, 0, step, sample_offset)
-    module = _backends.implementation(__package__, backend, log_rate)
+    module = choice.implementation(__package__, backend, log_rate)
     counts: Tensor = module.sample(log_rate.contiguous(), seed, stream)
     if check:
         checks.finite_result(TOO_MANY, counts=counts)
@@ -65,7 +67,7 @@ def _rsample_kernel(
     if check:
         checks.finite(log_rate=log_rate)
     stream = Stream(KIND_ALONE, 0, step, sample_offset)
-    module = _backends.implementation(__package__, backend, log_rate)
+    module = choice.implementation(__package__, backend, log_rate)
     counts, slope = module.rsample(log_rate, seed, stream, estimator, temperature.item(), n_arrivals)
     if check:
         checks.finite_result(TOO_MANY, counts=counts)
@@ -162,7 +164,7 @@ class _Counts(torch.autograd.Function):
         ctx.mark_non_differentiable(slope)
         ctx.set_materialize_grads(False)  # else autograd makes zeros for the slopes
         ctx.constants = constants[:4]
-        kept = (log_rate, slope, seed, temperature, counts if constants[2].startswith("fini") else None)
+        kept = (log_rate, slope, seed, temperature, counts if ESTIMATORS[constants[2]].order else None)
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
 

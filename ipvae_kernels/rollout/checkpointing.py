@@ -70,7 +70,7 @@ def elbo_backward(
     """Gradients as of ``module.elbo_backward``, from what :func:`elbo` returned.
 
     Args:
-        module: ``eager``, ``native`` or ``triton_kernels``.
+        module: of the backend that serves.
         grads: upstream gradients of recon and kl, [T, B], and of the final state.
         x: [B, M] or [T, B, M].
         parameters: dictionary, log_sigma, log_bias, log_lr.

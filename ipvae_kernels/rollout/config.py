@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 CELLS = ("poisson", "gaussian", "gaussian_relu")
 """The models a rollout can run, in the order of the enumeration in csrc/cpu/kernels.h."""
+KLS = ("exact", "released")
+"""The formulas of a Poisson KL, in the order of the enumeration in csrc/common/poisson_cell.h."""
 MATMUL_PRECISIONS = ("float32", "tf32", "bf16")
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends, _transforms, checks
+from .. import _transforms, checks
+from ..backend import choice
 from . import checkpointing, eager, stretches
 from .config import RolloutConfig
 
@@ -83,7 +84,7 @@ def check_loss(recon: Tensor, kl: Tensor, state: Tensor) -> None:
 
 
 def _serve(backend: str, tensors: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
-    module = _backends.implementation(__package__, backend, *tensors)
+    module = choice.implementation(__package__, backend, *tensors)
     return module, [tensor.contiguous() for tensor in tensors]
 
 

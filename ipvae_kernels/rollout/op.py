@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _backends, _transforms, checks
+from .. import _transforms, checks
+from ..backend import choice
 from ..params import GaussianParams, PoissonParams, State
 from ..poisson.eager import PhiloxNoise
 from ..poisson.op import check_estimator
@@ -130,7 +131,7 @@ def infer(
         matmul_precision: format of matrix products on tensor cores: "float32" (float32-grade), or "tf32" or
             "bf16", whose error ``docs/decisions.md`` states. Only "triton" has them; others compute in
             full.
-        backend: "auto", "native", "triton", "eager" or "autograd".
+        backend: "auto", "cpu", "cuda", "triton", "eager" or "autograd".
         check: raise where a tensor, the state or a record is not finite; costs a pass over each. Inside
             ``torch.func`` transforms, "autograd" does not look.
 
@@ -149,7 +150,7 @@ def infer(
         x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset,
         matmul_precision,
     )  # fmt: skip
-    backend = _backends.select(backend)
+    backend = choice.select(backend)
     names = [name for name in RECORDS if name in record]
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         if _by_autograd(backend, task.cfg):
@@ -231,7 +232,7 @@ def elbo(
         single_draw: draw once per step.
         sample_offset: global index of the first sample.
         matmul_precision: of matrix products on tensor cores.
-        backend: "auto", "native", "triton", "eager" or "autograd".
+        backend: "auto", "cpu", "cuda", "triton", "eager" or "autograd".
         check: raise where a tensor, the result or, in the backward by hand, a gradient is not finite.
 
     Returns:
@@ -256,7 +257,7 @@ def elbo(
         task = task._replace(
             cfg=task.cfg._replace(estimator=estimator, temperature=temperature, n_arrivals=n_arrivals)
         )
-    steps, backend = task.cfg.steps, _backends.select(backend)
+    steps, backend = task.cfg.steps, choice.select(backend)
     frames, log_rate = task.tensors[0], task.tensors[5]
     recons, kls = [], []
     # A range over a number that a compiled graph takes as an input would make it a constant.
@@ -420,7 +421,7 @@ def _clamp_pair(name: str, value: Clamp, default: tuple[float, float]) -> tuple[
 def _by_autograd(backend: str, cfg: RolloutConfig) -> bool:
     """Whether plain differentiable PyTorch serves the call; refuses a compiled backend named for it."""
     if cfg.estimator == "gumbel":
-        _backends.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
+        choice.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
         return True
     return backend == "autograd"
 

@@ -19,7 +19,7 @@ from .eager import RECORDS, record_shapes
 if TYPE_CHECKING:
     from .op import InferResult
 
-_FIRST_WORK = 2**30  # multiply-adds of the first stretch: .03 to .3 s on one or two cores
+FIRST_WORK = 2**30  # multiply-adds of the first stretch: .03 to .3 s on one or two cores
 _SECONDS = 0.5  # of each that follows: 0.3 ms to start one (M 256, K 512) is little of it
 
 
@@ -93,4 +93,4 @@ def _first_length(x: Tensor, dictionary: Tensor, cfg: RolloutConfig, compiled: b
     # A neuron's draws and update cost as much as some 100 multiply-adds, a step by itself as 10^4, and where
     # PyTorch's operators compute it, 10^6.
     work = (x.shape[-2] * neurons * (2 * pixels + 100) + (10_000 if compiled else 10**6)) * cfg.n_inner
-    return max(1, _FIRST_WORK // work)
+    return max(1, FIRST_WORK // work)

@@ -13,7 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .. import _backends, _transforms, checks
+from .. import _transforms, checks
+from ..backend import choice
 from ..params import StepParams
 from . import eager
 
@@ -48,7 +49,7 @@ def log_rate_update(
         leak: weight of the pull towards the prior, >= 0 (beta_inner with several inner iterations).
         clamp_u: ceiling of the log rate, above -8.
         clamp_du: ceiling of its update, above -8.
-        backend: "auto", "native", "triton", "eager" or "autograd".
+        backend: "auto", "cpu", "cuda", "triton", "eager" or "autograd".
         check: raise where a tensor, the result or a gradient is not finite; costs a pass over each.
 
     Returns:
@@ -79,7 +80,7 @@ def log_rate_update(
         check_clamp("clamp_du", clamp_du),
     )
     check = checks.flag("check", check)
-    backend = _backends.select(backend)
+    backend = choice.select(backend)
     if backend == "autograd":
         if check:
             _check_finite(*tensors)
@@ -122,7 +123,7 @@ def _update_kernel(
     tensors = (log_rate, log_rate_prior, drive, log_bias, log_lr)
     if check:
         _check_finite(*tensors)
-    module = _backends.implementation(__package__, backend, log_rate)
+    module = choice.implementation(__package__, backend, log_rate)
     with _transforms.without_autocast(log_rate.device):
         new: Tensor = module.forward(*(tensor.contiguous() for tensor in tensors), *constants.tolist())
     if check:
@@ -143,7 +144,7 @@ def _update_backward_kernel(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of log_rate, log_rate_prior, drive, log_bias and log_lr."""
     tensors = (grad, log_rate, log_rate_prior, drive, log_bias, log_lr)
-    module = _backends.implementation(__package__, backend, log_rate)
+    module = choice.implementation(__package__, backend, log_rate)
     with _transforms.without_autocast(log_rate.device):
         gradients: Gradients = module.backward(
             *(tensor.contiguous() for tensor in tensors), *constants.tolist()

@@ -86,7 +86,7 @@ class KernelCommand(TyperCommand):
 
 
 def _backends() -> Sequence[str]:
-    from ipvae_kernels._backends import NAMES
+    from ipvae_kernels.backend.choice import NAMES
 
     return NAMES
 

@@ -333,7 +333,7 @@ def report(metrics: dict[str, Any], out: Path, console: Console) -> None:
     console.print(_convergence_table(marks, recipe["max_steps"]))
     console.print(verdict(marks), highlight=False)
     if metrics["speed"]:
-        kernels = metrics["installation"].get("native CPU kernels", "no compiled kernels")
+        kernels = metrics["installation"].get("CPU kernels", "no compiled kernels")
         sizes = (
             f"{config['n_inputs']} pixels, {config['n_latents']} neurons, "
             f"1 or {torch.get_num_threads()} threads, whichever suits each; kernels: {kernels.split(';')[0]}"

@@ -26,16 +26,16 @@ ROLLOUTS = ("quick-infer", "quick-train-sigmoid-0.1", "quick-train-cubic-0.1", "
 
 
 @pytest.mark.parametrize("case", ROLLOUTS)
-@pytest.mark.parametrize("contestant", ["native", "eager", "baseline"])
+@pytest.mark.parametrize("contestant", ["cpu", "eager", "baseline"])
 def test_contestants_agree(settings: Settings, case: str, contestant: str) -> None:
     prepared = prepare(contestant, make(CASES[case], settings), settings)
-    assert (found := check.run(prepared, contestant, "native"))["ok"], found
+    assert (found := check.run(prepared, contestant, "cpu"))["ok"], found
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("case", [*ROLLOUTS, "quick-sample-hard", "quick-sample-fini2"])
-@pytest.mark.parametrize("contestant", ["native", "triton", "baseline", "graphed", "jax_scan"])
+@pytest.mark.parametrize("contestant", ["cuda", "triton", "baseline", "graphed", "jax_scan"])
 def test_contestants_agree_on_a_gpu(settings: Settings, case: str, contestant: str) -> None:
     settings = dataclasses.replace(settings, device="cuda")
     try:
@@ -43,7 +43,7 @@ def test_contestants_agree_on_a_gpu(settings: Settings, case: str, contestant: s
     except Unavailable as reason:
         pytest.skip(str(reason))
     for _ in range(2):  # a graph must still have its memory when it is replayed again
-        assert (found := check.run(prepared, contestant, "native"))["ok"], found
+        assert (found := check.run(prepared, contestant, "cuda"))["ok"], found
 
 
 @pytest.mark.parametrize(
@@ -53,20 +53,20 @@ def test_jax_agrees(settings: Settings, case: str) -> None:
     pytest.importorskip("jax")
     prepared = prepare("jax_scan", make(CASES[case], settings), settings)
     assert prepared.compile_seconds is not None
-    assert (found := check.run(prepared, "jax_scan", "native"))["ok"], found
+    assert (found := check.run(prepared, "jax_scan", "cpu"))["ok"], found
 
 
 @pytest.mark.parametrize("case", ["quick-infer", "quick-train-sigmoid-0.1", "quick-sample-hard"])
 def test_the_authors_code_agrees(settings: Settings, shared: Callable[[str], Path], case: str) -> None:
     with_them = dataclasses.replace(settings, reference=shared("IterativeVAE"))
     prepared = prepare("authors", make(CASES[case], with_them), with_them)
-    assert (found := check.run(prepared, "authors", "native"))["ok"], found
+    assert (found := check.run(prepared, "authors", "cpu"))["ok"], found
 
 
 def test_wrong_counts_get_no_time(settings: Settings) -> None:
     prepared = prepare("baseline", make(CASES["quick-sample-hard"], settings), settings)
     wrong = dataclasses.replace(prepared, run=lambda: {"counts": prepared.run()["counts"] + 0.1})
-    assert not check.run(wrong, "baseline", "native")["ok"]
+    assert not check.run(wrong, "baseline", "cpu")["ok"]
 
 
 def test_a_lost_gradient_gets_no_time(settings: Settings) -> None:
@@ -77,22 +77,22 @@ def test_a_lost_gradient_gets_no_time(settings: Settings) -> None:
 
     loss: Any = functools.partial(plain.loss, step=detached)
     wrong = baseline.with_parts(problem, plain.sample, loss, problem.arrivals)
-    assert not check.run(wrong, "baseline", "native")["ok"]
+    assert not check.run(wrong, "baseline", "cpu")["ok"]
 
 
 def test_rows(settings: Settings) -> None:
     case = dataclasses.replace(CASES["quick-infer"], only=("baseline", "authors"))
-    native, plain, authors = measure.measure(case, settings, PEAKS, lambda _: None)
-    json.dumps(native)
-    for row in (native, plain):
+    ours, plain, authors = measure.measure(case, settings, PEAKS, lambda _: None)
+    json.dumps(ours)
+    for row in (ours, plain):
         assert row["status"] == "ok"
         assert row["check"]["ok"]
         assert row["p20"] <= row["median"] <= row["p80"]
         assert row["per_second"] == pytest.approx(32 * 16 / row["median"])
         assert row["roofline"] > 0
-    assert native["faster_than"] == {"baseline": pytest.approx(plain["median"] / native["median"])}
-    assert native["sizes"] == {"B": 32, "T": 16, "K": 512, "M": 256}
-    assert 0 < native["state"]["nonzero"] < 1
+    assert ours["faster_than"] == {"baseline": pytest.approx(plain["median"] / ours["median"])}
+    assert ours["sizes"] == {"B": 32, "T": 16, "K": 512, "M": 256}
+    assert 0 < ours["state"]["nonzero"] < 1
     assert authors["status"] == "not measured"
     assert authors["reason"] == "no --reference"
     assert authors["median"] is None
@@ -104,8 +104,8 @@ def test_who_fails_takes_nobody_along(settings: Settings, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(baseline, "prepare", broken)
     case = dataclasses.replace(CASES["quick-infer"], only=("baseline",))
-    native, plain = measure.measure(case, settings, PEAKS, lambda _: None)
-    assert native["median"] > 0
+    ours, plain = measure.measure(case, settings, PEAKS, lambda _: None)
+    assert ours["median"] > 0
     assert (plain["status"], plain["reason"]) == ("failed", "RuntimeError: out of luck")
     assert plain["median"] is None
 
@@ -160,10 +160,10 @@ def test_triton_compiles_in_a_run_of_its_own(settings: Settings, monkeypatch: py
 
 
 def test_names(settings: Settings) -> None:
-    assert names(CASES["infer-paper"], settings) == ["native", "baseline", "compiled", "jax_scan", "authors"]
-    assert names(CASES["growth-K-512"], settings) == ["native", "baseline"]
+    assert names(CASES["infer-paper"], settings) == ["cpu", "baseline", "compiled", "jax_scan", "authors"]
+    assert names(CASES["growth-K-512"], settings) == ["cpu", "baseline"]
     fewer = dataclasses.replace(settings, without=("compiled", "authors"))
-    assert names(CASES["infer-paper"], fewer) == ["native", "baseline", "jax_scan"]
+    assert names(CASES["infer-paper"], fewer) == ["cpu", "baseline", "jax_scan"]
     on_gpu = dataclasses.replace(settings, device="cuda", backends=("triton",))
     assert names(CASES["infer-paper"], on_gpu)[:4] == ["triton", "baseline", "compiled", "graphed"]
     with pytest.raises(Unavailable, match="a CUDA graph needs a GPU"):

@@ -39,13 +39,13 @@ def results() -> Results:
     growth = [
         row(f"growth-K-{k}", who, k**2 * 1e-6, axis="K", sizes={"B": 2, "T": 3, "K": k, "M": 5})
         for k in (128, 256, 512)
-        for who in ("native", "baseline")
+        for who in ("cpu", "baseline")
     ]
     failed = row("infer-paper", "authors", 1.0) | {
         "status": "not measured", "reason": "no --reference", "median": None
     }  # fmt: skip
     rows = [
-        row("infer-paper", "native", 0.001, faster_than={"compiled": 9.0}),
+        row("infer-paper", "cpu", 0.001, faster_than={"compiled": 9.0}),
         row("infer-paper", "compiled", 0.009, note="compiled: one step", compile_seconds=12.5, rounds=1),
         failed, *growth,
     ]  # fmt: skip
@@ -78,7 +78,7 @@ def test_report(results: Results, tmp_path: Path) -> None:
     assert "- authors' code: not measured: no --reference" in text
     assert "- torch.compile: compiled: one step; compiled in 12.5 s; rounds: 1" in text
     assert "A CPU, 2 threads, abc" in text
-    assert "| K | native | 256: 2.00, 512: 2.00 |" in text
+    assert "| K | cpu | 256: 2.00, 512: 2.00 |" in text
 
 
 def roofline_of(results: Results) -> tuple[Any, Any]:
@@ -140,7 +140,7 @@ def test_run(settings: Settings, tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     assert "plain PyTorch" in told.output
     found = json.loads((tmp_path / "rows.json").read_text())
-    assert [row["contestant"] for row in found["rows"]] == ["native", "baseline"]
+    assert [row["contestant"] for row in found["rows"]] == ["cpu", "baseline"]
     assert found["machine"]["threads"] == 1
     assert found["machine"]["installation"]["torch"]
 

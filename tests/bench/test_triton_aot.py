@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from ipvae_kernels import _triton
+from ipvae_kernels.backend import triton as triton_backend
 
-if _triton.interpreted() or _triton._missing():
-    pytest.skip(_triton._missing() or "the interpreter compiles nothing", allow_module_level=True)
+if triton_backend.interpreted() or triton_backend.missing():
+    pytest.skip(triton_backend.missing() or "the interpreter compiles nothing", allow_module_level=True)
 
 from ipvae_bench import triton_aot as aot
 
-from ipvae_kernels.rollout import triton_resident as resident
+from ipvae_kernels.rollout.triton import resident
 
 if not aot.CUOBJDUMP.exists():
     pytest.skip(f"{aot.CUOBJDUMP} is missing from this Triton", allow_module_level=True)

@@ -111,7 +111,7 @@ runpy.run_module("ipvae", run_name="__main__")
     assert len(missing) == 5
     assert missing[4].endswith(SENTENCE)  # the next one, where typer is there
     assert done.stdout.count("exit 2") == 4
-    assert done.stdout.count("backend native") == 2
+    assert done.stdout.count("backend cpu") == 2
     assert "safetensors" in done.stdout
 
 

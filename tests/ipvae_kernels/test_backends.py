@@ -17,39 +17,39 @@ import pytest
 import torch
 
 import ipvae_kernels as ik
-from ipvae_kernels import _backends, _native, _triton
+from ipvae_kernels.backend import choice, compiled, cuda, triton
 from ipvae_kernels.info import info
 
 REASON = "the compiled module is missing (test)"
 
 
 @pytest.fixture
-def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "reason", lambda: REASON)
-    monkeypatch.setattr(_backends, "_warned", set())
+def no_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "reason", lambda: REASON)
+    choice.forget_warnings()
 
 
 def test_backends_are_listed() -> None:
     states = ik.backends()
-    assert list(states) == ["native", "triton", "eager", "autograd"]
+    assert list(states) == ["cpu", "cuda", "triton", "eager", "autograd"]
     assert states["eager"] == states["autograd"] == "available"
-    assert states["native"] == (_native.reason() or "available")
+    assert states["cpu"] == (compiled.reason() or "available")
 
 
-@pytest.mark.usefixtures("no_native")
+@pytest.mark.usefixtures("no_module")
 @pytest.mark.filterwarnings("always::ipvae_kernels.BackendWarning")
 def test_without_the_module_auto_falls_back_and_warns_once() -> None:
-    assert ik.backends()["native"] == REASON
+    assert ik.backends()["cpu"] == REASON
     u = torch.zeros(2, 3)
     with pytest.warns(ik.BackendWarning) as caught:
         results = [ik.poisson_sample(u, seed=1) for _ in range(3)]
     assert torch.equal(results[0], ik.poisson_sample(u, seed=1, backend="eager"))
     (warning,) = caught
-    assert str(warning.message).startswith(f"backend 'eager' serves where 'native' cannot: {REASON}")
+    assert str(warning.message).startswith(f"backend 'eager' serves where 'cpu' cannot: {REASON}")
     assert warning.filename == __file__  # the line of the caller, not one of torch
 
 
-@pytest.mark.usefixtures("no_native")
+@pytest.mark.usefixtures("no_module")
 def test_where_warnings_are_errors_every_fallback_is_one() -> None:
     u = torch.zeros(2, 3)
     with warnings.catch_warnings():
@@ -61,30 +61,30 @@ def test_where_warnings_are_errors_every_fallback_is_one() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ipvae_kernels.BackendWarning")
-@pytest.mark.usefixtures("no_native")
-def test_without_the_module_a_named_native_is_refused() -> None:
+@pytest.mark.usefixtures("no_module")
+def test_without_the_module_a_named_backend_is_refused() -> None:
     u = torch.zeros(2, 3)
-    message = r"backend 'native' cannot serve: the compiled module is missing \(test\)\. Choose"
+    message = r"backend 'cpu' cannot serve: the compiled module is missing \(test\)\. Choose"
     with pytest.raises(ik.BackendError, match=message):
-        ik.poisson_sample(u, seed=1, backend="native")
+        ik.poisson_sample(u, seed=1, backend="cpu")
     with pytest.raises(ik.BackendError, match=message):
-        ik.use_backend("native")
+        ik.use_backend("cpu")
     assert ik.poisson_sample(u, seed=1).shape == (2, 3)
 
 
-def test_native_refuses_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "reason", lambda: None)
+def test_cpu_refuses_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "reason", lambda: None)
     with pytest.raises(
         ik.BackendError, match=r"it computes in torch\.float32, the tensors are torch\.float64"
     ):
-        ik.poisson_sample(torch.zeros(2, dtype=torch.float64), seed=1, backend="native")
+        ik.poisson_sample(torch.zeros(2, dtype=torch.float64), seed=1, backend="cpu")
 
 
 @pytest.fixture
 def triton_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks for Triton again, as in a process that is not the interpreter."""
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    monkeypatch.setattr(_triton, "_missing", _triton._missing.__wrapped__)
+    monkeypatch.setattr(triton, "missing", triton.missing.__wrapped__)
 
 
 @pytest.mark.usefixtures("triton_cache")
@@ -112,7 +112,7 @@ def test_triton_says_that_it_wants_a_compiler(monkeypatch: pytest.MonkeyPatch) -
         def get_current_device(self) -> int:
             raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(_triton, "_no_driver", _triton._no_driver.__wrapped__)
+    monkeypatch.setattr(triton, "no_driver", triton.no_driver.__wrapped__)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     driver = SimpleNamespace(active=Broken())
     monkeypatch.setitem(sys.modules, "triton.runtime", SimpleNamespace(driver=driver))
@@ -128,62 +128,61 @@ def test_triton_says_that_it_wants_a_compiler(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("triton_cache")
 def test_triton_refuses_what_it_cannot_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_triton, "reason", lambda: None)
+    monkeypatch.setattr(triton, "reason", lambda: None)
     for device, dtype, message in [
         ("cpu", torch.float32, r"on NVIDIA GPUs, the tensors are on cpu; move them with \.to\('cuda'\)"),
         ("meta", torch.float32, "on NVIDIA GPUs, the tensors are on meta"),
         ("cpu", torch.float64, r"in torch\.float32, the tensors are torch\.float64"),
     ]:
         with pytest.raises(ik.BackendError, match=message):
-            _backends.resolve("triton", [torch.zeros(2, device=device, dtype=dtype)])
+            choice.resolve("triton", [torch.zeros(2, device=device, dtype=dtype)])
     old = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
     with pytest.raises(ik.BackendError, match=r"it needs compute capability 8\.0, T4 has less"):
-        _backends.resolve("triton", [old])
+        choice.resolve("triton", [old])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert _backends.resolve("triton", [old]) == "triton"
+    assert choice.resolve("triton", [old]) == "triton"
 
 
-@pytest.mark.parametrize(("reason", "serves"), [(None, "native"), ("CUDA was not compiled in", "triton")])
+@pytest.mark.parametrize(("reason", "serves"), [(None, "cuda"), ("CUDA was not compiled in", "triton")])
 def test_auto_on_a_gpu(reason: str | None, serves: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (_native, _triton):
-        monkeypatch.setattr(module, "reason", lambda: None)
-    monkeypatch.setattr(_native, "cuda_reason", lambda: reason)
+    monkeypatch.setattr(triton, "reason", lambda: None)
+    monkeypatch.setattr(cuda, "reason", lambda: reason)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     tensor: Any = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 0))
-    assert _backends.resolve("auto", [tensor]) == serves
+    assert choice.resolve("auto", [tensor]) == serves
 
 
 def test_a_grid_beyond_the_device_is_refused() -> None:
-    assert _triton.check_grid(2**31 - 1) == 2**31 - 1
+    assert triton.check_grid(2**31 - 1) == 2**31 - 1
     with pytest.raises(ValueError, match=r"the batch: expected at most 2147483647 tiles.*sample_offset"):
-        _triton.check_grid(2**31)
+        triton.check_grid(2**31)
 
 
 @pytest.mark.filterwarnings("ignore::ipvae_kernels.BackendWarning")
-def test_auto_takes_native_for_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "reason", lambda: None)
-    assert _backends.resolve("auto", [torch.zeros(2)]) == "native"
-    assert _backends.resolve("auto", [torch.zeros(2), torch.zeros(2).double()]) == "eager"
-    assert _backends.resolve("auto", [torch.zeros(2, device="meta")]) == "eager"
-    assert _backends.resolve("eager", [torch.zeros(2)]) == "eager"
+def test_auto_takes_the_kernels_for_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "reason", lambda: None)
+    assert choice.resolve("auto", [torch.zeros(2)]) == "cpu"
+    assert choice.resolve("auto", [torch.zeros(2), torch.zeros(2).double()]) == "eager"
+    assert choice.resolve("auto", [torch.zeros(2, device="meta")]) == "eager"
+    assert choice.resolve("eager", [torch.zeros(2)]) == "eager"
 
 
 def test_use_backend_as_setter_and_context() -> None:
-    assert _backends.select("auto") == "auto"
+    assert choice.select("auto") == "auto"
     with ik.use_backend("eager"):
-        assert _backends.select("auto") == "eager"
+        assert choice.select("auto") == "eager"
         with ik.use_backend("autograd"):
-            assert _backends.select("auto") == "autograd"
-            assert _backends.select("eager") == "eager"  # an argument wins
-        assert _backends.select("auto") == "eager"
-    assert _backends.select("auto") == "auto"
+            assert choice.select("auto") == "autograd"
+            assert choice.select("eager") == "eager"  # an argument wins
+        assert choice.select("auto") == "eager"
+    assert choice.select("auto") == "auto"
     ik.use_backend("autograd")
-    assert _backends.select("auto") == "autograd"
+    assert choice.select("auto") == "autograd"
     ik.use_backend("auto")
     with pytest.raises(
-        ValueError, match="backend: expected one of auto, native, triton, eager, autograd; found 'gpu'"
+        ValueError, match="backend: expected one of auto, cpu, cuda, triton, eager, autograd; found 'gpu'"
     ):
         ik.use_backend("gpu")
 
@@ -194,28 +193,28 @@ def test_use_backend_of_two_threads() -> None:
     seen: dict[str, str] = {}
 
     def other() -> None:
-        seen["start"] = _backends.select("auto")
+        seen["start"] = choice.select("auto")
         with ik.use_backend("eager"):
             entered.set()
             left.wait(10)
-            seen["inside"] = _backends.select("auto")
-        seen["after"] = _backends.select("auto")
+            seen["inside"] = choice.select("auto")
+        seen["after"] = choice.select("auto")
 
     thread = threading.Thread(target=other)
     with ik.use_backend("autograd"):
         thread.start()
         assert entered.wait(10)
-        assert _backends.select("auto") == "autograd"
+        assert choice.select("auto") == "autograd"
     left.set()
     thread.join()
     assert seen == {"start": "auto", "inside": "eager", "after": "auto"}
-    assert _backends.select("auto") == "auto"
+    assert choice.select("auto") == "auto"
 
 
 def test_use_backend_ends_with_an_error() -> None:
     with pytest.raises(KeyError), ik.use_backend("eager"):
         raise KeyError
-    assert _backends.select("auto") == "auto"
+    assert choice.select("auto") == "auto"
 
 
 PROBLEM = ik.PoissonParams(*(torch.zeros(shape) for shape in ((4, 3), (4,), (3,), (), (3,))))
@@ -236,7 +235,7 @@ def test_every_function_with_a_backend_is_called() -> None:
     assert taking == set(CALLS)
 
 
-@pytest.mark.parametrize("name", _backends.NAMES)
+@pytest.mark.parametrize("name", choice.NAMES)
 @pytest.mark.parametrize("function", CALLS)
 def test_every_function_with_every_backend(function: str, name: str) -> None:
     """As an argument and as the default: served, or refused by name."""
@@ -256,7 +255,7 @@ def test_info_names_versions_and_backends() -> None:
     assert facts["torch"] == torch.__version__
     assert facts["random numbers"] == "version 1"
     assert {f"backend {name}": state for name, state in ik.backends().items()}.items() <= facts.items()
-    assert ("native CPU kernels" in facts) == (ik.backends()["native"] == "available")
+    assert ("CPU kernels" in facts) == (ik.backends()["cpu"] == "available")
 
 
 def test_report_on_the_command_line() -> None:
@@ -271,8 +270,9 @@ def test_import_builds_and_probes_nothing() -> None:
     code = (
         "import sys, ipvae_kernels\n"
         "assert 'ipvae_kernels._C' not in sys.modules\n"
-        "assert 'triton' not in sys.modules and 'ipvae_kernels._triton.math' not in sys.modules\n"
-        "assert not any(m.endswith('.native') and m.startswith('ipvae_kernels') for m in sys.modules)\n"
+        "assert 'triton' not in sys.modules and 'ipvae_kernels.backend.triton.math' not in sys.modules\n"
+        "ops = [f'ipvae_kernels.{op}.{of}' for op in ('poisson', 'rollout') for of in ('cpu', 'cuda')]\n"
+        "assert not sys.modules.keys() & set(ops)\n"
         "import torch; assert not torch.cuda.is_initialized()\n"
     )
     done = subprocess.run(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
-from ipvae_kernels import _native
-from ipvae_kernels.poisson.eager import ESTIMATORS
-from ipvae_kernels.rollout import triton_kernels, triton_resident, triton_stepped
-from ipvae_kernels.update import triton_kernels as triton_update
+from ipvae_kernels.backend import cuda
+from ipvae_kernels.backend.triton import tuning
+from ipvae_kernels.poisson.estimators import ESTIMATORS
+from ipvae_kernels.rollout import triton as rollout
+from ipvae_kernels.rollout.triton import resident, stepped
+from ipvae_kernels.update import triton as triton_update
 
 Problem = Callable[..., tuple[Tensor, Any]]
 
@@ -40,19 +43,20 @@ def by_sizes(sizes: object) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _untuned(monkeypatch: pytest.MonkeyPatch) -> None:
+def _untuned() -> Iterator[None]:
     """The default configuration of every kernel: compiling all three for every test takes minutes."""
-    for module in (triton_resident, triton_stepped, triton_update):
-        for kernel in vars(module).values():
-            if hasattr(kernel, "configs"):
-                monkeypatch.setattr(kernel, "configs", kernel.configs[:1])
+    with contextlib.ExitStack() as stack:
+        for module in (resident, stepped, triton_update):
+            for kernel in tuning.tuned(module).values():
+                stack.enter_context(tuning.only(kernel, kernel.configs[0]))
+        yield
 
 
 @pytest.fixture(params=DRIVERS)
-def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def driver(request: pytest.FixtureRequest) -> Iterator[str]:
     name: str = request.param
-    monkeypatch.setattr(triton_kernels, "choose_driver", lambda *sizes: name)
-    return name
+    with rollout.driver(name):
+        yield name
 
 
 def on_gpu(x: Tensor, params: Any, grad: bool = False) -> tuple[Tensor, Any]:
@@ -166,10 +170,10 @@ def test_backward_against_float64(
     x, params = on_gpu(*problem(*sizes, dtype=torch.float32, gaussian=KINDS[cfg.cell]))
     *tensors, start = leaves(x, params)
     start = start.unsqueeze(-2).repeat_interleave(sizes[0], -2)
-    trace = triton_kernels.elbo(*tensors, start, torch.tensor(4, device="cuda"), cfg)
+    trace = rollout.elbo(*tensors, start, torch.tensor(4, device="cuda"), cfg)
     upstream = [torch.randn_like(part) for part in trace[:3]]
     arguments = [*upstream, *tensors, *trace[3:]]
-    ours = triton_kernels.elbo_backward(*arguments, cfg)
+    ours = rollout.elbo_backward(*arguments, cfg)
     exact = eager.elbo_backward(*(tensor.double() for tensor in arguments), cfg)
     for a, b in zip(ours, exact, strict=True):
         assert float((a.double() - b).abs().max()) <= 2e-5 * float(b.abs().max()) + 1e-6
@@ -256,7 +260,7 @@ def test_offsets_beyond_32_bits() -> None:
     assert torch.equal(counts[-3:].cpu(), expected)
 
 
-@pytest.mark.skipif(_native.cuda_reason() is None, reason="auto takes the compiled CUDA kernels first")
+@pytest.mark.skipif(cuda.reason() is None, reason="auto takes the compiled CUDA kernels first")
 def test_auto_takes_triton_on_a_gpu(problem: Problem) -> None:
     x, params = on_gpu(*problem(3, dtype=torch.float32))
     ours = ik.infer(x, params, 2, seed=1)

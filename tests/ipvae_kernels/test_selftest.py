@@ -11,28 +11,29 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
-from ipvae_kernels import _native, selftest
+from ipvae_kernels import selftest
+from ipvae_kernels.backend import compiled
 
-pytestmark = pytest.mark.skipif(_native.reason() is not None, reason=str(_native.reason()))
+pytestmark = pytest.mark.skipif(compiled.reason() is not None, reason=str(compiled.reason()))
 
 
 def test_every_instruction_set_passes_every_op() -> None:
     checks = ik.self_test("cpu")
-    sets = _native.load().instruction_sets()
-    before = _native.load().instruction_set()
-    assert {check.schedule for check in checks} >= {f"native {name}" for name in sets}
+    sets = compiled.load().instruction_sets()
+    before = compiled.load().instruction_set()
+    assert {check.schedule for check in checks} >= {f"cpu {name}" for name in sets}
     assert len({check.op for check in checks}) == 7
     failed = [check for check in checks if not check.passed]
     assert not failed
     samples = [check for check in checks if check.op == "poisson_sample"]
     assert all(check.values == 4000 and check.differing <= 2 for check in samples)
-    assert _native.load().instruction_set() == before
+    assert compiled.load().instruction_set() == before
 
 
 def test_what_is_wrong_or_unsteady_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ipvae_kernels.poisson import native
+    from ipvae_kernels.poisson import cpu
 
-    sample, calls = native.sample, []
+    sample, calls = cpu.sample, []
 
     def broken(*arguments: Any) -> Tensor:
         calls.append(1)
@@ -40,8 +41,8 @@ def test_what_is_wrong_or_unsteady_is_found(monkeypatch: pytest.MonkeyPatch) -> 
         counts[0, : 60 if len(calls) < 3 else 61] += 1
         return counts
 
-    monkeypatch.setattr(native, "sample", broken)
-    monkeypatch.setattr(selftest, "_calls", lambda device: {
+    monkeypatch.setattr(cpu, "sample", broken)
+    monkeypatch.setattr(selftest, "calls", lambda device: {
         "poisson_sample": lambda backend: [
             ik.poisson_sample(torch.zeros(40, 100), seed=1, backend=backend)
         ]
@@ -63,4 +64,4 @@ def test_the_command_prints_a_table() -> None:
     assert done.returncode == 0, done.stderr + done.stdout
     lines = done.stdout.splitlines()
     assert any(line.split()[:2] == ["op", "schedule"] for line in lines)
-    assert sum(line.endswith("ok") for line in lines) == 7 * len(_native.load().instruction_sets())
+    assert sum(line.endswith("ok") for line in lines) == 7 * len(compiled.load().instruction_sets())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import importlib.util
 import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,10 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from ipvae_kernels import _native
-from ipvae_kernels.poisson import native as poisson_native
-from ipvae_kernels.rollout import native as rollout_native
-from ipvae_kernels.update import native as update_native
+from ipvae_kernels.backend import cuda
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -49,27 +47,18 @@ def emulated_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 
 @pytest.fixture
-def emulated(emulated_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Native calls on CPU tensors take the way of CUDA tensors, into the emulation of an H100."""
-    for module in (poisson_native, update_native, rollout_native):
-        monkeypatch.setattr(module, "load", lambda: emulated_module)
-        monkeypatch.setattr(module, "on_cuda", lambda tensor: True)
-        monkeypatch.setattr(module, "launch", lambda tensor: emulated_module.Launch())
-    monkeypatch.setattr(rollout_native, "cuda_limits", lambda device: emulated_module.cuda_limits(0))
-    monkeypatch.setattr(_native, "reason", lambda: None)
-    monkeypatch.setattr(_native, "all_finite", lambda tensor: bool(torch.isfinite(tensor).all()))
+def emulated(emulated_module: ModuleType) -> Iterator[ModuleType]:
+    """Backend "cuda" serves CPU tensors by the emulation of an H100."""
     emulated_module.set_order(0)
-    return emulated_module
+    with cuda.emulation(emulated_module):
+        yield emulated_module
 
 
 @pytest.fixture
-def layout(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def layout() -> Iterator[Callable[..., None]]:
     """Insists on a kind of team, its blocks and its rows."""
-
-    def insist(kind: int, team: int, rows: int) -> None:
-        monkeypatch.setattr(rollout_native, "LAYOUT", (kind, team, rows))
-
-    return insist
+    with contextlib.ExitStack() as stack:
+        yield lambda kind, team, rows: stack.enter_context(cuda.layout(kind, team, rows))
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
-from ipvae_kernels import _native
-from ipvae_kernels.rollout import native as rollout_native
+from ipvae_kernels.backend import compiled, cuda
+from ipvae_kernels.rollout import structs
 from ipvae_kernels.rollout.config import RolloutConfig
 from ipvae_kernels.rollout.op import RECORDS
 
@@ -51,7 +51,7 @@ def _error(ours: Tensor, reference: Tensor) -> float:
 def test_draws_equal_eager(estimator: str, temperature: float, shape: tuple[int, int]) -> None:
     log_rate = torch.rand(shape) * 11 - 8
     results = []
-    for backend in ("native", "eager"):
+    for backend in ("cuda", "eager"):
         u = log_rate.clone().requires_grad_()
         counts = ik.poisson_rsample(
             u, estimator=estimator, temperature=temperature, seed=-5, sample_offset=3, backend=backend
@@ -64,13 +64,13 @@ def test_draws_equal_eager(estimator: str, temperature: float, shape: tuple[int,
     torch.testing.assert_close(slopes, reference_slopes, rtol=1e-3, atol=1e-4)
 
 
-def test_draws_equal_those_of_the_cpu(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("emulated")
+def test_draws_equal_those_of_the_cpu() -> None:
     log_rate = torch.cat([torch.rand(60, 130) * 12 - 8, torch.tensor([[20.0, 36.0]]).repeat(60, 65)])
-    ours = ik.poisson_sample(log_rate, seed=7, backend="native")
-    monkeypatch.undo()
-    if _native.reason() is not None:
-        pytest.skip(str(_native.reason()))
-    assert torch.equal(ours, ik.poisson_sample(log_rate, seed=7, backend="native"))
+    ours = ik.poisson_sample(log_rate, seed=7, backend="cuda")
+    if compiled.reason() is not None:
+        pytest.skip(str(compiled.reason()))
+    assert torch.equal(ours, ik.poisson_sample(log_rate, seed=7, backend="cpu"))
 
 
 @pytest.mark.usefixtures("emulated")
@@ -78,7 +78,7 @@ def test_draws_equal_those_of_the_cpu(emulated: ModuleType, monkeypatch: pytest.
 def test_nan_stays_nan_and_ends(estimator: str, temperature: float) -> None:
     log_rate = torch.tensor([[0.0, math.nan, 1.0, math.inf, 2.0]])
     counts = ik.poisson_rsample(
-        log_rate, estimator=estimator, temperature=temperature, seed=1, backend="native", check=False
+        log_rate, estimator=estimator, temperature=temperature, seed=1, backend="cuda", check=False
     )
     assert counts[0, 1].isnan()
     assert counts[0, [0, 2, 4]].isfinite().all()
@@ -93,7 +93,7 @@ def test_update_equals_eager(shape: tuple[int, int], leak: float) -> None:
     tensors += [torch.randn(shape[1]) - 2, torch.tensor(0.3)]
     upstream = torch.randn(shape)
     results = []
-    for backend, dtype in (("native", torch.float32), ("eager", torch.float32), ("autograd", torch.float64)):
+    for backend, dtype in (("cuda", torch.float32), ("eager", torch.float32), ("autograd", torch.float64)):
         u, prior, drive, bias, lr = inputs = [t.to(dtype).requires_grad_() for t in tensors]
         params = ik.PoissonParams(lr, lr, bias, lr, lr)
         new = ik.log_rate_update(u, prior, drive, params, leak=leak, backend=backend)
@@ -154,7 +154,7 @@ def _agrees(x: Tensor, params: Any, steps: int, **arguments: Any) -> None:
             for backend, dtype in (("eager", torch.float32), ("autograd", torch.float64))
         ]
     eager, exact = _REFERENCES[given]
-    ours = _everything(x, params, steps, "native", torch.float32, **arguments)
+    ours = _everything(x, params, steps, "cuda", torch.float32, **arguments)
     for a, b, c in zip(ours, eager, exact, strict=True):
         assert a.shape == c.shape
         assert _error(a, c) <= 4 * _error(b, c) + 4e-6
@@ -216,12 +216,11 @@ def test_nothing_fits_in_shared_memory(
     limits: Callable[..., Any],
     layout: Layout,
     problem: Problem,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rollout_native, "cuda_limits", lambda device: limits(shared=1024))
     layout(*kind_of, 8)
     x, params = problem(11, 33, 70, dtype=torch.float32)
-    _agrees(x, params, 2)
+    with cuda.emulation(emulated, limits(shared=1024)):
+        _agrees(x, params, 2)
 
 
 @pytest.mark.parametrize(("gaussian", "start"), [("", None), ("", MIXED), ("relu", None), ("relu", -1.0)])
@@ -236,7 +235,7 @@ def test_results_do_not_depend_on_the_order_of_threads(
         results = []
         for order in range(3):
             emulated.set_order(order)
-            results.append(_everything(x, params, 2, "native", torch.float32))
+            results.append(_everything(x, params, 2, "cuda", torch.float32))
         for other in results[1:]:
             for a, b in zip(results[0], other, strict=True):
                 assert torch.equal(a, b)
@@ -258,7 +257,7 @@ def test_splits_are_bit_identical(
     x, params = problem(19, 33, 130, dtype=torch.float32)
     params = _started(params, start)
     record = ("log_rate", "recon", "kl")
-    shared = {"single_draw": single_draw, "backend": "native"}
+    shared = {"single_draw": single_draw, "backend": "cuda"}
     state, whole = ik.infer(x, params, 4, seed=1, record=record, **shared)
     assert torch.equal(ik.infer(x, params, 4, seed=1, **shared).state.log_rate, state.log_rate)
     for begin, end in [(0, 1), (1, 12), (12, 19)]:
@@ -277,7 +276,7 @@ def test_splits_are_bit_identical(
 def test_products_have_the_error_of_float32(log_rate: float, problem: Problem) -> None:
     x, params = problem(20, 70, 130, dtype=torch.float32)
     params = dataclasses.replace(params, log_rate_init=torch.full((130,), log_rate))
-    ours = ik.infer(x, params, 1, seed=1, record=("counts", "reconstruction"), backend="native").records
+    ours = ik.infer(x, params, 1, seed=1, record=("counts", "reconstruction"), backend="cuda").records
     counts, dictionary = ours["counts"][0], params.dictionary
     # The counts come after one update, which moves them apart: some are large, most are not.
     exact = counts.double() @ dictionary.double().T
@@ -317,11 +316,9 @@ def test_rows_of_few_spikes_are_summed_event_by_event(
     limits: Callable[..., Any],
     layout: Layout,
     problem: Problem,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rows of one tile have no spike in a slice, a few, or one of each neuron: up to a share of the slice the
     sum is that of the events, to the bit; beyond it, that of the tensor cores."""
-    monkeypatch.setattr(rollout_native, "cuda_limits", lambda device: limits(shared=shared))
     layout(*layout_of)
     x, params = problem(19, 150, 300, dtype=torch.float32)
     params = dataclasses.replace(params, log_lr=torch.tensor(-40.0))  # states stay
@@ -334,9 +331,10 @@ def test_rows_of_few_spikes_are_summed_event_by_event(
             width = min(slice_, 300 - begin)
             log_rate[row, begin + torch.randperm(width)[: choices[row % len(choices)]]] = 3.0
     start = ik.State(log_rate, seed=4)
-    records = ik.infer(
-        x, params, 1, state=start, record=("counts", "reconstruction"), backend="native"
-    ).records
+    with cuda.emulation(emulated, limits(shared=shared)):
+        records = ik.infer(
+            x, params, 1, state=start, record=("counts", "reconstruction"), backend="cuda"
+        ).records
     counts, ours = records["counts"][0], records["reconstruction"][0]
     exact = counts.double() @ params.dictionary.double().T
     float32 = (counts @ params.dictionary.T - exact).abs().mean()
@@ -368,7 +366,7 @@ def test_segments_of_the_trajectory(layout: Layout, problem: Problem) -> None:
     tensors = (x, *_parameters(params))
     whole, segments = (
         torch.autograd.grad(
-            ik.elbo(x, params, 5, seed=1, checkpoint=checkpoint, backend="native").loss, tensors
+            ik.elbo(x, params, 5, seed=1, checkpoint=checkpoint, backend="cuda").loss, tensors
         )
         for checkpoint in (5, 2)
     )
@@ -379,10 +377,10 @@ def test_segments_of_the_trajectory(layout: Layout, problem: Problem) -> None:
 @pytest.mark.usefixtures("emulated")
 def test_an_empty_batch(problem: Problem) -> None:
     x, params = problem(2, 7, 9, dtype=torch.float32, grad=True)
-    result = ik.elbo(x[:0], params, 2, seed=1, backend="native")
+    result = ik.elbo(x[:0], params, 2, seed=1, backend="cuda")
     gradients = torch.autograd.grad(result.loss, _parameters(params), allow_unused=True)
     assert all(not gradient.any() for gradient in gradients if gradient is not None)
-    assert ik.infer(x[:0].detach(), params, 2, seed=1, record=("counts",), backend="native").records[
+    assert ik.infer(x[:0].detach(), params, 2, seed=1, record=("counts",), backend="cuda").records[
         "counts"
     ].shape == (2, 0, 9)
 
@@ -470,23 +468,23 @@ def _last_tile(
     ]
     inputs = array("x", *x.shape[:-2], width=pixels, fill=x)
     log_rate = array("log_rate", len(state), width=neurons, fill=state)
-    args = rollout_native._args(emulated, inputs, params.dictionary, log_rate, cfg)
-    rollout_native._trajectory(args, *trajectory)
-    _native.fill(
+    args = structs.rollout(emulated, inputs, params.dictionary, log_rate, cfg)
+    structs.trajectory(args, *trajectory)
+    compiled.fill(
         args,
         record_every=1,
         log_rate_out=array("log_rate_out", len(state), width=neurons),
         log_rates=array("log_rates", cfg.steps, len(state), width=neurons),
         **{name: array(name, cfg.steps, width=sizes[size]) for name, size in records.items()},
     )
-    parameters = rollout_native._parameters(emulated, tensors)
-    plan = emulated.cuda_plan(args, False, limits, *rollout_native.LAYOUT)
-    emulated.rollout_last_tile(args, parameters, 3, plan)
+    parameters = structs.parameters(emulated, tensors)
+    with cuda.emulation(emulated, limits):
+        forward, plan = (cuda.plan(args, backward, x.device) for backward in (False, True))
+    emulated.rollout_last_tile(args, parameters, 3, forward)
 
     upstream = torch.linspace(-1, 1, cfg.steps * last).view(cfg.steps, last, 1)
-    plan = emulated.cuda_plan(args, True, limits, *rollout_native.LAYOUT)
     partial = _sparse(folder / "partial", (plan.tiles, pixels + neurons + len(state) * plan.team))
-    grad = _native.fill(
+    grad = compiled.fill(
         emulated.RolloutGradArgs(),
         grad_recon=array("grad_recon", cfg.steps, width=1, fill=upstream),
         grad_kl=array("grad_kl", cfg.steps, width=1, fill=-upstream),

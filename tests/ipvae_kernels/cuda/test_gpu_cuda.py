@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
-from ipvae_kernels import _native
-from ipvae_kernels.rollout import native as rollout_native
+from ipvae_kernels.backend import cuda
+from ipvae_kernels.rollout import cuda as rollout
 from ipvae_kernels.rollout.op import RECORDS
 
 Problem = Callable[..., tuple[Tensor, Any]]
 
 
 def _reason() -> str | None:
-    if not torch.cuda.is_available():
-        return "no CUDA device, or torch is built without CUDA"
-    return _native.cuda_reason()
+    return cuda.reason()
 
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(_reason() is not None, reason=str(_reason()))]
@@ -49,12 +47,12 @@ ESTIMATORS += [("fini3", 1.0), ("hard", 0.0)]
 
 
 @pytest.fixture(params=LAYOUTS, ids=str)
-def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int]:
+def layout(request: pytest.FixtureRequest) -> Iterator[tuple[int, int, int]]:
     of: tuple[int, int, int] = request.param
-    if of[0] == CLUSTER and _native.cuda_limits(torch.device("cuda", 0)).max_cluster < of[1]:
+    if of[0] == CLUSTER and cuda.limits(torch.device("cuda", 0)).max_cluster < of[1]:
         pytest.skip(f"the device has no clusters of {of[1]} blocks")
-    monkeypatch.setattr(rollout_native, "LAYOUT", of)
-    return of
+    with cuda.layout(*of):
+        yield of
 
 
 def _parameters(params: Any) -> list[Tensor]:
@@ -91,7 +89,7 @@ def _error(ours: Tensor, exact: Tensor) -> float:
 def test_counts_equal_the_cpu(shape: tuple[int, int]) -> None:
     """Up to draws within a rounding of their threshold: at most one in 10^5."""
     u = _rates(*shape)
-    assert _flips(ik.poisson_sample(u.cuda(), seed=3, backend="native"), ik.poisson_sample(u, seed=3)) <= 1e-5
+    assert _flips(ik.poisson_sample(u.cuda(), seed=3, backend="cuda"), ik.poisson_sample(u, seed=3)) <= 1e-5
 
 
 @pytest.mark.parametrize("n_arrivals", [None, 3])
@@ -99,7 +97,7 @@ def test_counts_equal_the_cpu(shape: tuple[int, int]) -> None:
 def test_relaxed_counts_and_gradients(estimator: str, temperature: float, n_arrivals: int | None) -> None:
     arguments: dict[str, Any] = {"temperature": temperature, "n_arrivals": n_arrivals, "seed": 2}
     results = []
-    for u, backend in ((_rates(100, 301).cuda(), "native"), (_rates(100, 301).double(), "eager")):
+    for u, backend in ((_rates(100, 301).cuda(), "cuda"), (_rates(100, 301).double(), "eager")):
         u.requires_grad_()
         z = ik.poisson_rsample(u, estimator=estimator, backend=backend, **arguments)
         results.append([part.detach().double().cpu() for part in (z, *torch.autograd.grad(z.sum(), u))])
@@ -114,7 +112,7 @@ def test_update(shape: tuple[int, int], leak: float) -> None:
     generator = torch.Generator().manual_seed(1)
     draws = [torch.randn(s, generator=generator) for s in (shape, shape, shape, shape[1:], ())]
     results = []
-    for device, dtype, backend in (("cuda", torch.float32, "native"), ("cpu", torch.float64, "autograd")):
+    for device, dtype, backend in (("cuda", torch.float32, "cuda"), ("cpu", torch.float64, "autograd")):
         u, prior, drive, bias, lr = inputs = [t.to(device, dtype).requires_grad_() for t in draws]
         params = ik.PoissonParams(lr, lr, bias, lr, lr)
         new = ik.log_rate_update(u, prior, drive, params, leak=leak, backend=backend)
@@ -144,7 +142,7 @@ def test_a_rollout_spikes_like_the_cpu(
     x, params = problem(*sizes, dtype=torch.float32)
     params = _started(params, start)
     reference = ik.infer(x, params, 4, record=RECORDS, seed=3, backend="eager").records
-    ours = ik.infer(*_moved(x, params, "cuda"), 4, record=RECORDS, seed=3, backend="native").records
+    ours = ik.infer(*_moved(x, params, "cuda"), 4, record=RECORDS, seed=3, backend="cuda").records
     assert _flips(ours["counts"], reference["counts"]) <= 1e-3
     for name in set(RECORDS) - {"counts"}:
         close = torch.isclose(ours[name].cpu(), reference[name], rtol=1e-3, atol=1e-3)
@@ -169,9 +167,9 @@ def test_backward_against_float64(
     start = start.unsqueeze(-2).expand(*start.shape[:-1], sizes[0], sizes[2]).contiguous()
     cfg = RolloutConfig(3, estimator="hard" if gaussian else "cubic", temperature=0.1, cell=cell)
     seed = torch.full((), 1, dtype=torch.int64, device="cuda")
-    recon, kl, final, *trajectory = rollout_native.elbo(x, *parameters, start, seed, cfg)
+    recon, kl, final, *trajectory = rollout.elbo(x, *parameters, start, seed, cfg)
     grads = [torch.randn_like(recon), torch.randn_like(kl), torch.randn_like(final)]
-    ours = rollout_native.elbo_backward(*grads, x, *parameters, *trajectory, cfg)
+    ours = rollout.elbo_backward(*grads, x, *parameters, *trajectory, cfg)
     doubled = [t.cpu().double() for t in (*grads, x, *parameters, *trajectory)]
     for a, b in zip(ours, eager.elbo_backward(*doubled, cfg), strict=True):
         assert _error(a, b) < 1e-4
@@ -184,7 +182,7 @@ def test_losses_and_gradients_of_every_estimator(
     """Against autograd in float64; one flipped count of thousands moves a sum by less than the tolerance."""
     x, params = problem(50, 70, 130, dtype=torch.float32)
     results = []
-    for device, dtype, backend in (("cuda", torch.float32, "native"), ("cpu", torch.float64, "autograd")):
+    for device, dtype, backend in (("cuda", torch.float32, "cuda"), ("cpu", torch.float64, "autograd")):
         inputs = _moved(x, params, device, dtype, grad=True)
         result = ik.elbo(
             *inputs, 2, seed=1, estimator=estimator, temperature=temperature, beta=1.3, backend=backend
@@ -199,7 +197,7 @@ def test_two_runs_are_bit_identical(layout: tuple[int, int, int], problem: Probl
     x, params = _moved(*problem(50, 70, 130, dtype=torch.float32), "cuda", grad=True)
     runs = []
     for _ in range(2):
-        result = ik.elbo(x, params, 5, seed=1, backend="native")
+        result = ik.elbo(x, params, 5, seed=1, backend="cuda")
         tensors = (x, *_parameters(params))
         runs.append([result.loss, result.recon, result.kl, *torch.autograd.grad(result.loss, tensors)])
     for one, other in zip(*runs, strict=True):
@@ -213,13 +211,13 @@ def test_a_cut_sequence_is_bit_identical(
     """And so is a part of the batch in the same layout."""
     x, params = problem(50, 70, 130, dtype=torch.float32)
     x, params = _moved(x, _started(params, start), "cuda")
-    whole, records = ik.infer(x, params, 7, seed=1, record=("counts",), backend="native")
-    first, _ = ik.infer(x, params, 3, seed=1, backend="native")
-    then, rest = ik.infer(x, params, 4, state=first, record=("counts",), backend="native")
+    whole, records = ik.infer(x, params, 7, seed=1, record=("counts",), backend="cuda")
+    first, _ = ik.infer(x, params, 3, seed=1, backend="cuda")
+    then, rest = ik.infer(x, params, 4, state=first, record=("counts",), backend="cuda")
     assert torch.equal(then.log_rate, whole.log_rate)
     assert torch.equal(rest["counts"], records["counts"][3:])
     if layout[0]:
-        part = ik.infer(x[5:18], params, 7, seed=1, sample_offset=5, backend="native").state
+        part = ik.infer(x[5:18], params, 7, seed=1, sample_offset=5, backend="cuda").state
         assert torch.equal(part.log_rate, whole.log_rate[5:18])
 
 
@@ -232,13 +230,13 @@ def test_opcheck(problem: Problem) -> None:
     temperature = torch.tensor(0.1, dtype=torch.float64)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     rsample = torch.ops.ipvae_kernels.poisson_rsample
-    relaxed = (u, seed, temperature, 0, 0, "cubic", None, "native", True)
+    relaxed = (u, seed, temperature, 0, 0, "cubic", None, "cuda", True)
     torch.library.opcheck(rsample, relaxed, test_utils=tests)
     update = torch.ops.ipvae_kernels.log_rate_update
     bias, lr = torch.zeros(9, device="cuda"), torch.zeros((), device="cuda")
     plain = u.detach()
     numbers = torch.tensor([0.0, 10.0, 10.0], dtype=torch.float64)
-    torch.library.opcheck(update, (*(plain,) * 3, bias, lr, numbers, "native", True), test_utils=tests)
+    torch.library.opcheck(update, (*(plain,) * 3, bias, lr, numbers, "cuda", True), test_utils=tests)
     x, params = _moved(*problem(dtype=torch.float32), "cuda")
     from ipvae_kernels.rollout import library
     from ipvae_kernels.rollout.config import RolloutConfig
@@ -246,9 +244,9 @@ def test_opcheck(problem: Problem) -> None:
     *parameters, start = _parameters(params)
     constants = library.constants(seed, RolloutConfig(2, estimator="cubic"))
     arguments = (x, *parameters, start.expand(3, -1).contiguous(), *constants)
-    torch.library.opcheck(torch.ops.ipvae_kernels.elbo, (*arguments, 2, "native", True), test_utils=tests)
+    torch.library.opcheck(torch.ops.ipvae_kernels.elbo, (*arguments, 2, "cuda", True), test_utils=tests)
     torch.library.opcheck(
-        torch.ops.ipvae_kernels.infer, (*arguments, "counts", 1, "native", True), test_utils=tests
+        torch.ops.ipvae_kernels.infer, (*arguments, "counts", 1, "cuda", True), test_utils=tests
     )
 
 
@@ -259,7 +257,7 @@ def test_compiles_as_one_graph(problem: Problem) -> None:
 
     def loss(x: Tensor, dictionary: Tensor) -> Tensor:
         of = ik.PoissonParams(dictionary, *others)
-        return ik.elbo(x, of, 3, seed=1, backend="native", check=False).loss
+        return ik.elbo(x, of, 3, seed=1, backend="cuda", check=False).loss
 
     compiled = torch.compile(loss, fullgraph=True)
     grads = [torch.autograd.grad(f(x, params.dictionary), params.dictionary)[0] for f in (loss, compiled)]
@@ -271,7 +269,7 @@ def test_a_graph_replays_with_new_noise(layout: tuple[int, int, int], problem: P
     seed = torch.full((), 1, dtype=torch.int64, device="cuda")
 
     def run() -> Tensor:
-        return ik.infer(x, params, 5, seed=seed, record=("counts",), backend="native", check=False).records[
+        return ik.infer(x, params, 5, seed=seed, record=("counts",), backend="cuda", check=False).records[
             "counts"
         ]
 
@@ -292,12 +290,12 @@ def test_a_graph_replays_with_new_noise(layout: tuple[int, int, int], problem: P
 
 def test_streams_run_side_by_side(problem: Problem) -> None:
     x, params = _moved(*problem(20, 33, 70, dtype=torch.float32), "cuda")
-    expected = [ik.infer(x, params, 20, seed=i, backend="native").state.log_rate for i in range(4)]
+    expected = [ik.infer(x, params, 20, seed=i, backend="cuda").state.log_rate for i in range(4)]
     torch.cuda.synchronize()
     streams, results = [torch.cuda.Stream() for _ in range(4)], []
     for i, stream in enumerate(streams):
         with torch.cuda.stream(stream):
-            results.append(ik.infer(x, params, 20, seed=i, backend="native", check=False).state.log_rate)
+            results.append(ik.infer(x, params, 20, seed=i, backend="cuda", check=False).state.log_rate)
     torch.cuda.synchronize()
     for ours, reference in zip(results, expected, strict=True):
         assert torch.equal(ours, reference)
@@ -307,7 +305,7 @@ def test_streams_run_side_by_side(problem: Problem) -> None:
 def test_a_second_device_that_is_not_current(problem: Problem) -> None:
     x, params = problem(20, 33, 70, dtype=torch.float32)
     results = [
-        ik.infer(*_moved(x, params, device), 5, seed=1, backend="native").state.log_rate.cpu()
+        ik.infer(*_moved(x, params, device), 5, seed=1, backend="cuda").state.log_rate.cpu()
         for device in ("cuda:0", "cuda:1")
     ]
     assert torch.equal(*results)
@@ -318,9 +316,9 @@ def test_mixed_devices_are_refused() -> None:
     u = torch.zeros(2, 3)
     params = ik.PoissonParams(*[torch.zeros(())] * 2, torch.zeros(3), *[torch.zeros(())] * 2)
     with pytest.raises(ValueError, match=r"params\.log_bias|log_bias: expected device cuda:0"):
-        ik.log_rate_update(u.cuda(), u.cuda(), u.cuda(), params, backend="native")
+        ik.log_rate_update(u.cuda(), u.cuda(), u.cuda(), params, backend="cuda")
     with pytest.raises(ValueError, match="seed: expected device cuda:0"):
-        ik.poisson_sample(u.cuda(), seed=torch.zeros((), dtype=torch.int64), backend="native")
+        ik.poisson_sample(u.cuda(), seed=torch.zeros((), dtype=torch.int64), backend="cuda")
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------
@@ -343,7 +341,7 @@ def test_more_than_2_to_31_elements() -> None:
         pytest.skip("needs 26 GB of free device memory")
     u = torch.full((rows, neurons), -1.0, device="cuda")
     u[-1] = _rates(neurons).cuda()
-    counts = ik.poisson_sample(u, seed=5, backend="native", check=False)[-1]
+    counts = ik.poisson_sample(u, seed=5, backend="cuda", check=False)[-1]
     reference = ik.poisson_sample(u[-1:].cpu(), seed=5, sample_offset=rows - 1)[0]
     assert _flips(counts, reference) <= 1e-4
 
@@ -353,6 +351,6 @@ def test_long_inference_takes_no_more_memory(problem: Problem) -> None:
     peaks = []
     for steps in (16, 10_000):
         torch.cuda.reset_peak_memory_stats()
-        ik.infer(x, params, steps, seed=1, backend="native")
+        ik.infer(x, params, steps, seed=1, backend="cuda")
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[1] <= peaks[0] + 2**16

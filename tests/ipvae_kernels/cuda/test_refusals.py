@@ -10,7 +10,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ipvae_kernels as ik
-from ipvae_kernels import _backends, _native, checks
+from ipvae_kernels import checks
+from ipvae_kernels.backend import choice, compiled, cuda
 from ipvae_kernels.info import info
 
 
@@ -23,39 +24,37 @@ def on_a_device() -> list[Tensor]:
 
 @pytest.fixture
 def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "reason", lambda: None)
-    monkeypatch.setattr(_native, "load", lambda: SimpleNamespace(cuda=None))
-    monkeypatch.setattr(_backends, "_warned", set())
+    monkeypatch.setattr(compiled, "reason", lambda: None)
+    monkeypatch.setattr(compiled, "load", lambda: SimpleNamespace(cuda=None))
+    choice.forget_warnings()
 
 
 @pytest.mark.usefixtures("without_cuda")
 def test_cuda_was_not_compiled_in(on_a_device: list[Tensor]) -> None:
-    message = (
-        r"CUDA was not compiled in; put nvcc on the PATH and install again .* \(the tensors are on cuda:0\)"
-    )
-    with pytest.raises(ik.BackendError, match=message):
-        _backends.resolve("native", on_a_device[:1])
+    with pytest.raises(ik.BackendError, match="CUDA was not compiled in; put nvcc on the PATH and install"):
+        choice.resolve("cuda", on_a_device[:1])
     with pytest.warns(ik.BackendWarning, match="CUDA was not compiled in"):
-        assert _backends.resolve("auto", on_a_device[:1]) == "eager"
-    assert _backends.resolve("native", [torch.zeros(2)]) == "native"  # the CPU is served all the same
+        assert choice.resolve("auto", on_a_device[:1]) == "eager"
+    assert choice.resolve("auto", [torch.zeros(2)]) == "cpu"  # the CPU is served all the same
 
 
-def test_with_cuda_compiled_in_native_serves(
-    on_a_device: list[Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_native, "reason", lambda: None)
-    monkeypatch.setattr(_native, "load", lambda: SimpleNamespace(cuda="13.0"))
-    assert _backends.resolve("auto", on_a_device[:1]) == "native"
+def test_with_cuda_compiled_in_it_serves(on_a_device: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "reason", lambda: None)
+    monkeypatch.setattr(compiled, "load", lambda: SimpleNamespace(cuda="13.0"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choice.resolve("auto", on_a_device[:1]) == "cuda"
     doubled = [tensor.double() for tensor in on_a_device[:1]]
     with pytest.raises(ik.BackendError, match=r"it computes in torch\.float32"):
-        _backends.resolve("native", doubled)
+        choice.resolve("cuda", doubled)
+    with pytest.raises(ik.BackendError, match="it computes on CUDA devices, the tensors are on cpu"):
+        choice.resolve("cuda", [torch.zeros(2)])
 
 
-def test_other_devices_are_refused() -> None:
-    with pytest.raises(
-        ik.BackendError, match="it computes on CPUs and CUDA devices, the tensors are on meta"
-    ):
-        _backends.resolve("native", [torch.empty(2, device="meta")])
+def test_other_devices_are_refused(on_a_device: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "reason", lambda: None)
+    for tensor in (torch.empty(2, device="meta"), on_a_device[0]):
+        with pytest.raises(ik.BackendError, match=f"it computes on CPUs, the tensors are on {tensor.device}"):
+            choice.resolve("cpu", [tensor])
 
 
 def test_mixed_devices_are_refused(on_a_device: list[Tensor]) -> None:
@@ -69,15 +68,15 @@ def test_mixed_devices_are_refused(on_a_device: list[Tensor]) -> None:
 
 
 def _module() -> ModuleType:
-    if _native.reason() is not None:
-        pytest.skip(str(_native.reason()))
-    return _native.load()
+    if compiled.reason() is not None:
+        pytest.skip(str(compiled.reason()))
+    return compiled.load()
 
 
 def test_without_a_device_the_runtime_says_so() -> None:
     module = _module()
     if module.cuda is None:
-        pytest.skip(str(_native.cuda_reason()))
+        pytest.skip(str(cuda.reason()))
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(RuntimeError, match="CUDA: asking for the current device: "):
@@ -98,4 +97,4 @@ def test_without_nvcc_the_launchers_refuse() -> None:
 
 def test_info_names_the_toolkit() -> None:
     module = _module()
-    assert info()["native CUDA kernels"] == (module.cuda or "not built")
+    assert info()["CUDA kernels"] == (module.cuda or "not built")

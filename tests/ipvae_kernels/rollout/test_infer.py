@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
-from ipvae_kernels import _triton
+from ipvae_kernels.backend import triton as triton_backend
 from ipvae_kernels.poisson import eager as poisson
 from ipvae_kernels.rollout import eager, library
 from ipvae_kernels.rollout.op import RECORDS
@@ -25,7 +25,7 @@ Problem = Callable[..., tuple[Tensor, Any]]
         *(
             f"{kind} {name}"
             for kind in ("poisson", "identity", "relu")
-            for name in ("eager", "native", "triton")
+            for name in ("eager", "cpu", "triton")
         ),
         "relu autograd",
     ]
@@ -33,11 +33,11 @@ Problem = Callable[..., tuple[Tensor, Any]]
 def model(request: pytest.FixtureRequest) -> tuple[str, str, torch.dtype]:
     """A kind of model (for ``problem(gaussian=...)``), a backend that serves it, and a dtype."""
     kind, backend = request.param.split()
-    if backend == "triton" and not _triton.interpreted():
+    if backend == "triton" and not triton_backend.interpreted():
         pytest.skip("served by the interpreter in a process of its own")
     if ik.backends()[backend] != "available":
         pytest.skip(ik.backends()[backend])
-    dtype = torch.float32 if backend in ("native", "triton") else torch.float64
+    dtype = torch.float32 if backend in ("cpu", "triton") else torch.float64
     return "" if kind == "poisson" else kind, backend, dtype
 
 
@@ -138,7 +138,7 @@ def test_time_splits_are_bit_identical(
 
 
 def test_batch_splits(model: tuple[str, str, torch.dtype], problem: Problem) -> None:
-    """Bit-identical on native; elsewhere the BLAS may sum in another order: some roundings of the dtype."""
+    """Bit-identical on cpu; elsewhere the BLAS may sum in another order: some roundings of the dtype."""
     kind, backend, dtype = model
     x, params = problem(batch=7, gaussian=kind, dtype=dtype)
     whole = ik.infer(x, params, 4, record=["counts", "kl"], seed=3, backend=backend)
@@ -146,7 +146,7 @@ def test_batch_splits(model: tuple[str, str, torch.dtype], problem: Problem) -> 
         ik.infer(x[a:b], params, 4, record=["counts", "kl"], seed=3, sample_offset=a, backend=backend)
         for a, b in [(0, 1), (1, 5), (5, 7)]
     ]
-    tolerance = 0.0 if backend == "native" else 1e-10 if dtype == torch.float64 else 2e-6
+    tolerance = 0.0 if backend == "cpu" else 1e-10 if dtype == torch.float64 else 2e-6
     joined = torch.cat([part.state.log_rate for part in parts], -2)
     torch.testing.assert_close(joined, whole.state.log_rate, rtol=tolerance, atol=tolerance)
     for name in ("counts", "kl"):

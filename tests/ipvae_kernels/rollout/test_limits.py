@@ -59,9 +59,9 @@ x = torch.zeros(40, 64)
 params = ipvae_kernels.PoissonParams(
     0.1 * torch.randn(64, 128), torch.zeros(64), torch.zeros(128), torch.tensor(-2.0), torch.zeros(128)
 )
-ipvae_kernels.infer(x, params, 16, seed=0, backend="native")
+ipvae_kernels.infer(x, params, 16, seed=0, backend="cpu")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-ipvae_kernels.infer(x, params, 10_000, seed=0, backend="native")
+ipvae_kernels.infer(x, params, 10_000, seed=0, backend="cpu")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -75,7 +75,7 @@ params = ipvae_kernels.PoissonParams(
     torch.zeros(128),
 )
 def peak(steps):
-    ipvae_kernels.elbo(x, params, steps, seed=0, backend="native").loss.backward()
+    ipvae_kernels.elbo(x, params, steps, seed=0, backend="cpu").loss.backward()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak(200)
 print(peak(1200) - before)
@@ -84,9 +84,9 @@ print(peak(1200) - before)
 
 def _growth(program: str) -> int:
     """What the program prints, KiB of peak memory."""
-    state = ipvae_kernels.backends()["native"]
+    state = ipvae_kernels.backends()["cpu"]
     if state != "available":
-        pytest.skip(f"backend native: {state}")
+        pytest.skip(f"backend cpu: {state}")
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return int(result.stdout)
 

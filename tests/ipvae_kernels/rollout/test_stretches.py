@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
+from ipvae_kernels.backend import choice
 from ipvae_kernels.rollout import stretches
 
 Problem = Callable[..., tuple[Tensor, Any]]
@@ -23,7 +24,7 @@ Problem = Callable[..., tuple[Tensor, Any]]
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stretches of one step at first, then up to four times as long as the one before."""
-    monkeypatch.setattr(stretches, "_FIRST_WORK", 1)
+    monkeypatch.setattr(stretches, "FIRST_WORK", 1)
 
 
 @pytest.mark.usefixtures("short")
@@ -36,7 +37,7 @@ def test_stretches_change_no_bit(
     start = ik.infer(x[:2] if moving else x, params, 2, seed=3, backend=backend, **options).state
     arguments = {"record": ik.rollout.op.RECORDS, "record_every": 3, "backend": backend, **options}
     cut = ik.infer(x, params, 23, state=start, **arguments)
-    monkeypatch.setattr(stretches, "_FIRST_WORK", 2**32)
+    monkeypatch.setattr(stretches, "FIRST_WORK", 2**32)
     whole = ik.infer(x, params, 23, state=start, **arguments)
     assert torch.equal(cut.state.log_rate, whole.state.log_rate)
     assert cut.state.step == whole.state.step == 25
@@ -51,7 +52,7 @@ def test_an_interrupt_keeps_what_is_done(
 ) -> None:
     """Whatever stretch it falls into, the exception holds a run of the steps before."""
     x, params = problem(dtype=torch.float32)
-    module = ik._backends.implementation("ipvae_kernels.rollout", backend, x)
+    module = choice.implementation("ipvae_kernels.rollout", backend, x)
     calls, infer = [], module.infer
 
     def interrupted(*arguments: Any) -> list[Tensor]:
@@ -83,8 +84,9 @@ def test_an_interrupt_keeps_what_is_done(
 CHILD = """
 import signal, sys, torch
 import ipvae_kernels as ik
+from ipvae_kernels.backend import choice
 from ipvae_kernels.rollout import stretches
-stretches._FIRST_WORK = 2**24  # a first stretch of milliseconds
+stretches.FIRST_WORK = 2**24  # a first stretch of milliseconds
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 torch.manual_seed(0)
@@ -92,7 +94,7 @@ params = ik.PoissonParams(
     0.1 * torch.randn(8, 16), torch.zeros(8), torch.full((16,), -2.0), torch.tensor(-1.0), torch.zeros(16)
 )
 x = torch.randn(2, 8)
-arguments = {"seed": 1, "record": ["spikes"], "record_every": 1000, "backend": "native"}
+arguments = {"seed": 1, "record": ["spikes"], "record_every": 1000, "backend": "cpu"}
 ik.infer(x, params, 1, **arguments)
 print("ready", flush=True)
 try:
@@ -129,7 +131,7 @@ def test_a_signal_ends_one_long_call(problem: Problem) -> None:
     """Not only between stretches: what the handler raises comes out of forward, backward and a draw."""
     x, params = problem(400, 64, 2048, dtype=torch.float32, grad=True)
     u = torch.full((4000, 1024), 7.0)
-    loss = ik.elbo(x, params, 16, seed=1, checkpoint=4, backend="native").loss
+    loss = ik.elbo(x, params, 16, seed=1, checkpoint=4, backend="cpu").loss
 
     class Rang(Exception):
         pass
@@ -140,10 +142,10 @@ def test_a_signal_ends_one_long_call(problem: Problem) -> None:
     previous = signal.signal(signal.SIGALRM, ring)
     try:
         for call in (
-            lambda: ik.infer(x, params, 1000, seed=1, backend="native"),
-            lambda: ik.elbo(x, params, 1000, seed=1, checkpoint=4, backend="native"),
+            lambda: ik.infer(x, params, 1000, seed=1, backend="cpu"),
+            lambda: ik.elbo(x, params, 1000, seed=1, checkpoint=4, backend="cpu"),
             loss.backward,
-            lambda: ik.poisson_rsample(u, seed=1, backend="native"),
+            lambda: ik.poisson_rsample(u, seed=1, backend="cpu"),
         ):
             signal.setitimer(signal.ITIMER_REAL, 0.05)
             with pytest.raises(Rang):

@@ -209,7 +209,7 @@ def test_vmap_with_one_draw_for_all_rows_is_refused(op: str, problem: Problem) -
     def state(row: Tensor, seed: Any, backend: str) -> Tensor:
         return getattr(ik, op)(row[None], params, 2, seed=seed, backend=backend).state.log_rate
 
-    for name in ("eager", "native", "autograd"):
+    for name in ("eager", "cpu", "autograd"):
         if ik.backends()[name] != "available":
             continue
         with pytest.raises(RuntimeError, match=f"{op}: one seed for all rows.*randomness='different'"):

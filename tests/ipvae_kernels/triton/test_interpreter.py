@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvae_kernels import _triton
+from ipvae_kernels.backend import triton as triton_backend
 
 TESTS = Path(__file__).resolve().parents[1]
 GROUPS = {
@@ -35,8 +35,8 @@ LEFT_OUT = (
 CHOSEN = f"triton and not ({' or '.join(f'({words})' for words in LEFT_OUT)})"
 
 pytestmark = [
-    pytest.mark.skipif(_triton.interpreted(), reason="this is the interpreter"),
-    pytest.mark.skipif(_triton._missing() is not None, reason=str(_triton._missing())),
+    pytest.mark.skipif(triton_backend.interpreted(), reason="this is the interpreter"),
+    pytest.mark.skipif(triton_backend.missing() is not None, reason=str(triton_backend.missing())),
 ]
 
 

@@ -14,20 +14,21 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
-from ipvae_kernels import _triton
+from ipvae_kernels.backend import triton as triton_backend
 from ipvae_kernels.rollout.config import RolloutConfig
 
-if not _triton.interpreted():
+if not triton_backend.interpreted():
     pytest.skip("runs in the processes of test_interpreter.py", allow_module_level=True)
 
 import triton
 import triton.language as tl
 from triton.runtime.interpreter import interpreter_builder
 
-from ipvae_kernels._triton import math as device_math
-from ipvae_kernels._triton.philox import exponential, philox
-from ipvae_kernels.poisson.triton_kernels import draw_kernel
-from ipvae_kernels.rollout import eager, triton_kernels
+from ipvae_kernels.backend.triton import math as device_math
+from ipvae_kernels.backend.triton.philox import exponential, philox
+from ipvae_kernels.poisson.triton import draw_kernel
+from ipvae_kernels.rollout import eager
+from ipvae_kernels.rollout import triton as rollout
 
 Problem = Callable[..., tuple[Tensor, Any]]
 
@@ -108,9 +109,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize("moving", [False, True], ids=["static", "moving"])
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_triton_drivers_agree(
-    config: dict[str, Any], moving: bool, problem: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_triton_drivers_agree(config: dict[str, Any], moving: bool, problem: Problem) -> None:
     """More than one tile in every direction; the same counts, and gradients to rounding, as eager."""
     cfg = RolloutConfig(**{"steps": 2, "estimator": "cubic", "temperature": 0.1, "clamp_u": 4.0, **config})
     rows = 17 if config else 33
@@ -122,29 +121,27 @@ def test_triton_drivers_agree(
     upstream = [torch.randn(part.shape) for part in reference[:3]]
     gradients = eager.elbo_backward(*upstream, *tensors, *reference[3:], cfg)
     for driver in ("resident", "stepped"):
-        monkeypatch.setattr(triton_kernels, "choose_driver", lambda *sizes, name=driver: name)
-        trace = triton_kernels.elbo(*tensors, start, torch.tensor(4), cfg)
-        for ours, theirs in zip(trace, reference, strict=True):
-            wrong = ~torch.isclose(ours, theirs, rtol=2e-4, atol=2e-4)
+        with rollout.driver(driver):
+            trace = rollout.elbo(*tensors, start, torch.tensor(4), cfg)
+            ours = rollout.elbo_backward(*upstream, *tensors, *reference[3:], cfg)
+        for mine, theirs in zip(trace, reference, strict=True):
+            wrong = ~torch.isclose(mine, theirs, rtol=2e-4, atol=2e-4)
             assert float(wrong.float().mean()) < 2e-3, driver
-        ours = triton_kernels.elbo_backward(*upstream, *tensors, *reference[3:], cfg)
         for a, b in zip(ours, gradients, strict=True):
             assert float((a - b).abs().max() / b.abs().max()) < 1e-5, driver
 
 
 @pytest.mark.parametrize("record_every", [1, 2])
 @pytest.mark.parametrize("single_draw", [False, True])
-def test_triton_drivers_record_the_same(
-    single_draw: bool, record_every: int, problem: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_triton_drivers_record_the_same(single_draw: bool, record_every: int, problem: Problem) -> None:
     x, params = problem(17, 20, 70, dtype=torch.float32)
     arguments: dict[str, Any] = {
         "seed": 3, "record": list(eager.RECORDS), "record_every": record_every, "single_draw": single_draw
     }  # fmt: skip
     reference = ik.infer(x, params, 4, backend="eager", **arguments)
     for driver in ("resident", "stepped"):
-        monkeypatch.setattr(triton_kernels, "choose_driver", lambda *sizes, name=driver: name)
-        result = ik.infer(x, params, 4, backend="triton", **arguments)
+        with rollout.driver(driver):
+            result = ik.infer(x, params, 4, backend="triton", **arguments)
         assert torch.equal(result.records["counts"], reference.records["counts"]), driver
         for name, record in reference.records.items():
             torch.testing.assert_close(result.records[name], record, rtol=1e-4, atol=1e-4)
@@ -152,16 +149,14 @@ def test_triton_drivers_record_the_same(
 
 @pytest.mark.parametrize("driver", ["resident", "stepped"])
 @pytest.mark.parametrize("estimator", ["hard", "fini2"])
-def test_triton_decodes_any_count(
-    estimator: str, driver: str, problem: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_triton_decodes_any_count(estimator: str, driver: str, problem: Problem) -> None:
     """Counts of a batch on either side of 256 and of 65,536, where exact bfloat16 takes another piece."""
-    monkeypatch.setattr(triton_kernels, "choose_driver", lambda *sizes: driver)
     cfg = RolloutConfig(steps=1, estimator=estimator, clamp_u=20.0)
     x, params = problem(4, 20, 70, dtype=torch.float32)
     *tensors, _ = [x, *(value for value in vars(params).values() if isinstance(value, Tensor))]
     start = torch.tensor([0.0, 5.5, 9.0, 12.0]).unsqueeze(1).expand(4, 70).contiguous()
-    counts, _, errors = triton_kernels.elbo(*tensors, start, torch.tensor(4), cfg)[4:7]
+    with rollout.driver(driver):
+        counts, _, errors = rollout.elbo(*tensors, start, torch.tensor(4), cfg)[4:7]
     largest = counts[0, 0].amax(1)
     assert largest[0] < 256
     assert 256 < largest[2] < 2**16 < largest[3]
@@ -172,11 +167,11 @@ def test_triton_decodes_any_count(
 
 
 def test_triton_driver_follows_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    choose = triton_kernels.choose_driver
-    monkeypatch.setattr(_triton, "version", lambda: (3, 5))
+    choose = rollout.choose_driver
+    monkeypatch.setattr(triton_backend, "version", lambda: (3, 5))
     assert choose(200, 256, 512) == "stepped"
     assert choose(200, 64, 512) == "resident"
-    monkeypatch.setattr(_triton, "version", lambda: (3, 10))
+    monkeypatch.setattr(triton_backend, "version", lambda: (3, 10))
     assert choose(200, 256, 512) == "resident"
     assert choose(200, 256, 512, "bf16") == "stepped"
     assert choose(4096, 2304, 131072) == "stepped"
@@ -188,7 +183,7 @@ def test_triton_gradients_and_counts_of_the_public_ops(problem: Problem) -> None
     x, params = problem(5, 13, 21, dtype=torch.float32, grad=True)
     leaves = [x, params.dictionary, params.log_sigma, params.log_bias, params.log_lr, params.log_rate_init]
     gradients = []
-    for backend in ("triton", "native"):
+    for backend in ("triton", "cpu"):
         if ik.backends()[backend] != "available":
             pytest.skip(ik.backends()[backend])
         result = ik.elbo(x, params, 3, seed=9, estimator="fini2", backend=backend)

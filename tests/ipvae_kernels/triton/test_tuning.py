@@ -8,16 +8,15 @@ import pytest
 import torch
 
 import ipvae_kernels as ik
-from ipvae_kernels import _triton
+from ipvae_kernels.backend import triton as triton_backend
 
-if _triton.interpreted() or _triton._missing():
-    pytest.skip(_triton._missing() or "the interpreter tunes nothing", allow_module_level=True)
+if triton_backend.interpreted() or triton_backend.missing():
+    pytest.skip(triton_backend.missing() or "the interpreter tunes nothing", allow_module_level=True)
 
-from ipvae_kernels._triton import tuning
-from ipvae_kernels.poisson import triton_kernels as poisson
-from ipvae_kernels.rollout import triton_resident as resident
-from ipvae_kernels.rollout import triton_stepped as stepped
-from ipvae_kernels.update import triton_kernels as update
+from ipvae_kernels.backend.triton import tuning
+from ipvae_kernels.poisson import triton as poisson
+from ipvae_kernels.rollout.triton import resident, stepped
+from ipvae_kernels.update import triton as update
 
 TUNED = [
     kernel
@@ -34,7 +33,7 @@ GPUS = [((8, 0), (3, 3)), ((9, 0), (3, 7)), ((10, 0), (3, 7)), ((12, 0), (3, 3))
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, bool]:
     """Major compute capability of a made-up GPU, and whether 8 warps race on it."""
     capability, version = request.param
-    monkeypatch.setattr(_triton, "version", lambda: version)
+    monkeypatch.setattr(triton_backend, "version", lambda: version)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return capability[0], capability[0] >= 10 and version < (3, 8)

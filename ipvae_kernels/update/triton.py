@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _triton
-from .._triton import poisson_cell as cell
-from .._triton.math import exp
-from .._triton.tuning import autotune, config
+from ..backend import triton as backend
+from ..backend.triton import poisson_cell as cell
+from ..backend.triton.math import exp
+from ..backend.triton.tuning import autotune, config
 
 FORWARD_CONFIGS = (config(4, TILE=1024), config(4, TILE=2048), config(8, TILE=4096))
 # With Triton 3.6 on sm_100 the assembler, left to itself, stops at 80 registers and spills 16 bytes.
@@ -116,7 +116,7 @@ def backward_kernel(
 
 
 def _block(neurons: int) -> int:
-    return min(_triton.next_power_of_2(neurons), _WIDEST)
+    return min(backend.next_power_of_2(neurons), _WIDEST)
 
 
 def forward(
@@ -136,10 +136,10 @@ def forward(
     block = _block(neurons)
 
     def grid(meta: dict[str, int]) -> tuple[int]:
-        tiles = _triton.ceil_div(neurons, block) * _triton.ceil_div(rows, meta["TILE"] // block)
-        return (_triton.check_grid(tiles),)
+        tiles = backend.ceil_div(neurons, block) * backend.ceil_div(rows, meta["TILE"] // block)
+        return (backend.check_grid(tiles),)
 
-    with _triton.on_device_of(log_rate):
+    with backend.on_device_of(log_rate):
         tensors = (log_rate, log_rate_prior, drive, log_bias, log_lr, new)
         forward_kernel[grid](*tensors, rows, neurons, leak, clamp_u, clamp_du, BLOCK_K=block)
     return new
@@ -163,11 +163,11 @@ def backward(
         return (*grads, torch.zeros_like(log_bias), torch.zeros_like(log_lr))
     block = _block(neurons)
     block_rows = _BACKWARD_TILE // block
-    per_group = _triton.ceil_div(_triton.ceil_div(rows, _GROUPS), block_rows) * block_rows
-    groups, tiles = _triton.ceil_div(rows, per_group), _triton.ceil_div(neurons, block)
+    per_group = backend.ceil_div(backend.ceil_div(rows, _GROUPS), block_rows) * block_rows
+    groups, tiles = backend.ceil_div(rows, per_group), backend.ceil_div(neurons, block)
     bias_sums, lr_sums = log_rate.new_empty((groups, neurons)), log_rate.new_empty((groups, tiles))
-    with _triton.on_device_of(log_rate):
-        backward_kernel[(_triton.check_grid(groups * tiles),)](
+    with backend.on_device_of(log_rate):
+        backward_kernel[(backend.check_grid(groups * tiles),)](
             *(grad, log_rate, log_rate_prior, drive, log_bias, log_lr, *grads, bias_sums, lr_sums),
             *(rows, neurons, per_group, leak, clamp_u, clamp_du),
             BLOCK_B=block_rows,

@@ -7,19 +7,20 @@ done, and rare paths (rates of 10 and more, many arrivals) are skipped by a tile
 import triton
 import triton.language as tl
 
+from ...poisson.estimators import COMPILED, half_width
 from .math import any_of, cospi, exp, exp_pair, log, sinpi
 from .philox import BLOCKS, complement, exponential, first_words, own_words, uniform
 
-# In the order of ``_native.ESTIMATORS``.
-HARD = tl.constexpr(0)
-SIGMOID = tl.constexpr(1)
-LINEAR = tl.constexpr(2)
-CUBIC = tl.constexpr(3)
-QUINTIC = tl.constexpr(4)
-COSINE = tl.constexpr(5)
-FINI2 = tl.constexpr(6)
-FINI3 = tl.constexpr(7)
+HARD = tl.constexpr(COMPILED.index("hard"))
+SIGMOID = tl.constexpr(COMPILED.index("sigmoid"))
+LINEAR = tl.constexpr(COMPILED.index("linear"))
+CUBIC = tl.constexpr(COMPILED.index("cubic"))
+QUINTIC = tl.constexpr(COMPILED.index("quintic"))
+COSINE = tl.constexpr(COMPILED.index("cosine"))
+FINI2 = tl.constexpr(COMPILED.index("fini2"))
+FINI3 = tl.constexpr(COMPILED.index("fini3"))
 
+_WIDE = tl.constexpr(half_width("sigmoid"))  # of the indicator; of the others 1
 _RATE_FLOOR = tl.constexpr(1.1920929e-07)
 _INVERSION_MAX = tl.constexpr(10.0)
 _INVERSION_STEPS = tl.constexpr(64)
@@ -204,7 +205,7 @@ def _relaxed(
     Time is kept relative to the start of the window and, where arrivals are many, of the current stretch.
     """
     LIMITED: tl.constexpr = n_arrivals is not None
-    half = (17.0 if ESTIMATOR == SIGMOID else 1.0) * temperature
+    half = (_WIDE if ESTIMATOR == SIGMOID else 1.0) * temperature
     inverse_temperature = 1.0 / temperature
     zero = tl.zeros_like(rate)
     saturated = zero

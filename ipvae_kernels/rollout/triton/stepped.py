@@ -26,15 +26,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _triton
-from .._native import estimator_code
-from .._triton.math import exp
-from .._triton.philox import load_key
-from .._triton.tuning import autotune, config
-from ..philox import KIND_LOSS, KIND_UPDATE, Stream
-from ..poisson.triton_kernels import draw_into
-from .config import CELLS, RolloutConfig
-from .triton_parts import (
+from ...backend import triton as backend
+from ...backend.triton.math import exp
+from ...backend.triton.philox import load_key
+from ...backend.triton.tuning import autotune, config
+from ...philox import KIND_LOSS, KIND_UPDATE, Stream
+from ...poisson.estimators import code
+from ...poisson.triton import draw_into
+from ..config import CELLS, RolloutConfig
+from .parts import (
     COUNTS,
     FEW,
     POISSON,
@@ -470,7 +470,7 @@ class Buffers(NamedTuple):
 def sums_shape(cfg: RolloutConfig, batch: int, dictionary: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of ``recon_sums`` and ``kl_sums``."""
     pixels, neurons = dictionary.shape
-    pixel_tiles, neuron_tiles = _triton.ceil_div(pixels, PIXELS), _triton.ceil_div(neurons, NEURONS)
+    pixel_tiles, neuron_tiles = backend.ceil_div(pixels, PIXELS), backend.ceil_div(neurons, NEURONS)
     return (cfg.steps, pixel_tiles, batch), (cfg.steps, neuron_tiles, batch)
 
 
@@ -479,7 +479,7 @@ def largest_of(counts: Tensor, cfg: RolloutConfig) -> Tensor | None:
     if decode_product(cfg) != COUNTS.value:
         return None
     slots, rows, neurons = counts.shape
-    return counts.new_zeros((slots, _triton.ceil_div(neurons, NEURONS), rows))
+    return counts.new_zeros((slots, backend.ceil_div(neurons, NEURONS), rows))
 
 
 def forward(
@@ -496,17 +496,17 @@ def forward(
 ) -> None:
     """Runs all steps; ``wants_fresh(t)`` asks for the fresh draw of step t, ``after_step(t)`` follows it."""
     (pixels, neurons), rows, n = dictionary.shape, x.shape[-2], cfg.n_inner
-    total, rows_class = cfg.steps * n, _triton.next_power_of_2(max(rows, 1))
+    total, rows_class = cfg.steps * n, backend.next_power_of_2(max(rows, 1))
     x_step = rows * pixels if x.dim() == 3 else 0
-    neuron_tiles = _triton.ceil_div(neurons, NEURONS)
+    neuron_tiles = backend.ceil_div(neurons, NEURONS)
     path_slots, drive_slots, draw_slots = (
         len(part) for part in (buffers.path, buffers.drives, buffers.counts)
     )
 
     def residual(first: int, count: int) -> None:
         def grid(meta: dict[str, int]) -> tuple[int]:
-            tiles = _triton.ceil_div(rows, meta["BLOCK_B"]) * _triton.ceil_div(pixels, PIXELS)
-            return (_triton.check_grid(tiles * count),)
+            tiles = backend.ceil_div(rows, meta["BLOCK_B"]) * backend.ceil_div(pixels, PIXELS)
+            return (backend.check_grid(tiles * count),)
 
         residual_kernel[grid](
             *(buffers.counts, x, dictionary, log_sigma, buffers.errors, buffers.recon_sums, buffers.largest),
@@ -518,7 +518,7 @@ def forward(
 
     def update(i: int, first: int, count: int) -> None:
         def grid(meta: dict[str, int]) -> tuple[int]:
-            return (_triton.check_grid(_triton.ceil_div(rows, meta["BLOCK_B"]) * neuron_tiles),)
+            return (backend.check_grid(backend.ceil_div(rows, meta["BLOCK_B"]) * neuron_tiles),)
 
         update_kernel[grid](
             *(buffers.errors, dictionary, log_sigma, log_bias, log_lr, seed, buffers.path, buffers.drives),
@@ -529,7 +529,7 @@ def forward(
             *(cfg.temperature, arrival_limit(cfg)),
             CELL=CELLS.index(cfg.cell),
             PRODUCT=PRODUCTS[cfg.matmul_precision],
-            ESTIMATOR=estimator_code(cfg.estimator, cfg.temperature),
+            ESTIMATOR=code(cfg.estimator, cfg.temperature),
             SINGLE=cfg.single_draw,
             RELEASED=cfg.kl == "released",
             NEURONS=NEURONS,
@@ -566,8 +566,8 @@ def _first_draw(buffers: Buffers, seed: Tensor, cfg: RolloutConfig) -> None:
             buffers.largest[0] = counts.amax(1)
         return
     rows, neurons = counts.shape
-    tiles = _triton.ceil_div(rows, SLICE) * _triton.ceil_div(neurons, NEURONS)
-    latents_kernel[(_triton.check_grid(tiles),)](
+    tiles = backend.ceil_div(rows, SLICE) * backend.ceil_div(neurons, NEURONS)
+    latents_kernel[(backend.check_grid(tiles),)](
         *(start, seed, counts, slopes, rows, neurons, stream.high_word, stream.step, stream.sample_offset),
         CELL=CELLS.index(cfg.cell),
         ROWS=SLICE,
@@ -597,17 +597,17 @@ def backward(
         Gradients of log_lr, and of the log rate before the first step.
     """
     (pixels, neurons), rows, n = dictionary.shape, grad_log_rate.shape[-2], cfg.n_inner
-    total, rows_class = cfg.steps * n, _triton.next_power_of_2(max(rows, 1))
+    total, rows_class = cfg.steps * n, backend.next_power_of_2(max(rows, 1))
     product = PRODUCTS[cfg.matmul_precision]
     grads, priors = (grad_log_rate.new_empty((2, *grad_log_rate.shape)) for _ in range(2))
     products = grad_log_rate.new_empty((2, rows, neurons))
-    lr_sums = log_lr.new_empty((*log_lr.shape, total, _triton.ceil_div(neurons, NEURONS), rows))
+    lr_sums = log_lr.new_empty((*log_lr.shape, total, backend.ceil_div(neurons, NEURONS), rows))
     grads[(total + 1) % 2] = grad_log_rate
 
     def pull(i: int) -> None:
         def grid(meta: dict[str, int]) -> tuple[int]:
-            tiles = _triton.ceil_div(rows, meta["BLOCK_B"]) * _triton.ceil_div(neurons, NEURONS)
-            return (_triton.check_grid(tiles),)
+            tiles = backend.ceil_div(rows, meta["BLOCK_B"]) * backend.ceil_div(neurons, NEURONS)
+            return (backend.check_grid(tiles),)
 
         pull_kernel[grid](
             *(grad_errors, dictionary, log_bias, log_lr, grad_kl, path, counts, slopes, drives),
@@ -624,8 +624,8 @@ def backward(
 
     def push(i: int) -> None:
         def grid(meta: dict[str, int]) -> tuple[int]:
-            tiles = _triton.ceil_div(rows, meta["BLOCK_B"]) * _triton.ceil_div(pixels, PIXELS)
-            return (_triton.check_grid(tiles),)
+            tiles = backend.ceil_div(rows, meta["BLOCK_B"]) * backend.ceil_div(pixels, PIXELS)
+            return (backend.check_grid(tiles),)
 
         push_kernel[grid](
             *(grad_drives, dictionary, log_sigma, grad_errors, i, rows, pixels, neurons, n, rows_class),

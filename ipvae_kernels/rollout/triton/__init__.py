@@ -1,23 +1,27 @@
 """T whole steps through Triton; signatures and shapes as in ``eager.py``, float32 on one NVIDIA GPU.
 
-Two drivers over the same parts (``triton_parts.py``): ``triton_resident.py`` runs all steps in one launch,
-``triton_stepped.py`` two products per update for dictionaries of any size. Neither waits for the device, so a
+Two drivers over the same parts (``parts.py``): ``resident.py`` runs all steps in one launch,
+``stepped.py`` two products per update for dictionaries of any size. Neither waits for the device, so a
 call can be captured in a CUDA graph once its kernels are compiled and tuned, that is, after one call of the
 same sizes.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from .. import _triton
-from ..poisson.eager import PhiloxNoise
-from . import eager, triton_resident, triton_stepped
-from .cells import Draw, make_cell
-from .config import RolloutConfig
-from .eager import RECORDS, WITHOUT_DRAW, Step, Trace
-from .triton_stepped import Buffers
+from ...backend import triton as backend
+from ...poisson.eager import PhiloxNoise
+from .. import eager
+from ..cells import Draw, make_cell
+from ..config import RolloutConfig
+from ..eager import RECORDS, WITHOUT_DRAW, Step, Trace
+from . import resident, stepped
+from .stepped import Buffers
 
 _SM_BANDWIDTH = 1e11  # bytes/s that one SM draws from L2, as of an H100: 64 bytes a clock
 _LAUNCHES = 1e-5  # s, the two kernels of a stepped update with their start and end
@@ -37,15 +41,32 @@ def choose_driver(
     The device is described by its number of multiprocessors and its major compute capability; an H100 if
     left out. The constants above are estimates from data sheets; no GPU has measured the crossover yet.
     """
-    if pixels > triton_resident.pixels_max(major, matmul_precision):
+    if pixels > resident.pixels_max(major, matmul_precision):
         return "stepped"
-    waves = _triton.ceil_div(_triton.ceil_div(batch, triton_resident.ROWS), multiprocessors)
-    resident = waves * 4 * pixels * neurons / _SM_BANDWIDTH
-    stepped = _LAUNCHES + 4 * batch * pixels * neurons / _PRODUCTS
-    return "resident" if resident <= stepped else "stepped"
+    waves = backend.ceil_div(backend.ceil_div(batch, resident.ROWS), multiprocessors)
+    in_one = waves * 4 * pixels * neurons / _SM_BANDWIDTH
+    in_two = _LAUNCHES + 4 * batch * pixels * neurons / _PRODUCTS
+    return "resident" if in_one <= in_two else "stepped"
+
+
+# Of the process and not of a thread: autograd runs the backward of a GPU's tensors in threads of its own.
+_insisted: str | None = None
+
+
+@contextlib.contextmanager
+def driver(name: str) -> Iterator[None]:
+    """Insists on a driver, "resident" or "stepped", for every rollout of the process until its end."""
+    global _insisted
+    before, _insisted = _insisted, name
+    try:
+        yield
+    finally:
+        _insisted = before
 
 
 def _driver(batch: int, dictionary: Tensor, matmul_precision: str) -> str:
+    if _insisted is not None:
+        return _insisted
     pixels, neurons = dictionary.shape
     if dictionary.is_cuda:
         properties = torch.cuda.get_device_properties(dictionary.device)
@@ -79,8 +100,8 @@ def infer(
     fresh = any(name not in WITHOUT_DRAW for name in names)
     if _driver(batch, dictionary, cfg.matmul_precision) == "resident":
         path = x.new_empty((n + 1, *log_rate.shape))
-        with _triton.on_device_of(x):
-            triton_resident.forward(
+        with backend.on_device_of(x):
+            resident.forward(
                 x, dictionary, log_sigma, log_bias, log_lr, log_rate, seed, cfg, path,
                 x.new_empty((2, batch, pixels)), (None, None, None), records, record_every, fresh,
             )  # fmt: skip
@@ -94,7 +115,7 @@ def infer(
         drives=x.new_empty((1, batch, neurons)),
         recon_sums=None,
         kl_sums=None,
-        largest=triton_stepped.largest_of(counts, cfg),
+        largest=stepped.largest_of(counts, cfg),
     )
     buffers.path[0] = log_rate
     cell = make_cell(log_bias, log_lr, PhiloxNoise(seed), cfg)
@@ -114,8 +135,8 @@ def infer(
             row = records[name][(cfg.step + t + 1) // record_every - before - 1]
             row.copy_(RECORDS[name](step, cell, frame, log_sigma))
 
-    with _triton.on_device_of(x):
-        triton_stepped.forward(
+    with backend.on_device_of(x):
+        stepped.forward(
             x, dictionary, log_sigma, log_bias, log_lr, seed, cfg, buffers,
             lambda t: fresh and recorded(t), write,
         )  # fmt: skip
@@ -143,18 +164,18 @@ def elbo(
         path[0], recon, kl = log_rate, x.new_empty((cfg.steps, 0)), x.new_empty((cfg.steps, 0))
     elif _driver(batch, dictionary, cfg.matmul_precision) == "resident":
         recon, kl = x.new_empty((cfg.steps, batch)), x.new_empty((cfg.steps, batch))
-        with _triton.on_device_of(x):
-            triton_resident.forward(
+        with backend.on_device_of(x):
+            resident.forward(
                 *tensors, log_rate, seed, cfg, path, errors, (drives, counts, slopes),
                 {"recon": recon, "kl": kl}, 1, True,
             )  # fmt: skip
     else:
         path[0] = log_rate
-        recon_sums, kl_sums = map(x.new_empty, triton_stepped.sums_shape(cfg, batch, dictionary))
-        largest = triton_stepped.largest_of(counts, cfg)
+        recon_sums, kl_sums = map(x.new_empty, stepped.sums_shape(cfg, batch, dictionary))
+        largest = stepped.largest_of(counts, cfg)
         buffers = Buffers(path, counts, slopes, errors, drives, recon_sums, kl_sums, largest)
-        with _triton.on_device_of(x):
-            triton_stepped.forward(*tensors, seed, cfg, buffers, lambda t: True, lambda t: None)
+        with backend.on_device_of(x):
+            stepped.forward(*tensors, seed, cfg, buffers, lambda t: True, lambda t: None)
         recon, kl = recon_sums.sum(1), kl_sums.sum(1)
     of_draws = (cfg.steps, cfg.n_inner + 1)
     trajectory = (path, *(part.unflatten(0, of_draws) for part in (counts, slopes, errors)), drives)
@@ -186,13 +207,9 @@ def elbo_backward(
     grad_means = None if cfg.cell == "poisson" else torch.empty_like(drives)
     grad_lr, grad, batch = torch.zeros_like(log_lr), grad_log_rate.clone(), grad_log_rate.shape[-2]
     if batch:
-        driver = (
-            triton_resident
-            if _driver(batch, dictionary, cfg.matmul_precision) == "resident"
-            else triton_stepped
-        )
-        with _triton.on_device_of(x):
-            grad_lr, grad = driver.backward(
+        part = resident if _driver(batch, dictionary, cfg.matmul_precision) == "resident" else stepped
+        with backend.on_device_of(x):
+            grad_lr, grad = part.backward(
                 grad_kl, grad_log_rate, dictionary, log_sigma, log_bias, log_lr, path, counts,
                 slopes, drives, grad_errors, grad_drives, grad_means, cfg,
             )  # fmt: skip

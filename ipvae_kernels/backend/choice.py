@@ -12,12 +12,11 @@ from types import ModuleType, TracebackType
 
 from torch import Tensor
 
-from . import _native, _triton
+from . import cpu, cuda, triton
 
-NAMES = ("auto", "native", "triton", "eager", "autograd")
-
-_COMPILED: dict[str, ModuleType] = {"native": _native, "triton": _triton}
-_FILES = {"triton": "triton_kernels"}  # where a backend's file in an op's folder has another name
+_COMPILED: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
+_AUTO = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # what "auto" tries, by the device of the tensors
+NAMES = ("auto", *_COMPILED, "eager", "autograd")
 
 _OURS = ("ipvae_kernels", "ipvae", "torch")  # whose frames a warning does not point at
 _warned: set[str] = set()
@@ -46,9 +45,9 @@ class BackendWarning(RuntimeWarning):
 def backends() -> dict[str, str]:
     """Every backend by name, with "available" or the reason why it is not.
 
-    "native" is the compiled module, for the CPU and, where nvcc built it, CUDA; "triton" serves NVIDIA GPUs;
-    "eager" is PyTorch with the hand-written backward; "autograd" is plain differentiable PyTorch, the slow
-    and readable truth.
+    "cpu" and "cuda" are the compiled module, the latter where nvcc built it; "triton" serves NVIDIA GPUs
+    without nvcc; "eager" is PyTorch with the hand-written backward; "autograd" is plain differentiable
+    PyTorch, the slow and readable truth.
     """
     compiled = {name: module.reason() or "available" for name, module in _COMPILED.items()}
     return {**compiled, "eager": "available", "autograd": "available"}
@@ -60,7 +59,7 @@ class use_backend:
     It holds for the thread that sets it, like ``torch.no_grad``; every thread starts with "auto".
 
     Args:
-        name: "auto", "native", "triton", "eager" or "autograd".
+        name: "auto", "cpu", "cuda", "triton", "eager" or "autograd".
 
     Raises:
         ValueError: unknown name.
@@ -89,11 +88,11 @@ def select(backend: str) -> str:
 
 
 def resolve(backend: str, tensors: Iterable[Tensor]) -> str:
-    """The implementation that serves these tensors: "native", "triton" or "eager".
+    """The implementation that serves these tensors: "cpu", "cuda", "triton" or "eager".
 
     Args:
-        backend: "auto" ("native" where it can serve, on a GPU else "triton"; else "eager"), "native",
-            "triton", "eager", or "autograd": what has no gradient is the same in "eager".
+        backend: "auto" (for tensors of a GPU "cuda" where it can serve, else "triton"; for others "cpu"; else
+            "eager"), a name of these, or "autograd": what has no gradient is the same in "eager".
         tensors: the floating tensors of the call.
 
     Raises:
@@ -105,10 +104,7 @@ def resolve(backend: str, tensors: Iterable[Tensor]) -> str:
     if backend in ("eager", "autograd"):
         return "eager"
     tensors = list(tensors)
-    if backend != "auto":
-        names: tuple[str, ...] = (backend,)
-    else:
-        names = ("native", "triton") if tensors[0].device.type == "cuda" else ("native",)
+    names = _AUTO.get(tensors[0].device.type, ("cpu",)) if backend == "auto" else (backend,)
     reasons = {}
     for name in names:
         reason = _COMPILED[name].reason() or _COMPILED[name].unserved(tensors)
@@ -122,6 +118,11 @@ def resolve(backend: str, tensors: Iterable[Tensor]) -> str:
             _warn(f"backend 'eager' serves where {name!r} cannot: {reason}. backend='eager' asks for it")
             _warned.add(reason)  # after it: where warnings are errors, every call is one
     return "eager"
+
+
+def forget_warnings() -> None:
+    """Has every reason for a fallback be given once more."""
+    _warned.clear()
 
 
 def _warn(message: str) -> None:
@@ -141,14 +142,14 @@ def implementation(package: str, backend: str, *tensors: Tensor) -> ModuleType:
 
 @functools.cache
 def _module(package: str, name: str) -> ModuleType:
-    return importlib.import_module(f"{package}.{_FILES.get(name, name)}")
+    return importlib.import_module(f"{package}.{name}")
 
 
 def refuse_compiled(backend: str, reason: str) -> None:
     """For calls that only autograd serves: refuses a compiled backend that was named.
 
     Raises:
-        BackendError: ``backend`` is "native" or "triton".
+        BackendError: ``backend`` is "cpu", "cuda" or "triton".
     """
     if backend in _COMPILED:
         raise _unable(backend, reason)

@@ -25,13 +25,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _triton
-from .._native import estimator_code
-from .._triton.math import any_of, exp
-from .._triton.philox import load_key
-from .._triton.tuning import autotune, config
-from .config import CELLS, RolloutConfig
-from .triton_parts import (
+from ...backend import triton as backend
+from ...backend.triton.math import any_of, exp
+from ...backend.triton.philox import load_key
+from ...backend.triton.tuning import autotune, config
+from ...poisson.estimators import code
+from ..config import CELLS, RolloutConfig
+from .parts import (
     COUNTS,
     FEW,
     POISSON,
@@ -388,7 +388,7 @@ def pixels_max(major: int, matmul_precision: str) -> int:
     """The largest M that a device of this major compute capability holds in registers; 0 before 9."""
     if major < 9:
         return 0
-    if _triton.version() < (3, 6) or _triton.warps_max(major) < SCHEDULES[0][0]:
+    if backend.version() < (3, 6) or backend.warps_max(major) < SCHEDULES[0][0]:
         return PIXELS_MAX_OLD
     return PIXELS_MAX_BF16 if matmul_precision == "bf16" else PIXELS_MAX
 
@@ -397,7 +397,7 @@ def blocks(pixels: int) -> dict[str, int]:
     """Pixels of a tile, and neurons of a chunk."""
     return {
         "ROWS": ROWS,
-        "PIXELS": max(_triton.next_power_of_2(pixels), 16),
+        "PIXELS": max(backend.next_power_of_2(pixels), 16),
         "NEURONS": NEURONS,
         "DEPTH": DEPTH,
     }
@@ -422,7 +422,7 @@ def forward(
     """Fills path and errors (with slots), the trajectory (drives, counts, slopes) and the records."""
     (pixels, neurons), rows = dictionary.shape, log_rate.shape[-2]
     names = ("recon", "kl", "squared_error", "spikes", "zeros", "log_rate", "counts", "reconstruction")
-    forward_kernel[(_triton.check_grid(_triton.ceil_div(rows, ROWS)),)](
+    forward_kernel[(backend.check_grid(backend.ceil_div(rows, ROWS)),)](
         *(x, dictionary, log_sigma, log_bias, log_lr, log_rate, seed, path, errors, *trajectory),
         *(records.get(name) for name in names),
         *(cfg.steps * cfg.n_inner, cfg.step, cfg.sample_offset, record_every),
@@ -432,7 +432,7 @@ def forward(
         CELL=CELLS.index(cfg.cell),
         PRODUCT=PRODUCTS[cfg.matmul_precision],
         DECODE=decode_product(cfg),
-        ESTIMATOR=estimator_code(cfg.estimator, cfg.temperature),
+        ESTIMATOR=code(cfg.estimator, cfg.temperature),
         SINGLE=cfg.single_draw,
         RELEASED=cfg.kl == "released",
         FRESH=fresh,
@@ -456,9 +456,9 @@ def backward(
     grad_means: Tensor | None,
     cfg: RolloutConfig,
 ) -> tuple[Tensor, Tensor]:
-    """As ``triton_stepped.backward``."""
+    """As ``stepped.backward``."""
     (pixels, neurons), rows = dictionary.shape, grad_log_rate.shape[-2]
-    tiles = _triton.check_grid(_triton.ceil_div(rows, ROWS))
+    tiles = backend.check_grid(backend.ceil_div(rows, ROWS))
     grad, priors = torch.empty_like(grad_log_rate), grad_log_rate.new_empty((2, *grad_log_rate.shape))
     lr_sums = log_lr.new_empty((*log_lr.shape, tiles))
     backward_kernel[(tiles,)](

@@ -14,12 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _triton
-from .._native import estimator_code
-from .._triton import poisson
-from .._triton.philox import load_key
-from .._triton.tuning import autotune, config
+from ..backend import triton as backend
+from ..backend.triton import poisson
+from ..backend.triton.philox import load_key
+from ..backend.triton.tuning import autotune, config
 from ..philox import Stream
+from .estimators import code
 
 CONFIGS = (config(1, TILE=128), config(2, TILE=256), config(4, TILE=512))
 _WIDEST = 128  # neurons of a tile
@@ -86,13 +86,13 @@ def draw_into(
     rows, neurons = log_rate.shape
     if not log_rate.numel():
         return
-    block = min(max(_triton.next_power_of_2(neurons), 4), _WIDEST)
+    block = min(max(backend.next_power_of_2(neurons), 4), _WIDEST)
 
     def grid(meta: dict[str, int]) -> tuple[int]:
-        tiles = _triton.ceil_div(neurons, block) * _triton.ceil_div(rows, meta["TILE"] // block)
-        return (_triton.check_grid(tiles),)
+        tiles = backend.ceil_div(neurons, block) * backend.ceil_div(rows, meta["TILE"] // block)
+        return (backend.check_grid(tiles),)
 
-    with _triton.on_device_of(log_rate):
+    with backend.on_device_of(log_rate):
         draw_kernel[grid](
             log_rate,
             seed,
@@ -105,7 +105,7 @@ def draw_into(
             stream.sample_offset,
             float(temperature),
             None if n_arrivals is None else float(n_arrivals),
-            ESTIMATOR=estimator_code(estimator, temperature),
+            ESTIMATOR=code(estimator, temperature),
             BLOCK_K=block,
         )
 

@@ -1,4 +1,4 @@
-"""The compiled module, loaded at first use; importing the package never needs it."""
+"""The compiled module of the CPU and CUDA backends, loaded at first use and not by importing the package."""
 
 from __future__ import annotations
 
@@ -15,29 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# In the order of the enumerations in csrc/common/poisson.h and csrc/common/poisson_cell.h.
-ESTIMATORS = ("hard", "sigmoid", "linear", "cubic", "quintic", "cosine", "fini2", "fini3")
-KLS = ("exact", "released")
-
-_PACKAGE = Path(__file__).resolve().parent
-_CHECKOUT = _PACKAGE.parent  # of a checkout; of an installed package, the folder of all packages
+PACKAGE = Path(__file__).resolve().parents[1]
+CHECKOUT = PACKAGE.parent  # of a checkout; of an installed package, the folder of all packages
 
 
 @functools.cache
-def _import() -> tuple[ModuleType | None, str | None]:
+def find() -> tuple[ModuleType | None, str | None]:
+    """The compiled module, or why it cannot be used."""
     try:
-        module = importlib.import_module("._C", __package__)
+        module = importlib.import_module("ipvae_kernels._C")
     except ModuleNotFoundError as error:
-        return None, f"the compiled module is missing ({error}); {_how_to_get_it()}"
+        return None, f"the compiled module is missing ({error}); {how_to_get_it()}"
     except ImportError as error:
-        return None, f"the compiled module cannot be loaded ({error}); {_how_to_get_it()}"
-    if _in_checkout() and getattr(module, "sources", None) != sources_digest(_CHECKOUT):
-        return None, f"the compiled module is older than the C++ sources beside it; {_how_to_get_it()}"
+        return None, f"the compiled module cannot be loaded ({error}); {how_to_get_it()}"
+    if _in_checkout() and getattr(module, "sources", None) != sources_digest(CHECKOUT):
+        return None, f"the compiled module is older than the C++ sources beside it; {how_to_get_it()}"
     return module, None
 
 
 def _in_checkout() -> bool:
-    return (_CHECKOUT / "CMakeLists.txt").is_file() and (_CHECKOUT / "csrc").is_dir()
+    return (CHECKOUT / "CMakeLists.txt").is_file() and (CHECKOUT / "csrc").is_dir()
 
 
 def sources_digest(checkout: Path) -> str:
@@ -49,20 +46,21 @@ def sources_digest(checkout: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _how_to_get_it() -> str:
+def how_to_get_it() -> str:
+    """What to do where it is missing."""
     if not _in_checkout():
         return "install it with 'python -m pip install .' in a checkout of the repository"
-    advice = f"build it with 'python -m pip install -e .' in {_CHECKOUT}"
-    if _is_installed():
+    advice = f"build it with 'python -m pip install -e .' in {CHECKOUT}"
+    if is_installed():
         advice += (
             ", whose sources Python has imported, or start Python in another folder: the package is installed"
         )
-    elif others := sorted(path.name for path in _PACKAGE.glob("_C.*.so")):
+    elif others := sorted(path.name for path in PACKAGE.glob("_C.*.so")):
         advice += f", by this Python ({', '.join(others)} lies there)"
     return advice
 
 
-def _is_installed() -> bool:
+def is_installed() -> bool:
     """Whether a compiled module lies among the installed packages."""
     return any(
         str(path).startswith("ipvae_kernels/_C.")
@@ -77,7 +75,7 @@ def load() -> ModuleType:
     Raises:
         ImportError: it is not there; the message says how to install it.
     """
-    module, reason = _import()
+    module, reason = find()
     if module is None:
         raise ImportError(f"ipvae_kernels: {reason}")
     return module
@@ -85,50 +83,11 @@ def load() -> ModuleType:
 
 def reason() -> str | None:
     """Why the compiled module cannot be used, or None where it can."""
-    return _import()[1]
-
-
-def cuda_reason() -> str | None:
-    """Why the compiled module cannot serve tensors on a CUDA device, or None where it can."""
-    if reason() is None and load().cuda is None:
-        return (
-            "CUDA was not compiled in; put nvcc on the PATH and install again with "
-            "'python -m pip install -e .' in a checkout of the repository"
-        )
-    return reason()
-
-
-def on_cuda(tensor: Tensor) -> bool:
-    """Whether the CUDA kernels serve a tensor, and not those for the CPU."""
-    return tensor.is_cuda
-
-
-def launch(tensor: Tensor) -> Any:
-    """The device of a CUDA tensor and torch's current stream on it, for the launchers."""
-    stream = torch.cuda.current_stream(tensor.device).cuda_stream
-    return fill(load().Launch(), device=tensor.device.index, stream=stream)
-
-
-@functools.cache
-def cuda_limits(device: torch.device) -> Any:
-    """What a CUDA device offers a rollout."""
-    return load().cuda_limits(device.index)
-
-
-def unserved(tensors: Iterable[Tensor]) -> str | None:
-    """Why these tensors cannot be served, or None."""
-    for tensor in tensors:
-        if tensor.dtype != torch.float32:
-            return f"it computes in torch.float32, the tensors are {tensor.dtype}"
-        if tensor.device.type not in ("cpu", "cuda"):
-            return f"it computes on CPUs and CUDA devices, the tensors are on {tensor.device}"
-        if tensor.device.type == "cuda" and (reason := cuda_reason()):
-            return f"{reason} (the tensors are on {tensor.device})"
-    return None
+    return find()[1]
 
 
 def all_below(tensor: Tensor, limit: float) -> bool:
-    """Whether the size of every element is below a limit; that of NaN is not."""
+    """Whether the size of every element is below a limit; NaN is not below any."""
     if (address := _address(tensor)) is not None:
         return bool(load().all_below(address, tensor.numel(), limit, torch.get_num_threads()))
     return not tensor.numel() or bool((torch.stack(torch.aminmax(tensor)).abs() < limit).all())
@@ -167,19 +126,12 @@ def fill(args: Any, **fields: Tensor | int | float | bool | None) -> Any:
     return args
 
 
-def unsigned_seed(seed: Tensor) -> int:
-    """The 64 bits of an int64 seed as an unsigned integer."""
-    return int(seed) & (1 << 64) - 1
-
-
-def estimator_code(estimator: str, temperature: float) -> int:
-    """The number of an estimator; at temperature 0 the relaxed ones are hard."""
-    return ESTIMATORS.index("hard" if is_hard(estimator, temperature) else estimator)
-
-
-def is_hard(estimator: str, temperature: float) -> bool:
-    """Whether the draw is a hard count without a gradient; `checks.number` made the least temperatures 0."""
-    return estimator == "hard" or (temperature == 0.0 and not estimator.startswith("fini"))
+def not_float32(tensors: Iterable[Tensor]) -> str | None:
+    """Why the kernels cannot take these tensors, or None: they compute in float32."""
+    for tensor in tensors:
+        if tensor.dtype != torch.float32:
+            return f"it computes in torch.float32, the tensors are {tensor.dtype}"
+    return None
 
 
 def arrival_limit(n_arrivals: int | None) -> float:

@@ -8,10 +8,10 @@ u, the log rate) or two (Gaussian: u, the mean, and xi, log sigma); nobody reads
 import triton
 import triton.language as tl
 
-from .._native import ESTIMATORS, estimator_code
-from .._triton import gaussian_cell, interpreted, poisson, poisson_cell
-from .._triton.math import exp
-from .config import CELLS, RolloutConfig
+from ...backend.triton import gaussian_cell, interpreted, poisson, poisson_cell
+from ...backend.triton.math import exp
+from ...poisson.estimators import COMPILED, ESTIMATORS, code
+from ..config import CELLS, RolloutConfig
 
 PRODUCTS = {"float32": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
 """How ``RolloutConfig.matmul_precision`` is computed: three TF32 products carry 22 bits of each factor."""
@@ -26,8 +26,8 @@ FEW = tl.constexpr(256.0)  # up to here every count is exact in bfloat16
 
 def decode_product(cfg: RolloutConfig) -> str:
     """How latents are decoded: COUNTS for integers in "float32", else one of ``PRODUCTS``."""
-    drawn = ESTIMATORS[estimator_code(cfg.estimator, cfg.temperature)]
-    integers = cfg.cell == "poisson" and drawn in ("hard", "fini2", "fini3")
+    drawn = COMPILED[code(cfg.estimator, cfg.temperature)]
+    integers = cfg.cell == "poisson" and ESTIMATORS[drawn].half_width is None
     return COUNTS.value if integers and cfg.matmul_precision == "float32" else PRODUCTS[cfg.matmul_precision]
 
 

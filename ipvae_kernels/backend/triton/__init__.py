@@ -35,7 +35,8 @@ def interpreted() -> bool:
 
 
 @functools.cache
-def _missing() -> str | None:
+def missing() -> str | None:
+    """Why Triton itself cannot be used, or None."""
     try:
         import triton
     except ImportError as error:
@@ -55,19 +56,19 @@ def version() -> tuple[int, ...]:
 
 def reason() -> str | None:
     """Why no call can be served, or None."""
-    if (missing := _missing()) is not None or interpreted():
-        return missing
+    if (why := missing()) is not None or interpreted():
+        return why
     if torch.version.hip is not None:
         return "it is made for NVIDIA GPUs, this torch is built for ROCm"
     if not torch.cuda.is_available():
         return "it needs an NVIDIA GPU and a CUDA build of torch: torch.cuda.is_available() is False"
-    return _no_driver()
+    return no_driver()
 
 
 @functools.cache
-def _no_driver() -> str | None:
+def no_driver() -> str | None:
     """Why Triton cannot talk to the GPU: it builds its driver, a C file, where none lies in its cache."""
-    if (missing := missing_to_build()) is None:
+    if (lacking := missing_to_build()) is None:
         return None
     from triton.runtime import driver
 
@@ -75,7 +76,7 @@ def _no_driver() -> str | None:
         driver.active.get_current_device()
     except Exception as error:  # of a compiler that is not there, of its output, or of the import
         return (
-            f"Triton builds its driver at first use and finds no {missing} ({error}); install a C compiler "
+            f"Triton builds its driver at first use and finds no {lacking} ({error}); install a C compiler "
             "and Python's headers (on Debian and Ubuntu: apt install gcc python3-dev), or set CC"
         )
     return None

@@ -6,14 +6,15 @@ over neurons or pixels. The table of sets is in ``docs/decisions.md``.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import triton
 
-from .._backends import BackendError
+from ..choice import BackendError
 from . import interpreted, warps_max
 
 
@@ -70,3 +71,18 @@ def _candidates(configs: Sequence[Any], *_: Any, **__: Any) -> list[Any]:
 def _bench(call: Callable[[], Any], quantiles: Sequence[float]) -> Any:
     """Triton's timing; named here, since Triton 3.3 looks for a GPU when it is left to find it itself."""
     return triton.testing.do_bench(call, quantiles=quantiles)
+
+
+@contextlib.contextmanager
+def only(kernel: Any, config: Any) -> Iterator[None]:
+    """Has a tuned kernel run in one configuration until its end; Triton then times nothing."""
+    before, kernel.configs = kernel.configs, [config]
+    try:
+        yield
+    finally:
+        kernel.configs = before
+
+
+def tuned(module: Any) -> dict[str, Any]:
+    """The kernels of a module that have configurations to choose from, by name."""
+    return {name: kernel for name, kernel in vars(module).items() if getattr(kernel, "configs", None)}

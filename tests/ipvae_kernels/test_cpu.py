@@ -17,23 +17,24 @@ from scipy import special
 from torch import Tensor
 
 import ipvae_kernels
-from ipvae_kernels import _native, philox
-from ipvae_kernels.rollout import native
+from ipvae_kernels import philox
+from ipvae_kernels.backend import compiled
+from ipvae_kernels.rollout import cpu as rollout
 from ipvae_kernels.rollout.config import RolloutConfig
 from ipvae_kernels.rollout.op import RECORDS
 
 Problem = Callable[..., tuple[Tensor, Any]]
 
-pytestmark = pytest.mark.skipif(_native.reason() is not None, reason=str(_native.reason()))
+pytestmark = pytest.mark.skipif(compiled.reason() is not None, reason=str(compiled.reason()))
 
 
 def _instruction_sets() -> list[str]:
-    return _native.load().instruction_sets() if _native.reason() is None else []
+    return compiled.load().instruction_sets() if compiled.reason() is None else []
 
 
 @pytest.fixture(params=_instruction_sets())
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    module = _native.load()
+    module = compiled.load()
     before = module.instruction_set()
     module.set_instruction_set(request.param)
     yield request.param
@@ -42,7 +43,7 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def _evaluate(function: str, x: Tensor) -> Tensor:
     out = torch.full_like(x, math.nan)
-    _native.load().evaluate(function, x.data_ptr(), out.data_ptr(), x.numel())
+    compiled.load().evaluate(function, x.data_ptr(), out.data_ptr(), x.numel())
     return out
 
 
@@ -140,7 +141,7 @@ def test_philox_known_answers(instruction_set: str, shared: Callable[[str], Path
     assert len(rows) == 6
     for rounds, *words in rows:
         values = [int(word, 16) for word in words]
-        answer = _native.load().philox(values[:4], values[4:6], int(rounds))
+        answer = compiled.load().philox(values[:4], values[4:6], int(rounds))
         assert answer == 2 * values[6:]  # from scalar code, and from a vector
 
 
@@ -153,7 +154,7 @@ def test_draws_equal_eager(instruction_set: str, estimator: str, temperature: fl
         ipvae_kernels.poisson_rsample(
             log_rate, estimator=estimator, temperature=temperature, seed=-5, backend=backend
         )
-        for backend in ("eager", "native")
+        for backend in ("eager", "cpu")
     ]
     if estimator == "hard":
         assert torch.equal(*draws)
@@ -165,7 +166,7 @@ def test_rollout_equals_eager(instruction_set: str, problem: Problem) -> None:
     x, params = problem(21, 33, 70, dtype=torch.float32)
     results = [
         ipvae_kernels.infer(x, params, 20, seed=3, record=("counts", "recon", "kl"), backend=backend)
-        for backend in ("eager", "native")
+        for backend in ("eager", "cpu")
     ]
     assert torch.equal(results[0].records["counts"], results[1].records["counts"])
     for name in ("recon", "kl"):
@@ -177,7 +178,7 @@ def test_products_have_the_error_of_float32(log_rate: float, instruction_set: st
     x, params = problem(50, 70, 130, dtype=torch.float32)
     params = dataclasses.replace(params, log_rate_init=torch.full((130,), log_rate))
     record = ("counts", "reconstruction", "log_rate")
-    ours = ipvae_kernels.infer(x, params, 1, seed=1, record=record, backend="native").records
+    ours = ipvae_kernels.infer(x, params, 1, seed=1, record=record, backend="cpu").records
     counts, dictionary = ours["counts"][0], params.dictionary
     exact = counts.double() @ dictionary.double().T
     float32 = (counts @ dictionary.T - exact).abs().mean()
@@ -191,7 +192,7 @@ def test_absurd_counts_are_decoded(log_rate: float, instruction_set: str, proble
     still = torch.tensor(-100.0)  # a learning rate of nothing: the log rate stays where it is
     params = dataclasses.replace(params, log_rate_init=torch.full((70,), log_rate), log_lr=still)
     ours = ipvae_kernels.infer(
-        x, params, 1, seed=1, record=("counts", "reconstruction"), clamp_u=30.0, backend="native"
+        x, params, 1, seed=1, record=("counts", "reconstruction"), clamp_u=30.0, backend="cpu"
     ).records
     expected = ours["counts"][0].double() @ params.dictionary.double().T
     assert ours["counts"].max() > (2**24 if log_rate > 16 else 2**16)
@@ -213,7 +214,7 @@ def test_an_absurd_row_leaves_its_neighbours_alone(
         start[0] = first
         state = ipvae_kernels.State(start.clone(), 0, torch.tensor(1))
         states.append(
-            ipvae_kernels.infer(x, params, 1, state=state, record=record, clamp_u=30.0, backend="native")
+            ipvae_kernels.infer(x, params, 1, state=state, record=record, clamp_u=30.0, backend="cpu")
         )
     assert states[1].records["counts"][0, 0].min() > 1e5
     for name in record:
@@ -228,7 +229,7 @@ def test_more_latents_than_one_exact_sum_takes(instruction_set: str) -> None:
         dictionary, zero(3), zero(latents), torch.tensor(-100.0), torch.full((latents,), 5.3)
     )
     x = torch.zeros(2, 3)
-    ours = ipvae_kernels.infer(x, params, 1, seed=1, record=("counts", "reconstruction"), backend="native")
+    ours = ipvae_kernels.infer(x, params, 1, seed=1, record=("counts", "reconstruction"), backend="cpu")
     counts = ours.records["counts"][0].double()
     assert 190 < counts.mean() < 210
     # 40,000 additions in float32 one after the other, as other instruction sets make, are good for 1e-5.
@@ -246,7 +247,7 @@ def test_drives_have_the_error_of_float32(spread: float, instruction_set: str, p
     x = x * torch.exp(spread * torch.randn(50, 1, generator=generator))
     log_rate, seed = torch.zeros(50, 130), torch.tensor(1)
     cfg = RolloutConfig(steps=1, estimator="fini2")
-    trace = native.elbo(x, dictionary, params.log_sigma, params.log_bias, params.log_lr, log_rate, seed, cfg)
+    trace = rollout.elbo(x, dictionary, params.log_sigma, params.log_bias, params.log_lr, log_rate, seed, cfg)
     errors, drives = trace[6][0, 0], trace[7][0]
     weighted = errors * torch.exp(-2 * params.log_sigma)
     exact = weighted.double() @ dictionary.double()
@@ -257,10 +258,10 @@ def test_drives_have_the_error_of_float32(spread: float, instruction_set: str, p
 def test_splits_of_the_batch_are_bit_identical(instruction_set: str, problem: Problem) -> None:
     x, params = problem(75, 33, 130, dtype=torch.float32)
     record = ("log_rate", "recon", "kl")
-    whole = ipvae_kernels.infer(x, params, 4, seed=1, record=record, backend="native").records
+    whole = ipvae_kernels.infer(x, params, 4, seed=1, record=record, backend="cpu").records
     for begin, end in [(0, 1), (1, 18), (18, 51), (51, 75)]:
         part = ipvae_kernels.infer(
-            x[begin:end], params, 4, seed=1, record=record, sample_offset=begin, backend="native"
+            x[begin:end], params, 4, seed=1, record=record, sample_offset=begin, backend="cpu"
         ).records
         for name in record:
             assert torch.equal(part[name], whole[name][:, begin:end])
@@ -270,13 +271,13 @@ def test_gradients_equal_eager(instruction_set: str, problem: Problem) -> None:
     x, params = problem(50, 70, 130, dtype=torch.float32, grad=True)
     tensors = (x, params.dictionary, params.log_sigma, params.log_bias, params.log_lr, params.log_rate_init)
     for estimator in ("fini2", "cubic"):
-        native, eager = (
+        ours, eager = (
             torch.autograd.grad(
                 ipvae_kernels.elbo(x, params, 5, seed=1, estimator=estimator, backend=backend).loss, tensors
             )
-            for backend in ("native", "eager")
+            for backend in ("cpu", "eager")
         )
-        for a, b in zip(native, eager, strict=True):
+        for a, b in zip(ours, eager, strict=True):
             assert float((a - b).abs().max()) < 1e-4 * float(b.abs().max())
 
 
@@ -302,7 +303,7 @@ def test_gaussian_rollout_is_as_accurate_as_eager(
 ) -> None:
     """Records, losses and every gradient, against autograd in float64."""
     results = []
-    for backend, dtype in (("native", torch.float32), ("eager", torch.float32), ("autograd", torch.float64)):
+    for backend, dtype in (("cpu", torch.float32), ("eager", torch.float32), ("autograd", torch.float64)):
         x, params = problem(
             21, 33, 70, moving=steps if moving else 0, dtype=torch.float32, gaussian=activation
         )
@@ -334,7 +335,7 @@ def test_results_do_not_depend_on_threads(
 
     def gradients(n: int) -> list[Tensor]:
         torch.set_num_threads(n)
-        result = ipvae_kernels.elbo(x, params, 6, seed=1, temperature=0.3, backend="native")
+        result = ipvae_kernels.elbo(x, params, 6, seed=1, temperature=0.3, backend="cpu")
         tensors = (x, *_parameters(params))
         return [result.loss, result.recon, result.kl, *torch.autograd.grad(result.loss, tensors)]
 
@@ -352,7 +353,7 @@ def test_a_long_row_is_shared_among_threads(instruction_set: str) -> None:
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            draws.append(ipvae_kernels.poisson_sample(log_rate, seed=1, backend="native"))
+            draws.append(ipvae_kernels.poisson_sample(log_rate, seed=1, backend="cpu"))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*draws)
@@ -362,28 +363,28 @@ def test_a_long_row_is_shared_among_threads(instruction_set: str) -> None:
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 70])
 def test_all_finite_sees_every_element(size: int, instruction_set: str) -> None:
     values = torch.full((size,), 3e38)  # whose sum overflows
-    assert _native.all_finite(values)
+    assert compiled.all_finite(values)
     for i in range(size):
         for bad in (math.nan, math.inf, -math.inf):
             values[i] = bad
-            assert not _native.all_finite(values)
+            assert not compiled.all_finite(values)
         values[i] = -1.0
 
 
 def test_all_below_is_strict_and_takes_both_signs(instruction_set: str) -> None:
     for tensor in (torch.full((33,), -79.99), torch.full((2, 33), -79.99).T):  # the second by PyTorch
         values = tensor.clone(memory_format=torch.preserve_format)
-        assert _native.all_below(values, 80.0)
+        assert compiled.all_below(values, 80.0)
         for bad in (80.0, -80.0, math.nan, -math.inf):
             values[32] = bad
-            assert not _native.all_below(values, 80.0)
-    assert _native.all_below(torch.empty(0), 1.0)
-    assert _native.all_below(torch.empty(0, dtype=torch.float64), 1.0)
+            assert not compiled.all_below(values, 80.0)
+    assert compiled.all_below(torch.empty(0), 1.0)
+    assert compiled.all_below(torch.empty(0, dtype=torch.float64), 1.0)
 
 
 def test_unknown_instruction_set_lists_the_choices() -> None:
     with pytest.raises(ValueError, match=r"expected one of .*baseline, got sse9"):
-        _native.load().set_instruction_set("sse9")
+        compiled.load().set_instruction_set("sse9")
 
 
 FORKS = """
@@ -397,7 +398,7 @@ params = ik.PoissonParams(
     0.1 * torch.randn(8, 16), torch.zeros(8), torch.full((16,), -2.0), torch.tensor(-1.0), torch.zeros(16)
 )
 x, stop = torch.randn(9, 8), threading.Event()
-step = lambda: ik.infer(x, params, 1, seed=1, backend="native")
+step = lambda: ik.infer(x, params, 1, seed=1, backend="cpu")
 expected = step().state.log_rate
 
 def busy():
