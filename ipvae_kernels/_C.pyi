@@ -3,6 +3,9 @@
 compiler: str
 cuda: str | None
 sources: str
+estimators: tuple[str, ...]
+kls: tuple[str, ...]
+cells: tuple[str, ...]
 
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
@@ -19,6 +22,7 @@ class PoissonArgs:
     inner: int
     step: int
     sample_offset: int
+    neuron_offset: int
     estimator: int
     temperature: float
     n_arrivals: float
@@ -74,6 +78,7 @@ class RolloutArgs:
     seed: int
     step: int
     sample_offset: int
+    neuron_offset: int
     leak: float
     clamp_u: float
     clamp_du: float

@@ -39,7 +39,7 @@ static void poisson(const PoissonArgs& a, int64_t begin, int64_t end, float* mem
             if (!in_place) load_rows(a.log_rate + at(i), 1, width(i), np, kFloor, u + i * np);
             rates_of(in_place ? a.log_rate + at(i) : u + i * np, np, options.hard(), rates(i));
         }
-        draw(options, units, rates, [&](int i) { return (uint32_t)first(i); },
+        draw(options, units, rates, [&](int i) { return a.neuron_offset + (uint32_t)first(i); },
              [&](int i) { return a.sample_offset + (uint32_t)row(i); }, in_place ? a.counts + at(0) : counts,
              in_place && a.slopes ? a.slopes + at(0) : slopes, np, stream, scratch.next);
         for (int i = 0; i < units && !in_place; ++i) {
@@ -106,20 +106,21 @@ static bool draws_counts(const RolloutArgs& a) {
 }
 
 static int64_t rollout_scratch(const RolloutArgs& a) {
-    return a.cell == kPoissonCell ? forward_scratch<PoissonCell>(a) : forward_scratch<GaussianCell>(a);
+    return by_cell(a.cell, [&] { return forward_scratch<PoissonCell>(a); }, [&] { return forward_scratch<GaussianCell>(a); });
 }
 
 static void rollout(const RolloutArgs& a, int64_t begin, int64_t end, float* scratch) {
-    auto tile = a.cell == kPoissonCell ? rollout_tile<PoissonCell> : rollout_tile<GaussianCell>;
+    auto tile = by_cell(a.cell, [] { return &rollout_tile<PoissonCell>; }, [] { return &rollout_tile<GaussianCell>; });
     for_tiles(a.n_rows, begin, end, [&](int64_t first, int rows) { tile(a, first, rows, scratch); });
 }
 
 static int64_t rollout_grad_scratch(const RolloutArgs& a) {
-    return a.cell == kPoissonCell ? backward_scratch<PoissonCell>(a) : backward_scratch<GaussianCell>(a);
+    return by_cell(a.cell, [&] { return backward_scratch<PoissonCell>(a); }, [&] { return backward_scratch<GaussianCell>(a); });
 }
 
 static void rollout_grad(const RolloutGradArgs& g, int64_t begin, int64_t end, float* scratch) {
-    auto tile = g.forward.cell == kPoissonCell ? rollout_grad_tile<PoissonCell> : rollout_grad_tile<GaussianCell>;
+    auto tile = by_cell(
+        g.forward.cell, [] { return &rollout_grad_tile<PoissonCell>; }, [] { return &rollout_grad_tile<GaussianCell>; });
     for_tiles(g.forward.n_rows, begin, end, [&](int64_t first, int rows) { tile(g, first, rows, scratch); });
 }
 
