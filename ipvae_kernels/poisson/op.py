@@ -25,8 +25,8 @@ def poisson_sample(
     """Poisson counts of the rates exp(log_rate) + 1.1920929e-07; no gradient.
 
     The draw is a pure function of the seed and of where a number stands: of the step, of the number of the
-    sample (its row, counted from ``sample_offset``) and of the neuron (``docs/randomness.md``). Where all
-    four are the same, so is the noise, by design: processes and batches that share a seed need different
+    sample (its row, counted from ``sample_offset``) and of the neuron (``docs/design/randomness.md``). Where
+    all four are the same, so is the noise, by design: processes and batches that share a seed need different
     offsets, or they draw identical counts.
 
     Under ``torch.vmap`` with randomness="different", samples are numbered through all slices, the vmapped
