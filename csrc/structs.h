@@ -47,7 +47,7 @@ inline void bind_pointwise_structs(py::module_& m) {
         using Struct = PoissonArgs;
         Fields<Struct>(m, "PoissonArgs")
             .FIELD(n_rows).FIELD(n_latents).FIELD(seed).FIELD(kind).FIELD(inner).FIELD(step).FIELD(sample_offset)
-            .FIELD(estimator).FIELD(temperature).FIELD(n_arrivals).FIELD(log_rate).FIELD(counts).FIELD(slopes);
+            .FIELD(neuron_offset).FIELD(estimator).FIELD(temperature).FIELD(n_arrivals).FIELD(log_rate).FIELD(counts).FIELD(slopes);
     }
     {
         using Struct = UpdateArgs;

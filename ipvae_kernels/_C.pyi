@@ -19,6 +19,7 @@ class PoissonArgs:
     inner: int
     step: int
     sample_offset: int
+    neuron_offset: int
     estimator: int
     temperature: float
     n_arrivals: float

@@ -39,7 +39,7 @@ static void poisson(const PoissonArgs& a, int64_t begin, int64_t end, float* mem
             if (!in_place) load_rows(a.log_rate + at(i), 1, width(i), np, kFloor, u + i * np);
             rates_of(in_place ? a.log_rate + at(i) : u + i * np, np, options.hard(), rates(i));
         }
-        draw(options, units, rates, [&](int i) { return (uint32_t)first(i); },
+        draw(options, units, rates, [&](int i) { return a.neuron_offset + (uint32_t)first(i); },
              [&](int i) { return a.sample_offset + (uint32_t)row(i); }, in_place ? a.counts + at(0) : counts,
              in_place && a.slopes ? a.slopes + at(0) : slopes, np, stream, scratch.next);
         for (int i = 0; i < units && !in_place; ++i) {

@@ -11,7 +11,7 @@ namespace ipvae {
 struct PoissonArgs {
     int64_t n_rows, n_latents;
     uint64_t seed;
-    uint32_t kind, inner, step, sample_offset;
+    uint32_t kind, inner, step, sample_offset, neuron_offset;  // which draw, see docs/randomness.md
     int estimator;
     float temperature, n_arrivals;
     const float* log_rate;  // [n_rows, n_latents]

@@ -34,7 +34,7 @@ IPVAE_DEVICE void poisson_quad(const PoissonArgs& a, uint64_t seed, int64_t i) {
     IPVAE_UNROLL for (int j = 0; j < 4; ++j) rate.v[j] = rate_of(u.v[j]);
     Stream stream = make_stream(seed, a.kind, a.inner, a.step, a.sample_offset + static_cast<uint32_t>(q.row));
     DrawOptions options{static_cast<Estimator>(a.estimator), a.temperature, a.n_arrivals};
-    draw_counts(options, stream, static_cast<uint32_t>(q.column), rate, count, slope);
+    draw_counts(options, stream, a.neuron_offset + static_cast<uint32_t>(q.column), rate, count, slope);
     store_quad(a.counts + q.at, q.valid, count);
     if (a.slopes) store_quad(a.slopes + q.at, q.valid, slope);
 }
