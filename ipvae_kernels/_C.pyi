@@ -3,6 +3,9 @@
 compiler: str
 cuda: str | None
 sources: str
+estimators: tuple[str, ...]
+kls: tuple[str, ...]
+cells: tuple[str, ...]
 
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
@@ -75,6 +78,7 @@ class RolloutArgs:
     seed: int
     step: int
     sample_offset: int
+    neuron_offset: int
     leak: float
     clamp_u: float
     clamp_du: float

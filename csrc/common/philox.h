@@ -31,8 +31,6 @@ IPVAE_HD Words<U> philox(U counter0, U counter1, U counter2, U counter3, uint32_
     return {{join(c0), join(c1), join(c2), join(c3)}};
 }
 
-// What a draw is for.
-enum Kind : uint32_t { kUpdate = 0, kLoss = 1, kStandalone = 2 };
 constexpr uint32_t kSaturated = 8;  // added to a kind: the saturated count of the same relaxed draw
 
 // Everything of a counter but the neuron and the block. Plain words, passed by value.

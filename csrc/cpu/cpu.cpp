@@ -12,6 +12,7 @@
 #include <unistd.h>
 #endif
 
+#include "../common/cells/cell.h"
 #include "buffers.h"
 #include "parallel.h"
 
@@ -31,7 +32,7 @@ namespace cpu {
 namespace {
 
 #if defined(IPVAE_AMX)
-// Tiles of bfloat16 and bytes, and the kernel's leave to use them (Linux 5.16 and later ask for it, once a process).
+// Tiles of bfloat16 and bytes, and the permission to use them, which Linux 5.16 and later want asked for once a process.
 bool amx_granted() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
@@ -120,7 +121,7 @@ Buffer padded_exp(const Kernels& k, const float* v, int64_t n, float scale) {
     return buffer;
 }
 
-int64_t n_states(const RolloutArgs& args) { return args.cell == kPoissonCell ? 1 : 2; }
+int64_t n_states(const RolloutArgs& args) { return states_of(args.cell); }
 
 // What a rollout derives from its parameters, alive while the kernels run.
 struct Derived {

@@ -23,17 +23,6 @@ void update(const UpdateArgs& args, int64_t n_threads);
 // Writes grad_log_bias [n_latents] and grad_log_lr [1]; args.partial is provided here.
 void update_grad(UpdateGradArgs args, float* grad_log_bias, float* grad_log_lr, int64_t n_threads);
 
-// The parameters of a rollout as a user has them; RolloutArgs takes derived, packed forms.
-struct Parameters {
-    const float* dictionary;  // [n_inputs, n_latents]
-    const float* log_sigma;   // [n_inputs]
-    const float* log_bias;    // [n_latents]
-    const float* log_lr;      // [S]: one number for each state of the cell
-};
-struct ParameterGrads {
-    float *dictionary, *log_sigma, *log_bias, *log_lr;
-};
-
 void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads);
 void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads);
 

@@ -9,7 +9,8 @@
 
 #include "rows.h"
 
-#include "../common/poisson.h"
+#include "../common/arrivals.h"
+#include "../common/schedule.h"
 
 IPVAE_BEGIN
 
@@ -198,10 +199,7 @@ inline void finish_hard(Undecided& list, float* counts, const Stream& stream) {
 
 // ---- relaxed counts -----------------------------------------------------------------------------------------------
 
-// Neurons whose arrivals go on after the first, packed.
-//
-// Time is kept as what has elapsed since the first moment that matters, `lead` before time 1: at a rate of 10^8 and a
-// window of 10^-3, gaps vanish in the rounding of a time near 1, but not in that of a time within the window.
+// Neurons whose arrivals go on after the first, packed; see Arrivals.
 struct ArrivalList {
     int32_t* neuron;   // [n]
     float* lead;       // [n] 1, or half a window where earlier arrivals were drawn at once
@@ -220,19 +218,11 @@ inline ArrivalList arrival_list(float* scratch, int64_t n_padded) {
     return {(int32_t*)array(0), array(1), array(2), array(3), array(4), array(5), array(6), array(7)};
 }
 
-// The arrivals of kWidth neurons so far.
-struct Arrivals {
-    vf lead, elapsed, remaining, count, slope;
+inline uint32_t active_lanes(const Arrivals<vf>& a, const Window& window) {
+    return lanes_below(vf{}, a.active(window) ? splat<vf>(1.f) : vf{});
+}
 
-    vi active(const Window& window) const {
-        return (elapsed <= lead + window.half) & (remaining > splat<vf>(0.f));
-    }
-    uint32_t active_lanes(const Window& window) const {
-        return lanes_below(vf{}, active(window) ? splat<vf>(1.f) : vf{});
-    }
-};
-
-inline void pack_arrivals(const ArrivalList& list, int64_t at, vi neuron, vf inv_rate, const Arrivals& a, uint32_t lanes) {
+inline void pack_arrivals(const ArrivalList& list, int64_t at, vi neuron, vf inv_rate, const Arrivals<vf>& a, uint32_t lanes) {
     pack_lanes(list.neuron + at, neuron, lanes);
     pack_lanes(list.lead + at, a.lead, lanes);
     pack_lanes(list.elapsed + at, a.elapsed, lanes);
@@ -242,30 +232,14 @@ inline void pack_arrivals(const ArrivalList& list, int64_t at, vi neuron, vf inv
     pack_lanes(list.slope + at, a.slope, lanes);
 }
 
-// One more arrival in each lane: its share of the count and of the slope, where it comes before the window's end.
-template <Estimator kind> IPVAE_HD void arrive(vu word, vf inv_rate, const Window& window, Arrivals& a) {
-    a.elapsed = a.elapsed + exponential<vf>(word) * inv_rate;
-    vi counted = a.active(window);
-    a.remaining = a.remaining - 1.f;
-    vf early = a.lead - a.elapsed;  // 1 - t
-    Indicated<vf> f = indicator<kind>(early * window.inv_temperature);
-    vf zero = splat<vf>(0.f);
-    a.count = a.count + (counted ? f.value : zero);
-    a.slope = a.slope + (counted ? f.derivative * (1.f - early) : zero);
-}
-
 // Saturated counts of the lanes that qualify, drawn at once; arrivals of those lanes start half a window before 1.
-inline void saturate(vf rate, const Window& window, const Stream& stream, uint32_t neuron, Arrivals& a) {
+inline void saturate(vf rate, const Window& window, const Stream& stream, uint32_t neuron, Arrivals<vf>& a) {
     vi wanted = rate * (1.f - window.half) >= splat<vf>(kSaturatedMin);
     if (__builtin_expect(!any(wanted), 1)) return;
     Stream own = saturated(stream);
     for (int i = 0; i < kWidth; ++i) {
         if (!wanted[i]) continue;
-        float mean = rate[i] * (1.f - window.half);
-        uint32_t n = neuron + i;
-        float drawn = mean < kInversionMax
-                          ? count_by_inversion(mean, shared_words<uint32_t>(own, n >> 2).w[n & 3])
-                          : counts_by_rejection(mean, own, n, own.sample);
+        float drawn = hard_count(rate[i] * (1.f - window.half), own, neuron + i);
         a.count[i] = drawn < a.remaining[i] ? drawn : a.remaining[i];
         a.remaining[i] -= a.count[i];
         a.lead[i] = window.half;
@@ -273,7 +247,7 @@ inline void saturate(vf rate, const Window& window, const Stream& stream, uint32
 }
 
 // The chosen lanes start a new stretch at their last arrival: what they counted joins the neurons' totals.
-inline void start_stretch(vi neuron, uint32_t lanes, bool first, float* totals, float* slopes, Arrivals& a) {
+inline void start_stretch(vi neuron, uint32_t lanes, bool first, float* totals, float* slopes, Arrivals<vf>& a) {
     for (uint32_t left = lanes; left; left &= left - 1) {
         int lane = __builtin_ctz(left), at = neuron[lane];
         totals[at] = first ? a.count[lane] : totals[at] + a.count[lane];
@@ -291,13 +265,13 @@ inline void finish_arrivals(const ArrivalList& list, int64_t n, const Window& wi
     for (uint32_t block = 1; n > 0 && block < kBlocks; ++block) {
         int64_t kept = 0;
         for (int64_t i = 0; i < n; i += kWidth) {
-            Arrivals a{load(list.lead + i), load(list.elapsed + i), load(list.remaining + i), load(list.count + i),
-                       load(list.slope + i)};
+            Arrivals<vf> a{load(list.lead + i), load(list.elapsed + i), load(list.remaining + i), load(list.count + i),
+                           load(list.slope + i)};
             vf inv_rate = load(list.inv_rate + i);
             vi neuron = load_index(list.neuron + i);
             Words<vu> words = own_words(stream, (vu)neuron + first, vu{} + stream.sample, block);
             for (int j = 0; j < 4; ++j) arrive<kind>(words.w[j], inv_rate, window, a);
-            uint32_t valid = first_lanes(n - i), active = a.active_lanes(window) & valid, done = valid & ~active;
+            uint32_t valid = first_lanes(n - i), active = active_lanes(a, window) & valid, done = valid & ~active;
             // Lanes beyond the end may hold any index, so nothing is gathered as a vector.
             for (uint32_t left = done; left; left &= left - 1) {
                 int lane = __builtin_ctz(left), at = neuron[lane];
@@ -326,7 +300,7 @@ inline void draw_arrivals(const Rates& rates, float* counts, float* slopes, uint
         for (int j = 0; j < 4; ++j) {
             int64_t at = k + j * kWidth;
             vf rate = load(rates.rate + at), inv_rate = reciprocal(rate);
-            Arrivals a{splat<vf>(1.f), vf{}, splat<vf>(n_arrivals), vf{}, vf{}};
+            Arrivals<vf> a{splat<vf>(1.f), vf{}, splat<vf>(n_arrivals), vf{}, vf{}};
             saturate(rate, window, stream, first + (uint32_t)at, a);
             // Too many arrivals for the words of a draw (or NaN, or an infinite rate): NaN, and nothing to go on with.
             vi bad = ~((a.lead + window.half) * rate <= splat<vf>(kMaxArrivals));
@@ -338,7 +312,7 @@ inline void draw_arrivals(const Rates& rates, float* counts, float* slopes, uint
             vi active = a.active(window);
             store(counts + at, active ? taken : taken + a.count);
             store(slopes + at, a.slope);
-            uint32_t lanes = a.active_lanes(window);
+            uint32_t lanes = active_lanes(a, window);
             pack_arrivals(list, listed, lane_numbers() + (int32_t)at, inv_rate, a, lanes);
             listed += __builtin_popcount(lanes);
         }
@@ -346,7 +320,7 @@ inline void draw_arrivals(const Rates& rates, float* counts, float* slopes, uint
     finish_arrivals<kind>(list, listed, window, first, stream, counts, slopes);
     for (int64_t k = 0; k < n_padded; k += kWidth) {
         vf rate = load(rates.rate + k);
-        store(slopes + k, load(slopes + k) * (window.inv_temperature * ((rate - kRateFloor) * reciprocal(rate))));
+        store(slopes + k, slope_of_arrivals(load(slopes + k), rate, window));
     }
 }
 
@@ -381,24 +355,23 @@ inline void draw(const DrawOptions& options, int rows, RatesOf rates, FirstOf fi
         stream.sample = sample(r);
         Rates row = rates(r);
         float *c = counts + r * n_padded, *s = slopes + r * n_padded;
-        switch (options.estimator) {
-            case kHard:
-            case kFini2:
-            case kFini3: start_hard(row, counts, r * n_padded, first(r), n_padded, stream, list); break;
-            case kSigmoid: draw_arrivals<kSigmoid>(row, c, s, first(r), n_padded, stream, tau, cut, scratch); break;
-            case kLinear: draw_arrivals<kLinear>(row, c, s, first(r), n_padded, stream, tau, cut, scratch); break;
-            case kCubic: draw_arrivals<kCubic>(row, c, s, first(r), n_padded, stream, tau, cut, scratch); break;
-            case kQuintic: draw_arrivals<kQuintic>(row, c, s, first(r), n_padded, stream, tau, cut, scratch); break;
-            case kCosine: draw_arrivals<kCosine>(row, c, s, first(r), n_padded, stream, tau, cut, scratch); break;
+        if (options.hard()) {
+            start_hard(row, counts, r * n_padded, first(r), n_padded, stream, list);
+            continue;
         }
+        visit(options.estimator, [&](auto is) {
+            constexpr Estimator kind = decltype(is)::value;
+            if constexpr (uses_arrivals(kind)) draw_arrivals<kind>(row, c, s, first(r), n_padded, stream, tau, cut, scratch);
+        });
     }
     if (!options.hard()) return;
     finish_hard(list, counts, stream);
-    for (int r = 0; r < rows && options.estimator != kHard; ++r) {
-        float *c = counts + r * n_padded, *s = slopes + r * n_padded;
-        options.estimator == kFini2 ? surrogate_slopes<kFini2>(c, rates(r).rate, s, n_padded)
-                                    : surrogate_slopes<kFini3>(c, rates(r).rate, s, n_padded);
-    }
+    visit(options.estimator, [&](auto is) {
+        constexpr Estimator kind = decltype(is)::value;
+        if constexpr (kind != kHard && !uses_arrivals(kind))
+            for (int r = 0; r < rows; ++r)
+                surrogate_slopes<kind>(counts + r * n_padded, rates(r).rate, slopes + r * n_padded, n_padded);
+    });
 }
 
 IPVAE_END

@@ -5,7 +5,8 @@
 #include "kernels.h"
 #include "rows.h"
 
-#include "../common/gaussian_cell.h"
+#include "../common/cells/cell.h"
+#include "../common/cells/gaussian.h"
 #include "../common/normal.h"
 
 IPVAE_BEGIN

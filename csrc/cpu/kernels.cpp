@@ -106,20 +106,21 @@ static bool draws_counts(const RolloutArgs& a) {
 }
 
 static int64_t rollout_scratch(const RolloutArgs& a) {
-    return a.cell == kPoissonCell ? forward_scratch<PoissonCell>(a) : forward_scratch<GaussianCell>(a);
+    return by_cell(a.cell, [&] { return forward_scratch<PoissonCell>(a); }, [&] { return forward_scratch<GaussianCell>(a); });
 }
 
 static void rollout(const RolloutArgs& a, int64_t begin, int64_t end, float* scratch) {
-    auto tile = a.cell == kPoissonCell ? rollout_tile<PoissonCell> : rollout_tile<GaussianCell>;
+    auto tile = by_cell(a.cell, [] { return &rollout_tile<PoissonCell>; }, [] { return &rollout_tile<GaussianCell>; });
     for_tiles(a.n_rows, begin, end, [&](int64_t first, int rows) { tile(a, first, rows, scratch); });
 }
 
 static int64_t rollout_grad_scratch(const RolloutArgs& a) {
-    return a.cell == kPoissonCell ? backward_scratch<PoissonCell>(a) : backward_scratch<GaussianCell>(a);
+    return by_cell(a.cell, [&] { return backward_scratch<PoissonCell>(a); }, [&] { return backward_scratch<GaussianCell>(a); });
 }
 
 static void rollout_grad(const RolloutGradArgs& g, int64_t begin, int64_t end, float* scratch) {
-    auto tile = g.forward.cell == kPoissonCell ? rollout_grad_tile<PoissonCell> : rollout_grad_tile<GaussianCell>;
+    auto tile = by_cell(
+        g.forward.cell, [] { return &rollout_grad_tile<PoissonCell>; }, [] { return &rollout_grad_tile<GaussianCell>; });
     for_tiles(g.forward.n_rows, begin, end, [&](int64_t first, int rows) { tile(g, first, rows, scratch); });
 }
 

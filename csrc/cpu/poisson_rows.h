@@ -5,7 +5,7 @@
 #include "kernels.h"
 #include "rows.h"
 
-#include "../common/poisson_cell.h"
+#include "../common/cells/poisson.h"
 
 IPVAE_BEGIN
 
@@ -19,11 +19,13 @@ struct PoissonCell {
     const float* inhibition;  // [kp]
     Kl kl_kind;
     int64_t n_latents, kp;
+    uint32_t first_neuron;
 
     explicit PoissonCell(const RolloutArgs& a)
         : draw_options{(Estimator)a.estimator, a.temperature, a.n_arrivals},
           constants{a.learning_rate, a.leak, a.clamp_u, a.clamp_du},
-          inhibition(a.inhibition), kl_kind((Kl)a.kl), n_latents(a.n_latents), kp(padded(a.n_latents)) {}
+          inhibition(a.inhibition), kl_kind((Kl)a.kl), n_latents(a.n_latents), kp(padded(a.n_latents)),
+          first_neuron(a.neuron_offset) {}
 
     Rates rates(float* aux) const { return {aux, aux + kp}; }
 
@@ -37,7 +39,7 @@ struct PoissonCell {
     void draw(int rows, const float*, float* aux, float* counts, float* slopes, Stream stream, uint32_t sample,
               float* scratch) const {
         ipvae::IPVAE_TARGET::draw(
-            draw_options, rows, [&](int r) { return rates(aux + r * kAux * kp); }, [](int) { return 0u; },
+            draw_options, rows, [&](int r) { return rates(aux + r * kAux * kp); }, [&](int) { return first_neuron; },
             [&](int r) { return sample + (uint32_t)r; }, counts, slopes, kp, stream, scratch);
         for (int r = 0; r < rows; ++r)
             for (int64_t k = n_latents; k < kp; ++k) counts[r * kp + k] = slopes[r * kp + k] = 0.f;
@@ -58,8 +60,9 @@ struct PoissonCell {
         for (int64_t k = 0; k < kp; k += kWidth) {
             vf after = load(next + k), start = kFirst ? load(u + k) : load(prior + k);
             if constexpr (kKl) {
-                vf scale = kl_kind == kReleased ? exp(after) : kFirst ? load(r.rate + k) - kRateFloor : exp(start);
-                total = total + keep_first(scale * kl_shape(after - start), n_latents - k);
+                // The rate of the prior is at hand where the prior is the state before; else it is formed if it is needed.
+                vf prior_rate = kl_kind == kReleased ? vf{} : kFirst ? load(r.rate + k) - kRateFloor : exp(start);
+                total = total + keep_first(kl_divergence(after, start, prior_rate, kl_kind), n_latents - k);
             }
             store(u + k, after);
         }

@@ -77,13 +77,12 @@ template <class Cell> inline void store_states(const RolloutArgs& a, int64_t fir
 }
 
 template <class Cell>
-inline void draw_tile(const RolloutArgs& a, const Cell& cell, const Tile<Cell>& t, uint32_t kind, uint32_t inner,
-                      uint32_t step) {
+inline void draw_tile(const RolloutArgs& a, const Cell& cell, const Tile<Cell>& t, const DrawOf& draw) {
     for (int r = 0; r < t.rows; r += kDrawRows) {
         int rows = t.rows - r < kDrawRows ? t.rows - r : kDrawRows;
         uint32_t sample = a.sample_offset + (uint32_t)(t.first + r);
         cell.draw(rows, t.state_of(r), t.aux_of(r), t.code + r * t.kp, t.memo + r * t.kp,
-                  make_stream(a.seed, kind, inner, step, sample), sample, t.draw_scratch);
+                  make_stream(a.seed, draw, sample), sample, t.draw_scratch);
     }
 }
 
@@ -124,10 +123,6 @@ inline void update_tile(const RolloutArgs& a, const Cell& cell, const Tile<Cell>
             t.kl[r] = kl ? cell.template update<true, false>(state, prior, aux, drive, code, memo)
                          : cell.template update<false, false>(state, prior, aux, drive, code, memo);
     }
-}
-
-inline bool wants_loss_draw(const RolloutArgs& a) {
-    return a.drawn || a.recon || a.squared_error || a.spikes || a.zeros || a.counts || a.reconstruction;
 }
 
 template <class Cell>
@@ -194,8 +189,7 @@ template <class Cell> inline void rollout_tile(const RolloutArgs& a, int64_t fir
         if (a.n_inner > 1) memcpy(t.prior, t.state, rows * Cell::kStates * t.kp * sizeof(float));
         for (int64_t inner = 0; inner < a.n_inner; ++inner) {
             if (!code_is_current) {
-                bool reuse = a.single_draw && global > 0;
-                draw_tile(a, cell, t, reuse ? kLoss : kUpdate, (uint32_t)inner, reuse ? global - 1 : global);
+                draw_tile(a, cell, t, update_draw_of(a.single_draw, global, (uint32_t)inner));
                 decode_tile(a, t, step);
             } else if (a.x_step) {
                 decode_tile(a, t, step);
@@ -209,7 +203,7 @@ template <class Cell> inline void rollout_tile(const RolloutArgs& a, int64_t fir
         }
         code_is_current = false;
         if (loss_draw && recorded) {
-            draw_tile(a, cell, t, kLoss, 0, global);
+            draw_tile(a, cell, t, loss_draw_of(global));
             decode_tile(a, t, step);
             save_draw(a, t, step * (a.n_inner + 1) + a.n_inner);
             code_is_current = a.single_draw;

@@ -4,9 +4,10 @@
 
 #include "draw.cuh"
 
-#include "../common/gaussian_cell.h"
+#include "../common/cells/cell.h"
+#include "../common/cells/gaussian.h"
 #include "../common/normal.h"
-#include "../common/poisson_cell.h"
+#include "../common/cells/poisson.h"
 
 IPVAE_BEGIN
 
@@ -61,7 +62,7 @@ struct PoissonLanes {
 
     IPVAE_DEVICE float kl(const State& s, const State& prior, int j) const {
         float u = s.of[0].v[j], p = prior.of[0].v[j];
-        return exp(kl_kind == kReleased ? u : p) * kl_shape(u - p);
+        return kl_divergence(u, p, kl_kind == kReleased ? 0.f : exp(p), kl_kind);
     }
 
     // Adds scale dKL / d state to to_state, and writes scale dKL / d prior.

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "../cpu/cpu.h"
+#include "../args.h"
 #include "plan.h"
 
 namespace ipvae::cuda {
@@ -29,13 +29,13 @@ int64_t update_grad_partials(const UpdateArgs& args);
 void update_grad(const UpdateGradArgs& args, const float* log_lr, const Launch& launch);
 
 // workspace: plan.workspace_bytes bytes.
-void rollout(const RolloutArgs& args, const cpu::Parameters& parameters, const uint64_t* seed, const Plan& plan,
+void rollout(const RolloutArgs& args, const Parameters& parameters, const uint64_t* seed, const Plan& plan,
              void* workspace, const Launch& launch);
 
 // args.grad_errors, grad_drives and partial are outputs, the last [tiles, n_inputs + n_latents + S team]: gradients of
 // log_sigma and log_bias, and of log_lr by state and block, to be summed over tiles (and blocks). The dictionary's
 // gradient is the caller's to form from them.
-void rollout_grad(const RolloutGradArgs& args, const cpu::Parameters& parameters, const Plan& plan, void* workspace,
+void rollout_grad(const RolloutGradArgs& args, const Parameters& parameters, const Plan& plan, void* workspace,
                   const Launch& launch);
 
 }  // namespace ipvae::cuda

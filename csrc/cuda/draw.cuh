@@ -5,7 +5,7 @@
 
 #include "thread.cuh"
 
-#include "../common/poisson.h"
+#include "../common/arrivals.h"
 
 IPVAE_BEGIN
 
@@ -15,11 +15,8 @@ struct DrawOptions {
     float n_arrivals;  // infinity: untruncated
 };
 
-// Element `which` of four, read and written by selection: an array with a variable index would lie in memory. Loops over
-// neurons that hold a whole sampler are not unrolled, since four copies would not fit the instruction cache.
-template <class T> IPVAE_DEVICE T pick(const T (&four)[4], uint32_t which) {
-    return which < 2 ? (which == 0 ? four[0] : four[1]) : (which == 2 ? four[2] : four[3]);
-}
+// Writes element `which` of four, by selection; `pick` reads it so. Loops over neurons that hold a whole sampler are not
+// unrolled, since four copies would not fit the instruction cache.
 IPVAE_DEVICE void put(Quad& q, uint32_t which, float value) {
     IPVAE_UNROLL for (uint32_t j = 0; j < 4; ++j) q.v[j] = j == which ? value : q.v[j];
 }
@@ -55,27 +52,12 @@ IPVAE_DEVICE Quad hard_counts(const Stream& stream, uint32_t neuron, const Quad&
     return counts;
 }
 
-// Arrivals of one neuron. Time is kept as what has elapsed since the first moment that matters, `lead` before time 1: gaps
-// vanish in the rounding of a time near 1, but not in that of a time within the window.
-struct Arrivals {
-    float lead, elapsed, remaining, count, slope;
-    float total, total_slope;  // of the stretches before
-
-    IPVAE_DEVICE bool active(const Window& window) const { return elapsed <= lead + window.half && remaining > 0.f; }
+// The arrivals of one neuron, with the sums of the stretches before.
+struct NeuronArrivals : Arrivals<float> {
+    float total, total_slope;
 };
 
-template <Estimator kind>
-IPVAE_DEVICE void arrive(uint32_t word, float inv_rate, const Window& window, Arrivals& a) {
-    a.elapsed = a.elapsed + exponential<float>(word) * inv_rate;
-    bool counted = a.active(window);
-    a.remaining = a.remaining - 1.f;
-    float early = a.lead - a.elapsed;  // 1 - t
-    Indicated<float> f = indicator<kind>(early * window.inv_temperature);
-    a.count = a.count + (counted ? f.value : 0.f);
-    a.slope = a.slope + (counted ? f.derivative * (1.f - early) : 0.f);
-}
-
-IPVAE_DEVICE void start_stretch(Arrivals& a) {
+IPVAE_DEVICE void start_stretch(NeuronArrivals& a) {
     a.total += a.count;
     a.total_slope += a.slope;
     a.lead -= a.elapsed;
@@ -86,14 +68,11 @@ template <Estimator kind>
 IPVAE_DEVICE void relaxed_count(const DrawOptions& o, const Stream& stream, uint32_t neuron, uint32_t first_word, float rate,
                                 float& count, float& slope) {
     Window window = make_window(kind, o.temperature);
-    Arrivals a{1.f, 0.f, o.n_arrivals, 0.f, 0.f, 0.f, 0.f};
+    NeuronArrivals a{{1.f, 0.f, o.n_arrivals, 0.f, 0.f}, 0.f, 0.f};
     float taken = 0.f, mean = rate * (1.f - window.half);
     if (mean >= kSaturatedMin) {
         // Arrivals so early that each counts as one, all at once; the rest starts half a window before time 1.
-        Stream own = saturated(stream);
-        float drawn = mean < kInversionMax
-                          ? count_by_inversion(mean, pick(shared_words<uint32_t>(own, neuron >> 2).w, neuron & 3))
-                          : counts_by_rejection<float>(mean, own, neuron, own.sample);
+        float drawn = hard_count(mean, saturated(stream), neuron);
         taken = drawn < a.remaining ? drawn : a.remaining;
         a.remaining = a.remaining - taken;
         a.lead = window.half;
@@ -102,15 +81,15 @@ IPVAE_DEVICE void relaxed_count(const DrawOptions& o, const Stream& stream, uint
     // Too many arrivals for the words of a draw, an infinite rate, or NaN.
     if (!((a.lead + window.half) * rate <= kMaxArrivals)) return;
     float inv_rate = reciprocal(rate);
-    arrive<kind>(first_word, inv_rate, window, a);
+    arrive<kind, float>(first_word, inv_rate, window, a);
     for (uint32_t block = 1; a.active(window); ++block) {
         if (block == kBlocks) return;
         Words<uint32_t> words = own_words<uint32_t>(stream, neuron, stream.sample, block);
-        IPVAE_UNROLL for (int j = 0; j < 4; ++j) arrive<kind>(words.w[j], inv_rate, window, a);
+        IPVAE_UNROLL for (int j = 0; j < 4; ++j) arrive<kind, float>(words.w[j], inv_rate, window, a);
         if (block % kStretch == 0) start_stretch(a);
     }
     count = taken + (a.total + a.count);
-    slope = (a.total_slope + a.slope) * (window.inv_temperature * ((rate - kRateFloor) * reciprocal(rate)));
+    slope = slope_of_arrivals(a.total_slope + a.slope, rate, window);
 }
 
 template <Estimator kind>
@@ -129,19 +108,15 @@ IPVAE_DEVICE void relaxed_counts(const DrawOptions& o, const Stream& stream, uin
 IPVAE_DEVICE void draw_counts(const DrawOptions& o, const Stream& stream, uint32_t neuron, const Quad& rate, Quad& count,
                               Quad& slope) {
     count = slope = quad(0.f);
-    switch (o.estimator) {
-        case kSigmoid: return relaxed_counts<kSigmoid>(o, stream, neuron, rate, count, slope);
-        case kLinear: return relaxed_counts<kLinear>(o, stream, neuron, rate, count, slope);
-        case kCubic: return relaxed_counts<kCubic>(o, stream, neuron, rate, count, slope);
-        case kQuintic: return relaxed_counts<kQuintic>(o, stream, neuron, rate, count, slope);
-        case kCosine: return relaxed_counts<kCosine>(o, stream, neuron, rate, count, slope);
-        default: break;
-    }
-    count = hard_counts(stream, neuron, rate);
-    IPVAE_UNROLL for (int j = 0; j < 4; ++j) {
-        if (o.estimator == kFini2) slope.v[j] = surrogate_slope<kFini2>(count.v[j], rate.v[j]);
-        if (o.estimator == kFini3) slope.v[j] = surrogate_slope<kFini3>(count.v[j], rate.v[j]);
-    }
+    if (!uses_arrivals(o.estimator)) count = hard_counts(stream, neuron, rate);
+    visit(o.estimator, [&](auto is) {
+        constexpr Estimator kind = decltype(is)::value;
+        if constexpr (uses_arrivals(kind)) {
+            relaxed_counts<kind>(o, stream, neuron, rate, count, slope);
+        } else if constexpr (kind != kHard) {
+            IPVAE_UNROLL for (int j = 0; j < 4; ++j) slope.v[j] = surrogate_slope<kind>(count.v[j], rate.v[j]);
+        }
+    });
 }
 
 IPVAE_END

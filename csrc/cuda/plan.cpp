@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include "../common/cells/cell.h"
+
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -70,7 +72,7 @@ Plan candidate(const RolloutArgs& a, bool backward, const DeviceLimits& device, 
 }  // namespace
 
 int64_t array_size(const Plan& p, const RolloutArgs& a, bool backward, int name) {
-    int64_t rows = p.rows, states = a.cell == kPoissonCell ? 1 : 2;
+    int64_t rows = p.rows, states = states_of(a.cell);
     int64_t latents = rows * p.slice_stride, inputs = rows * p.input_stride;
     switch (name) {
         case kPhi: return p.inputs * p.slice;

@@ -3,7 +3,7 @@
 // Rows of the batch are taken in tiles. A team of blocks serves a tile: each block owns a slice of the neurons, keeps
 // their state for all steps, and meets the others twice per step over the residual. Three kinds of team share one kernel:
 //
-//   block    one block, which owns all neurons; it meets nobody
+//   block    one block, which owns all neurons and waits for no other
 //   cluster  up to 16 blocks of a thread-block cluster (Hopper and later), which exchange through shared memory
 //   grid     any number of blocks of a cooperative launch, which exchange through global memory
 //
@@ -14,7 +14,7 @@
 
 #include <cstdint>
 
-#include "../cpu/kernels.h"
+#include "../args.h"
 
 namespace ipvae {
 

@@ -9,7 +9,7 @@
 
 #include "draw.cuh"
 
-#include "../common/poisson_cell.h"
+#include "../common/cells/poisson.h"
 
 IPVAE_BEGIN
 

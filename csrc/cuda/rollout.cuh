@@ -21,6 +21,7 @@
 // arrive and wait, with the draws of the next state in between; 512 threads.
 #pragma once
 
+#include "../common/schedule.h"
 #include "cells.cuh"
 #include "dictionary.cuh"
 
@@ -201,9 +202,6 @@ template <class Cell, int kRows, class Thread> struct Forward : Block<Cell, kRow
 
     IPVAE_DEVICE Forward(const RolloutKernel& kernel, Thread& t) : Base(kernel, t) {}
 
-    IPVAE_DEVICE bool wants_loss_draw() const {
-        return a.drawn || a.recon || a.squared_error || a.spikes || a.zeros || a.counts || a.reconstruction;
-    }
     IPVAE_DEVICE int64_t steps_done() const { return i / a.n_inner; }
 
     IPVAE_DEVICE void look_at_state(int64_t index) {
@@ -212,7 +210,7 @@ template <class Cell, int kRows, class Thread> struct Forward : Block<Cell, kRow
         int64_t done = static_cast<int64_t>(a.step) + steps_done();  // up to 2^32, one more than a uint32_t holds
         recorded = step_ends && done % a.record_every == 0;
         record = done / a.record_every - a.step / a.record_every - 1;
-        loss = recorded && wants_loss_draw();
+        loss = recorded && wants_loss_draw(a);
         update = i < a.n_steps * a.n_inner;
     }
     IPVAE_DEVICE int64_t loss_draw() const { return (steps_done() - 1) * (a.n_inner + 1) + a.n_inner; }
@@ -220,12 +218,11 @@ template <class Cell, int kRows, class Thread> struct Forward : Block<Cell, kRow
 
     IPVAE_DEVICE Stream loss_stream(int64_t row) const {
         uint32_t step = a.step + static_cast<uint32_t>(steps_done() - 1);
-        return make_stream(*k.seed, kLoss, 0, step, a.sample_offset + static_cast<uint32_t>(row));
+        return make_stream(*k.seed, loss_draw_of(step), a.sample_offset + static_cast<uint32_t>(row));
     }
     IPVAE_DEVICE Stream update_stream(int64_t row) const {
         uint32_t step = a.step + static_cast<uint32_t>(steps_done()), sample = a.sample_offset + static_cast<uint32_t>(row);
-        if (a.single_draw && step > 0) return make_stream(*k.seed, kLoss, 0, step - 1, sample);
-        return make_stream(*k.seed, kUpdate, static_cast<uint32_t>(i % a.n_inner), step, sample);
+        return make_stream(*k.seed, update_draw_of(a.single_draw, step, static_cast<uint32_t>(i % a.n_inner)), sample);
     }
 
     IPVAE_DEVICE void save_draw(int64_t draw, int64_t row, int64_t n, int64_t valid, const Quad& code, const Quad& memo) const {
@@ -282,7 +279,7 @@ template <class Cell, int kRows, class Thread> struct Forward : Block<Cell, kRow
                 if (!loss && !update) return;
 
                 auto shared_by_draws = cell.prepare(s);
-                uint32_t neuron = static_cast<uint32_t>(first + n);
+                uint32_t neuron = a.neuron_offset + static_cast<uint32_t>(first + n);
                 Quad code, memo;
                 if (loss) {
                     cell.draw(s, shared_by_draws, loss_stream(row), neuron, code, memo);

@@ -65,7 +65,7 @@ void launch_plan(Kernel kernel, const Args& args, const Plan& plan, void* worksp
     check(cudaLaunchKernelEx(&config, kernel, args, workspace), "launching a rollout");
 }
 
-inline RolloutKernel make_kernel(const RolloutArgs& args, const cpu::Parameters& p, const uint64_t* seed, const Plan& plan,
+inline RolloutKernel make_kernel(const RolloutArgs& args, const Parameters& p, const uint64_t* seed, const Plan& plan,
                                  void* workspace) {
     int64_t floats = plan.teams * plan.team * plan.workspace;
     char* end = static_cast<char*>(workspace) + plan.workspace_bytes;

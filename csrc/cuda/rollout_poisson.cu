@@ -24,23 +24,24 @@ DeviceLimits device_limits(int device) {
     return limits;
 }
 
-void rollout(const RolloutArgs& args, const cpu::Parameters& parameters, const uint64_t* seed, const Plan& plan,
+void rollout(const RolloutArgs& args, const Parameters& parameters, const uint64_t* seed, const Plan& plan,
              void* workspace, const Launch& launch) {
     if (args.n_rows == 0) return;
     DeviceGuard guard(launch.device);
     RolloutKernel k = make_kernel(args, parameters, seed, plan, workspace);
-    args.cell == kPoissonCell ? launch_rollout<PoissonLanes>(k, workspace, launch) : launch_gaussian(k, workspace, launch);
+    by_cell(args.cell, [&] { launch_rollout<PoissonLanes>(k, workspace, launch); },
+            [&] { launch_gaussian(k, workspace, launch); });
 }
 
-void rollout_grad(const RolloutGradArgs& args, const cpu::Parameters& parameters, const Plan& plan, void* workspace,
+void rollout_grad(const RolloutGradArgs& args, const Parameters& parameters, const Plan& plan, void* workspace,
                   const Launch& launch) {
     if (args.forward.n_rows == 0) return;
     DeviceGuard guard(launch.device);
     RolloutGradKernel g{make_kernel(args.forward, parameters, nullptr, plan, workspace), args.grad_recon, args.grad_kl,
                         args.grad_log_rate, args.grad_log_rate_in, args.grad_x, args.grad_errors, args.grad_drives,
                         args.partial};
-    args.forward.cell == kPoissonCell ? launch_rollout_grad<PoissonLanes>(g, workspace, launch)
-                                      : launch_gaussian_grad(g, workspace, launch);
+    by_cell(args.forward.cell, [&] { launch_rollout_grad<PoissonLanes>(g, workspace, launch); },
+            [&] { launch_gaussian_grad(g, workspace, launch); });
 }
 
 }  // namespace ipvae::cuda

@@ -5,7 +5,7 @@
 
 #include "emulation.h"
 
-#include "../../../csrc/cuda/bindings.h"
+#include "../../../csrc/bindings/cuda.h"
 #include "../../../csrc/cuda/pointwise.cuh"
 #include "../../../csrc/cuda/rollout.cuh"
 
@@ -44,7 +44,7 @@ void update_grad(const UpdateGradArgs& args, const float* log_lr, const Launch&)
     });
 }
 
-static emulated::RolloutKernel make_kernel(const RolloutArgs& args, const cpu::Parameters& p, const uint64_t* seed,
+static emulated::RolloutKernel make_kernel(const RolloutArgs& args, const Parameters& p, const uint64_t* seed,
                                            const Plan& plan, void* workspace) {
     int64_t floats = plan.teams * plan.team * plan.workspace;
     float* end = reinterpret_cast<float*>(static_cast<char*>(workspace) + plan.workspace_bytes);
@@ -62,19 +62,19 @@ template <template <class, int, class> class Driver, class Kernel>
 static void launch(const Kernel& k, const Plan& plan, int cell, int64_t first = 0) {
     emulated::launch_blocks(plan.kind, plan.team, first, plan.teams, plan.shared_bytes, order, [&](emulated::Thread& thread) {
         using emulated::GaussianLanes, emulated::PoissonLanes, emulated::Thread;
-        if (cell == kPoissonCell)
-            plan.rows == 8 ? Driver<PoissonLanes, 8, Thread>(k, thread).run() : Driver<PoissonLanes, 16, Thread>(k, thread).run();
-        else
-            plan.rows == 8 ? Driver<GaussianLanes, 8, Thread>(k, thread).run() : Driver<GaussianLanes, 16, Thread>(k, thread).run();
+        by_cell(
+            cell,
+            [&] { plan.rows == 8 ? Driver<PoissonLanes, 8, Thread>(k, thread).run() : Driver<PoissonLanes, 16, Thread>(k, thread).run(); },
+            [&] { plan.rows == 8 ? Driver<GaussianLanes, 8, Thread>(k, thread).run() : Driver<GaussianLanes, 16, Thread>(k, thread).run(); });
     });
 }
 
-void rollout(const RolloutArgs& args, const cpu::Parameters& parameters, const uint64_t* seed, const Plan& plan,
+void rollout(const RolloutArgs& args, const Parameters& parameters, const uint64_t* seed, const Plan& plan,
              void* workspace, const Launch&) {
     if (args.n_rows) launch<emulated::Forward>(make_kernel(args, parameters, seed, plan, workspace), plan, args.cell);
 }
 
-void rollout_grad(const RolloutGradArgs& g, const cpu::Parameters& parameters, const Plan& plan, void* workspace,
+void rollout_grad(const RolloutGradArgs& g, const Parameters& parameters, const Plan& plan, void* workspace,
                   const Launch&) {
     if (g.forward.n_rows == 0) return;
     launch<emulated::Backward>(make_grad_kernel(make_kernel(g.forward, parameters, nullptr, plan, workspace), g), plan,
@@ -84,7 +84,7 @@ void rollout_grad(const RolloutGradArgs& g, const cpu::Parameters& parameters, c
 // The last tile of a batch alone, by a team of its own: of a batch too large to be there as a whole.
 class LastTile {
   public:
-    LastTile(const RolloutArgs& args, const cpu::Parameters& p, const uint64_t* seed, Plan plan)
+    LastTile(const RolloutArgs& args, const Parameters& p, const uint64_t* seed, Plan plan)
         : own_(static_cast<size_t>(plan.team * plan.workspace), NAN) {
         plan.teams = plan.tiles;
         // The workspace begins with those of the other teams, of which there is nothing.
@@ -120,12 +120,12 @@ PYBIND11_MODULE(emulated, m) {
             ipvae::emulated::update_quad(args, ipvae::cuda::constants_of(args, ipvae::pointer<const float>(log_lr)), i);
     });
     // The last tile of a rollout, and of its gradient.
-    m.def("rollout_last_tile", [](const ipvae::RolloutArgs& args, const ipvae::cpu::Parameters& p, uint64_t seed,
+    m.def("rollout_last_tile", [](const ipvae::RolloutArgs& args, const ipvae::Parameters& p, uint64_t seed,
                                   const ipvae::Plan& plan) {
         ipvae::cuda::LastTile tile(args, p, &seed, plan);
         tile.run<ipvae::emulated::Forward>(tile.kernel);
     });
-    m.def("rollout_grad_last_tile", [](const ipvae::RolloutGradArgs& g, const ipvae::cpu::Parameters& p,
+    m.def("rollout_grad_last_tile", [](const ipvae::RolloutGradArgs& g, const ipvae::Parameters& p,
                                        const ipvae::Plan& plan) {
         ipvae::cuda::LastTile tile(g.forward, p, nullptr, plan);
         tile.run<ipvae::emulated::Backward>(ipvae::cuda::make_grad_kernel(tile.kernel, g));

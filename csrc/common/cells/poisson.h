@@ -2,13 +2,15 @@
 // Equations in the module docstring of ipvae_kernels/update/op.py.
 #pragma once
 
-#include "math.h"
+#include "../math.h"
 
 IPVAE_BEGIN
 
 constexpr float kFloor = -8.f;  // of the update and of the log rate
 
-enum Kl : int { kExact = 0, kReleased = 1 };
+// In the order of KLS in ipvae_kernels/rollout/config.py, with which a test compares the names.
+enum Kl : int { kExact, kReleased };
+constexpr const char* kKlNames[] = {"exact", "released"};
 
 struct CellConstants {
     float learning_rate;  // eta = exp(log_lr)
@@ -61,11 +63,17 @@ template <class F> IPVAE_HD F kl_shape(F d) {
     return large ? 1.f + exp(d) * (d - 1.f) : series;
 }
 
+// KL(u || u_prior) of one neuron, in nats; "released" is e^(u - u_prior) times it, the released code's formula.
+template <class F> IPVAE_HD F kl_divergence(F u, F u_prior, F prior_rate, Kl kind) {
+    F scale = kind == kReleased ? exp(u) : prior_rate;
+    return scale * kl_shape(u - u_prior);
+}
+
 template <class F> struct KlGrad {
     F u, u_prior;
 };
 
-// Gradient of KL = e^u_prior kl_shape(u - u_prior); "released" is e^(u - u_prior) times that, the released code's formula.
+// Its gradients.
 template <class F> IPVAE_HD KlGrad<F> kl_divergence_grad(F u, F u_prior, Kl kind) {
     F d = u - u_prior;
     ExpPair<F> e = exp_pair(d);

@@ -1,5 +1,5 @@
 // The structs of arguments as Python classes whose attributes are their fields. Pointers are set from, and read as,
-// integers: tensors arrive as addresses, which Python has checked (ipvae_kernels/*/native.py).
+// integers: tensors arrive as addresses, which Python has checked (ipvae_kernels/*/structs.py).
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,11 +7,13 @@
 
 #include <type_traits>
 
-#include "cpu/cpu.h"
+#include "../args.h"
 
 namespace ipvae {
 
 namespace py = pybind11;
+
+template <class T> T* pointer(uintptr_t address) { return reinterpret_cast<T*>(address); }
 
 template <class Struct> class Fields {
   public:
@@ -64,18 +66,18 @@ inline void bind_pointwise_structs(py::module_& m) {
 
 inline void bind_rollout_structs(py::module_& m) {
     {
-        using Struct = cpu::Parameters;
+        using Struct = Parameters;
         Fields<Struct>(m, "Parameters").FIELD(dictionary).FIELD(log_sigma).FIELD(log_bias).FIELD(log_lr);
     }
     {
-        using Struct = cpu::ParameterGrads;
+        using Struct = ParameterGrads;
         Fields<Struct>(m, "ParameterGrads").FIELD(dictionary).FIELD(log_sigma).FIELD(log_bias).FIELD(log_lr);
     }
     {
         using Struct = RolloutArgs;
         Fields<Struct>(m, "RolloutArgs")
             .FIELD(n_steps).FIELD(n_inner).FIELD(n_rows).FIELD(n_inputs).FIELD(n_latents)
-            .FIELD(seed).FIELD(step).FIELD(sample_offset)
+            .FIELD(seed).FIELD(step).FIELD(sample_offset).FIELD(neuron_offset)
             .FIELD(leak).FIELD(clamp_u).FIELD(clamp_du).FIELD(temperature).FIELD(n_arrivals)
             .FIELD(clamp_xi).FIELD(clamp_dxi).FIELD(cell).FIELD(estimator).FIELD(kl).FIELD(single_draw)
             .FIELD(x).FIELD(x_step).FIELD(log_rate).FIELD(log_rate_out)

@@ -1,19 +1,12 @@
-// The Python module ipvae_kernels._C. Tensors arrive as addresses: Python has checked them (ipvae_kernels/*/native.py),
-// and nothing here knows of torch.
-#include "cuda/bindings.h"
-#include "sources.h"
+// The CPU half of the Python module.
+#pragma once
+
+#include "../cpu/cpu.h"
 #include "structs.h"
 
 namespace ipvae {
-namespace {
 
-// Runs Python's signal handlers; what they raise ends the call. On other threads than the main one it does nothing.
-void handle_signals() {
-    py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-}
-
-void bind_cpu(py::module_& m) {
+inline void bind_cpu_kernels(py::module_& m) {
     using Release = py::call_guard<py::gil_scoped_release>;
     m.def("poisson", &cpu::poisson, py::arg("args"), py::arg("n_threads"), Release());
     m.def("update", &cpu::update, py::arg("args"), py::arg("n_threads"), Release());
@@ -28,7 +21,7 @@ void bind_cpu(py::module_& m) {
           py::arg("n_threads"), Release());
 }
 
-void bind_common(py::module_& m) {
+inline void bind_cpu_tools(py::module_& m) {
     m.def("instruction_sets", &cpu::instruction_sets);
     m.def("instruction_set", &cpu::instruction_set);
     m.def("set_instruction_set", &cpu::set_instruction_set, py::arg("name"));
@@ -45,23 +38,11 @@ void bind_common(py::module_& m) {
         },
         py::arg("function"), py::arg("input"), py::arg("output"), py::arg("n"));
     m.def("philox", &cpu::philox, py::arg("counter"), py::arg("key"), py::arg("rounds"));
-    m.attr("compiler") = IPVAE_COMPILER;
-    m.attr("sources") = sources;
-#if defined(IPVAE_CUDA)
-    m.attr("cuda") = IPVAE_CUDA;
-#else
-    m.attr("cuda") = py::none();
-#endif
 }
 
-}  // namespace
+inline void bind_cpu(py::module_& m) {
+    bind_cpu_kernels(m);
+    bind_cpu_tools(m);
+}
+
 }  // namespace ipvae
-
-PYBIND11_MODULE(_C, m) {
-    m.doc() = "Compiled kernels of ipvae_kernels. Use the functions of ipvae_kernels, which check their arguments.";
-    ipvae::cpu::prepare(&ipvae::handle_signals);
-    ipvae::bind_common(m);
-    ipvae::bind_structs(m);
-    ipvae::bind_cpu(m);
-    ipvae::bind_cuda(m);
-}

@@ -1,9 +1,9 @@
 // The pointwise half of a step of the Gaussian relatives (iG-VAE, iG-relu-VAE): latents mean + sigma eps, the update of
 // mean and xi = log sigma, the KL between successive posteriors, and their derivatives. Equations in the class
-// GaussianCell of ipvae_kernels/rollout/cells.py.
+// GaussianCell of ipvae_kernels/cells.
 #pragma once
 
-#include "math.h"
+#include "../math.h"
 
 IPVAE_BEGIN
 

@@ -1,4 +1,4 @@
-// Poisson counts, hard and relaxed, from Philox words. docs/randomness.md is the specification.
+// Poisson counts from Philox words. docs/randomness.md is the specification.
 #pragma once
 
 #include "philox.h"
@@ -9,11 +9,6 @@ constexpr float kRateFloor = 1.1920929e-07f;   // the released code adds float32
 constexpr float kInversionMax = 10.f;          // PTRS is valid from here on
 constexpr int kInversionSteps = 64;            // P(count > 64 | rate 10) is below 1e-29
 constexpr float kHugeRate = 281474976710656.f; // 2^48: the standard deviation is below a rounding of float32
-constexpr float kSaturatedMin = 8.f;           // mean saturated count from which they are drawn at once
-constexpr float kMaxArrivals = 2097152.f;      // 2^21, half of what the words of one draw allow
-// Blocks of arrivals after which a draw with many of them starts new sums: added one by one to the time and the count of a
-// million others, gaps and small shares are lost in the rounding of float32.
-constexpr uint32_t kStretch = 64;
 constexpr float kNaN = NAN;
 
 template <class F> IPVAE_HD F rate_of(F log_rate) { return exp(log_rate) + kRateFloor; }
@@ -84,57 +79,15 @@ IPVAE_HD F counts_by_rejection(F rate, const Stream& stream, lane_u<F> neuron, l
     return pending ? round_down(rate) : count;
 }
 
-enum Estimator : int { kHard, kSigmoid, kLinear, kCubic, kQuintic, kCosine, kFini2, kFini3 };
-
-IPVAE_HD constexpr bool uses_arrivals(Estimator e) { return e >= kSigmoid && e <= kCosine; }
-
-// Half width of the indicator: f is 1 above it and 0 below minus it, to float32 rounding.
-IPVAE_HD constexpr float half_width(Estimator e) { return e == kSigmoid ? 17.f : 1.f; }
-
-template <class F> struct Indicated {
-    F value, derivative;
-};
-
-// f(x) and f'(x) of the soft indicator of x > 0.
-template <Estimator kind, class F> IPVAE_HD Indicated<F> indicator(F x) {
-    if constexpr (kind == kSigmoid) {
-        // Beyond 80 nothing changes but that denormal numbers slow the CPU down tenfold.
-        F q = exp(-min_keep_nan(abs(x), splat<F>(80.f))), inv = reciprocal(1.f + q);
-        return {x > splat<F>(0.f) ? inv : q * inv, q * inv * inv};
-    } else {
-        F w = min_keep_nan(max_keep_nan(0.5f * x + 0.5f, splat<F>(0.f)), splat<F>(1.f));
-        F wc = 1.f - w;
-        if constexpr (kind == kLinear) {
-            auto inside = (w > splat<F>(0.f)) & (w < splat<F>(1.f));
-            return {w, inside ? splat<F>(0.5f) : splat<F>(0.f)};
-        } else if constexpr (kind == kCubic) {
-            return {w * w * (3.f - 2.f * w), 3.f * w * wc};
-        } else if constexpr (kind == kQuintic) {
-            return {w * w * w * (w * (6.f * w - 15.f) + 10.f), 15.f * w * w * wc * wc};
-        } else {
-            F y = w - 0.5f;
-            F slope = 0.785398163f * cospi(y);  // cos(pi y) is not exactly 0 at the ends; w (1 - w) is
-            return {0.5f + 0.5f * sinpi(y), w * wc > splat<F>(0.f) ? slope : splat<F>(0.f)};
-        }
-    }
+// Element `which` of four, by selection: on a GPU an array with a variable index would lie in memory.
+template <class T> IPVAE_HD T pick(const T (&four)[4], uint32_t which) {
+    return which < 2 ? (which == 0 ? four[0] : four[1]) : (which == 2 ? four[2] : four[3]);
 }
 
-// The window of arrival times that need looking at: f = 1 before 1 - half, f = 0 after 1 + half.
-struct Window {
-    float half, inv_temperature;
-};
-IPVAE_HD Window make_window(Estimator e, float temperature) {
-    return {half_width(e) * temperature, 1.f / temperature};
-}
-
-// Surrogate slopes dz/du of a hard count (He and Wu, finite-order relaxation).
-template <Estimator kind, class F> IPVAE_HD F surrogate_slope(F count, F rate) {
-    if constexpr (kind == kFini2) {
-        return 0.5f * (count + rate);
-    } else {
-        constexpr float twelfth = 1.f / 12;
-        return 5.f * twelfth * rate + count * (8.f * rate + 1.f - count) * (twelfth / rate);
-    }
+// The hard count of one neuron.
+IPVAE_HD float hard_count(float rate, const Stream& stream, uint32_t neuron) {
+    if (rate < kInversionMax) return count_by_inversion(rate, pick(shared_words<uint32_t>(stream, neuron >> 2).w, neuron & 3));
+    return counts_by_rejection<float>(rate, stream, neuron, stream.sample);
 }
 
 IPVAE_END

@@ -1,12 +1,10 @@
 // The CUDA half of the Python module. Addresses are those of the device's memory.
 #pragma once
 
-#include "../structs.h"
-#include "cuda.h"
+#include "../cuda/cuda.h"
+#include "structs.h"
 
 namespace ipvae {
-
-template <class T> T* pointer(uintptr_t address) { return reinterpret_cast<T*>(address); }
 
 inline void bind_cuda_structs(py::module_& m) {
     {
@@ -52,7 +50,7 @@ inline void bind_cuda_functions(py::module_& m) {
         py::arg("args"), py::arg("log_lr"), py::arg("launch"), Release());
     m.def(
         "cuda_rollout",
-        [](const RolloutArgs& args, const cpu::Parameters& parameters, uintptr_t seed, const Plan& plan, uintptr_t workspace,
+        [](const RolloutArgs& args, const Parameters& parameters, uintptr_t seed, const Plan& plan, uintptr_t workspace,
            const Launch& launch) {
             cuda::rollout(args, parameters, pointer<const uint64_t>(seed), plan, pointer<void>(workspace), launch);
         },
@@ -60,7 +58,7 @@ inline void bind_cuda_functions(py::module_& m) {
         Release());
     m.def(
         "cuda_rollout_grad",
-        [](const RolloutGradArgs& args, const cpu::Parameters& parameters, const Plan& plan, uintptr_t workspace,
+        [](const RolloutGradArgs& args, const Parameters& parameters, const Plan& plan, uintptr_t workspace,
            const Launch& launch) { cuda::rollout_grad(args, parameters, plan, pointer<void>(workspace), launch); },
         py::arg("args"), py::arg("parameters"), py::arg("plan"), py::arg("workspace"), py::arg("launch"), Release());
 }
