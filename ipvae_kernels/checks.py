@@ -216,5 +216,5 @@ def stream(step: object, steps: int, sample_offset: object, batch: int) -> tuple
     """Step and first sample, which the Philox counter can address."""
     return (
         integer("step", step, 0, 2**32 - steps),
-        integer("sample_offset", sample_offset, 0, 2**32 - max(batch, 1)),
+        integer("sample_offset", sample_offset, 0, 2**32 - (batch or 1)),
     )

@@ -18,6 +18,8 @@ RNG_VERSION = 1
 KIND_UPDATE = 0  # counts that drive an update
 KIND_LOSS = 1  # the fresh counts of a step, for the loss
 KIND_ALONE = 2  # stand-alone poisson_sample and poisson_rsample
+DRAWS = {"update": KIND_UPDATE, "loss": KIND_LOSS, "alone": KIND_ALONE}
+"""The draws that a user can ask for, by name."""
 SATURATED = 8  # added to a kind: the saturated count of the same relaxed draw
 
 BLOCKS = 2**20  # of one draw
@@ -29,19 +31,21 @@ _LARGEST = 1.0 - 2.0**-24
 
 
 class Stream(NamedTuple):
-    """What a draw is for: all of a Philox counter but sample, neuron and word index.
+    """What a draw is for: all of a Philox counter but the word index, and where a batch begins in it.
 
     Attributes:
         kind: 0..15, see the ``KIND_*`` constants.
         inner: inner iteration of an update, 0..255.
         step: global time step, 0..2^32-1.
         sample_offset: global index of the first row of the batch at hand.
+        neuron_offset: global index of its first neuron, a multiple of 4: four neurons share a block of words.
     """
 
     kind: int = KIND_ALONE
     inner: int = 0
     step: int = 0
     sample_offset: int = 0
+    neuron_offset: int = 0
 
     def saturated(self) -> Stream:
         """The stream of the saturated count that belongs to this relaxed draw."""
@@ -95,14 +99,16 @@ def words(seed: Tensor, stream: Stream, sample: Tensor, neuron: Tensor, i: Tenso
         seed: int64, shape [].
         stream: what the draw is for.
         sample: int64 tensor, counted from ``stream.sample_offset``.
-        neuron: int64 tensor; the shapes of it, of ``sample`` and of ``i`` broadcast.
+        neuron: int64 tensor, counted from ``stream.neuron_offset``; the shapes of it, of ``sample`` and of
+            ``i`` broadcast.
         i: int64 tensor, which word of the draw.
 
     Returns:
         int64 words in 0..2^32-1, of the broadcast shape.
     """
     shape = (sample | neuron | i).shape
-    sample, neuron, i = sample.expand(shape), neuron.expand(shape), i.expand(shape)
+    sample, i = sample.expand(shape), i.expand(shape)
+    neuron = neuron.expand(shape) + stream.neuron_offset
     first = i == 0
     word0 = torch.where(first, neuron >> 2, neuron)
     block = torch.where(first, 0, 1 + ((i - 1) >> 2))
@@ -114,7 +120,7 @@ def words(seed: Tensor, stream: Stream, sample: Tensor, neuron: Tensor, i: Tenso
 def first_words(seed: Tensor, stream: Stream, shape: Sequence[int]) -> Tensor:
     """Word 0 of every neuron of a batch, [B, K]; four neighbouring neurons share an evaluation."""
     batch, neurons = shape
-    group = torch.arange((neurons + 3) // 4, device=seed.device).expand(batch, -1)
+    group = torch.arange((neurons + 3) // 4, device=seed.device).expand(batch, -1) + stream.neuron_offset // 4
     sample = torch.arange(batch, device=seed.device).unsqueeze(-1)
     lanes = torch.stack(_blocks(seed, stream, sample, group, 0), dim=-1)
     return lanes.reshape(batch, lanes.shape[1] * 4)[:, :neurons]
@@ -126,7 +132,7 @@ def own_words(seed: Tensor, stream: Stream, sample: Tensor, neuron: Tensor, bloc
     ``sample`` and ``neuron`` are int64 [N], ``block`` >= 1; the words are int64 [N, 4 count].
     """
     blocks = torch.arange(block, block + count, device=seed.device)
-    word0 = neuron.unsqueeze(-1).expand(-1, count)
+    word0 = (neuron + stream.neuron_offset).unsqueeze(-1).expand(-1, count)
     lanes = torch.stack(_blocks(seed, stream, sample.unsqueeze(-1), word0, blocks), dim=-1)
     return lanes.reshape(len(neuron), 4 * count)
 

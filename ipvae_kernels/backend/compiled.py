@@ -89,16 +89,20 @@ def reason() -> str | None:
 def all_below(tensor: Tensor, limit: float) -> bool:
     """Whether the size of every element is below a limit; NaN is not below any."""
     if (address := _address(tensor)) is not None:
-        return bool(load().all_below(address, tensor.numel(), limit, torch.get_num_threads()))
+        return _all_below(address, tensor.numel(), limit)
     return not tensor.numel() or bool((torch.stack(torch.aminmax(tensor)).abs() < limit).all())
 
 
 def all_finite(tensor: Tensor) -> bool:
     """Whether a tensor has neither NaN nor infinite elements."""
-    if _address(tensor) is not None:
-        return all_below(tensor, math.inf)
+    if (address := _address(tensor)) is not None:
+        return _all_below(address, tensor.numel(), math.inf)
     # One infinite or NaN element makes the sum so; the exact test is left for sums that overflow.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def _all_below(address: int, n: int, limit: float) -> bool:
+    return bool(load().all_below(address, n, limit, torch.get_num_threads()))
 
 
 def _address(tensor: Tensor) -> int | None:

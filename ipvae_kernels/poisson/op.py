@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import _transforms, checks
 from ..backend import choice
-from ..philox import KIND_ALONE, Stream
+from ..philox import DRAWS, KIND_ALONE, Stream
 from . import eager, registered
 from .estimators import ESTIMATORS, is_hard
 
@@ -17,17 +17,24 @@ def poisson_sample(
     log_rate: Tensor,
     *,
     seed: int | Tensor | None = None,
+    draw: str = "alone",
+    inner: int = 0,
     step: int = 0,
     sample_offset: int = 0,
+    neuron_offset: int = 0,
     backend: str = "auto",
     check: bool = True,
 ) -> Tensor:
     """Poisson counts of the rates exp(log_rate) + 1.1920929e-07; no gradient.
 
-    The draw is a pure function of the seed and of where a number stands: of the step, of the number of the
-    sample (its row, counted from ``sample_offset``) and of the neuron (``docs/design/randomness.md``). Where
-    all four are the same, so is the noise, by design: processes and batches that share a seed need different
-    offsets, or they draw identical counts.
+    The draw is a pure function of the seed, of what it is for (``draw``, ``inner``) and of where a number
+    stands: of the step, of the number of the sample (its row, counted from ``sample_offset``) and of the
+    neuron (``docs/design/randomness.md``). Where all are the same, so is the noise, by design: processes and
+    batches that share a seed need different offsets, or they draw identical counts.
+
+    A time step that is composed from this function, a decoder and :func:`log_rate_update` draws what
+    ``infer`` draws: "update" for inner iteration 0, 1, ..., then "loss". With ``single_draw`` the update of
+    step t takes the draw "loss" of step t - 1, and only step 0 has one of its own.
 
     Under ``torch.vmap`` with randomness="different", samples are numbered through all slices, the vmapped
     dimension first: the result is that of the call on the stacked tensor. "same" gives all slices the same
@@ -38,8 +45,12 @@ def poisson_sample(
         log_rate: u, any shape, float32 or float64. The last dimension indexes neurons, the others, flattened
             in row-major order, samples.
         seed: int64 of shape [], an int, or None: drawn from torch's default generator.
+        draw: which draw of a step this is: "update", of the counts that drive an update; "loss", the fresh
+            counts of a step; or "alone", that of no rollout.
+        inner: inner iteration of an update, 0..255.
         step: global time step, 0..2^32-1.
         sample_offset: global index of the first sample: of a batch, how many samples came before it.
+        neuron_offset: global index of the first neuron, a multiple of 4: of a dictionary in parts.
         backend: "auto", "cpu", "cuda", "triton", "eager" or "autograd" (here the same as eager).
         check: raise where log_rate is not finite or its rate overflows; costs a pass over input and result.
 
@@ -56,8 +67,8 @@ def poisson_sample(
     backend = choice.select(backend)
     seed = checks.seed(seed, log_rate.device)
     rows = _rows(log_rate)
-    step, sample_offset = checks.stream(step, 1, sample_offset, rows.shape[0])
-    counts: Tensor = registered.sample(rows.detach(), seed, step, sample_offset, backend, check)
+    stream = _stream(draw, inner, step, sample_offset, neuron_offset, rows)
+    counts: Tensor = registered.sample(rows.detach(), seed, *stream, backend, check)
     # A view is not free: 6 of the 30 microseconds of a small draw.
     return counts if rows is log_rate else counts.view(log_rate.shape)
 
@@ -69,8 +80,11 @@ def poisson_rsample(
     temperature: float = 0.1,
     n_arrivals: int | None = None,
     seed: int | Tensor | None = None,
+    draw: str = "alone",
+    inner: int = 0,
     step: int = 0,
     sample_offset: int = 0,
+    neuron_offset: int = 0,
     upper_bound: int | None = None,
     backend: str = "auto",
     check: bool = True,
@@ -94,8 +108,11 @@ def poisson_rsample(
             "fini3" and "hard" have none and ignore it.
         n_arrivals: keep the first n arrivals only, as the released code does; None keeps all.
         seed: int64 of shape [], an int, or None: drawn from torch's default generator.
-        step: global time step, 0..2^32-1.
-        sample_offset: global index of the first sample: of a batch, how many samples came before it.
+        draw: which draw of a step this is, like the four that follow: see :func:`poisson_sample`.
+        inner: inner iteration of an update.
+        step: global time step.
+        sample_offset: global index of the first sample.
+        neuron_offset: global index of the first neuron.
         upper_bound: for "gumbel": number of counts in the support; None takes the 1 - 1e-3 quantile at the
             largest rate.
         backend: "auto", "cpu", "cuda", "triton", "eager" or "autograd"; "gumbel" is served by autograd alone.
@@ -118,24 +135,21 @@ def poisson_rsample(
     backend = choice.select(backend)
     seed = checks.seed(seed, log_rate.device)
     rows = _rows(log_rate)
-    step, sample_offset = checks.stream(step, 1, sample_offset, rows.shape[0])
+    stream = _stream(draw, inner, step, sample_offset, neuron_offset, rows)
     if backend == "autograd" or estimator == "gumbel":
         choice.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
         fixed = upper_bound is not None and estimator == "gumbel" and not is_hard("gumbel", temperature)
         seed = _transforms.one_draw("poisson_rsample", fixed, seed, log_rate)
         if check:
             checks.finite(log_rate=log_rate)
-        stream, noise = Stream(KIND_ALONE, 0, step, sample_offset), eager.PhiloxNoise(seed)
         counts = eager.differentiable_draw(
-            rows, noise, stream, estimator, temperature, n_arrivals, upper_bound=upper_bound
+            rows, eager.PhiloxNoise(seed), Stream(*stream), estimator, temperature, n_arrivals, upper_bound
         )
         if check:
             checks.finite_result(registered.TOO_MANY, counts=counts)
     else:
         tau = _transforms.packed(temperature)
-        counts = registered.rsample(
-            rows, seed, tau, step, sample_offset, estimator, n_arrivals, backend, check
-        )
+        counts = registered.rsample(rows, seed, tau, *stream, estimator, n_arrivals, backend, check)
     return counts if rows is log_rate else counts.view(log_rate.shape)
 
 
@@ -146,6 +160,24 @@ def check_estimator(
     checks.choice("estimator", estimator, ESTIMATORS)
     limit = None if n_arrivals is None else checks.integer("n_arrivals", n_arrivals, 1, 2**22 - 4)
     return checks.number("temperature", temperature, 0.0, _TEMPERATURE_MAX), limit
+
+
+def _stream(
+    draw: str, inner: object, step: object, sample_offset: object, neuron_offset: object, rows: Tensor
+) -> tuple[int, ...]:
+    """The fields of the :class:`Stream` of a draw from log rates [B, K], checked."""
+    samples, neurons = rows.shape
+    kind = KIND_ALONE if draw == "alone" else DRAWS[checks.choice("draw", draw, DRAWS)]
+    inner = checks.integer("inner", inner, 0, 255)
+    if inner and draw != "update":
+        raise ValueError(
+            f"inner: expected 0 with draw={draw!r}, which has no inner iterations; found {inner}"
+        )
+    step, sample_offset = checks.stream(step, 1, sample_offset, samples)
+    neuron_offset = checks.integer("neuron_offset", neuron_offset, 0, 2**32 - (neurons or 1))
+    if neuron_offset % 4:
+        raise ValueError(f"neuron_offset: expected a multiple of 4, found {neuron_offset}")
+    return kind, inner, step, sample_offset, neuron_offset
 
 
 def _rows(log_rate: Tensor) -> Tensor:

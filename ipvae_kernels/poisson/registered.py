@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import _transforms, checks
 from ..backend import choice
-from ..philox import KIND_ALONE, Stream
+from ..philox import Stream
 from . import eager
 from .estimators import ESTIMATORS
 
@@ -24,7 +24,8 @@ _NO_THIRD = (
     "poisson_rsample has a first and a second derivative; for the third choose backend='autograd', which has "
     "all of them"
 )
-_WHERE = "SymInt step, SymInt sample_offset"
+_WHERE = ", ".join(f"SymInt {name}" for name in Stream._fields)
+_N_WHERE = len(Stream._fields)
 _ROWS = ("log_rate", "counts")  # arguments that have a row for each sample
 _LAW = "str estimator, SymInt? n_arrivals"
 
@@ -36,57 +37,44 @@ def rsample(log_rate: Tensor, *arguments: Any) -> Tensor:
     return counts
 
 
-def _sample_kernel(
-    log_rate: Tensor, seed: Tensor, step: int, sample_offset: int, backend: str, check: bool
-) -> Tensor:
-    """Hard counts, [B, K]."""
+def _sample_kernel(log_rate: Tensor, seed: Tensor, *arguments: Any) -> Tensor:
+    """Hard counts, [B, K]; the arguments are the stream, backend and check."""
+    *stream, backend, check = arguments
     # Hard counts of such log rates are finite: a pass less, which is a tenth of a draw.
     check = check and not checks.below(_SURELY_FINITE, log_rate)
     if check:
         checks.finite(log_rate=log_rate)
-    stream = Stream(KIND_ALONE, 0, step, sample_offset)
     module = choice.implementation(__package__, backend, log_rate)
-    counts: Tensor = module.sample(log_rate.contiguous(), seed, stream)
+    counts: Tensor = module.sample(log_rate.contiguous(), seed, Stream(*stream))
     if check:
         checks.finite_result(TOO_MANY, counts=counts)
     return counts
 
 
 def _rsample_kernel(
-    log_rate: Tensor,
-    seed: Tensor,
-    temperature: Tensor,
-    step: int,
-    sample_offset: int,
-    estimator: str,
-    n_arrivals: int | None,
-    backend: str,
-    check: bool,
+    log_rate: Tensor, seed: Tensor, temperature: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
-    """Counts and their slopes d count / d log_rate, [B, K] each; the temperature is packed, [1]."""
+    """Counts and their slopes d count / d log_rate, [B, K] each; the temperature is packed, [1].
+
+    The other arguments are the stream, estimator, n_arrivals, backend and check.
+    """
+    *stream, estimator, n_arrivals, backend, check = arguments
     if check:
         checks.finite(log_rate=log_rate)
-    stream = Stream(KIND_ALONE, 0, step, sample_offset)
     module = choice.implementation(__package__, backend, log_rate)
-    counts, slope = module.rsample(log_rate, seed, stream, estimator, temperature.item(), n_arrivals)
+    counts, slope = module.rsample(log_rate, seed, Stream(*stream), estimator, temperature.item(), n_arrivals)
     if check:
         checks.finite_result(TOO_MANY, counts=counts)
     return counts, slope
 
 
 def _curvature_kernel(
-    log_rate: Tensor,
-    seed: Tensor,
-    temperature: Tensor,
-    counts: Tensor | None,
-    step: int,
-    sample_offset: int,
-    estimator: str,
-    n_arrivals: int | None,
+    log_rate: Tensor, seed: Tensor, temperature: Tensor, counts: Tensor | None, *arguments: Any
 ) -> Tensor:
     """The slopes' derivatives d slope / d log_rate, [B, K]; by eager code, whichever backend drew."""
-    stream, tau = Stream(KIND_ALONE, 0, step, sample_offset), temperature.item()
-    return eager.curvature(log_rate, seed, stream, estimator, tau, n_arrivals, counts)
+    *stream, estimator, n_arrivals = arguments
+    tau = temperature.item()
+    return eager.curvature(log_rate, seed, Stream(*stream), estimator, tau, n_arrivals, counts)
 
 
 def _like(log_rate: Tensor, *_: Any) -> Tensor:
@@ -163,15 +151,17 @@ class _Counts(torch.autograd.Function):
         counts, slope = output
         ctx.mark_non_differentiable(slope)
         ctx.set_materialize_grads(False)  # else autograd makes zeros for the slopes
-        ctx.constants = constants[:4]
-        kept = (log_rate, slope, seed, temperature, counts if ESTIMATORS[constants[2]].order else None)
+        ctx.constants = constants[: _N_WHERE + 2]  # with estimator and n_arrivals
+        estimator = constants[_N_WHERE]
+        kept = (log_rate, slope, seed, temperature, counts if ESTIMATORS[estimator].order else None)
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         """The gradient of the log rate."""
-        return None if grad is None else grad * _slope(*ctx.saved_tensors, *ctx.constants), *(None,) * 8
+        none = (None,) * (_N_WHERE + 6)
+        return None if grad is None else grad * _slope(*ctx.saved_tensors, *ctx.constants), *none
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, None]:
@@ -200,7 +190,7 @@ class _Slope(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of the log rate."""
-        return grad * _curvature(*ctx.saved_tensors, *ctx.constants), *(None,) * 8
+        return grad * _curvature(*ctx.saved_tensors, *ctx.constants), *(None,) * (_N_WHERE + 6)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:

@@ -22,6 +22,6 @@ def draw(
     args = fill(module.PoissonArgs(), log_rate=log_rate, counts=counts, slopes=slopes)
     # One by one: as arguments of fill the numbers would take a quarter of the Python calls of a small draw.
     args.n_rows, args.n_latents = log_rate.shape
-    args.kind, args.inner, args.step, args.sample_offset = stream
+    args.kind, args.inner, args.step, args.sample_offset, args.neuron_offset = stream
     args.estimator, args.temperature, args.n_arrivals = number, temperature, arrival_limit(n_arrivals)
     return args, counts, slopes

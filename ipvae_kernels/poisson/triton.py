@@ -26,7 +26,7 @@ _WIDEST = 128  # neurons of a tile
 
 
 @autotune(CONFIGS, key=("n_neurons", "ESTIMATOR"))
-@triton.jit(do_not_specialize=("high", "step", "sample_offset", "temperature"))
+@triton.jit(do_not_specialize=("high", "step", "sample_offset", "neuron_offset", "temperature"))
 def draw_kernel(
     log_rate_ptr,  # [B, K]
     seed_ptr,  # int64 []
@@ -37,6 +37,7 @@ def draw_kernel(
     high,
     step,
     sample_offset,
+    neuron_offset,
     temperature,
     n_arrivals,
     ESTIMATOR: tl.constexpr,
@@ -61,7 +62,7 @@ def draw_kernel(
         sample,
         step.to(tl.uint32),
         high.to(tl.uint32),
-        first,
+        first + neuron_offset,
         temperature,
         n_arrivals,
         BLOCK_K,
@@ -103,6 +104,7 @@ def draw_into(
             stream.high_word,
             stream.step,
             stream.sample_offset,
+            stream.neuron_offset,
             float(temperature),
             None if n_arrivals is None else float(n_arrivals),
             ESTIMATOR=code(estimator, temperature),

@@ -59,6 +59,7 @@ def python_word(seed: int, kind: int, inner: int, step: int, sample: int, neuron
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63), 0x0123456789ABCDEF])
 def test_words_follow_the_documented_layout(seed: int) -> None:
     streams = [Stream(), Stream(0, 255, 2**32 - 1, 0), Stream(9, 3, 7, 2**32 - 8), Stream(1, 0, 2**31, 5)]
+    streams.append(Stream(2, 0, 1, 6, neuron_offset=2**31 + 4))
     for stream in streams:
         for sample, neuron, i in [
             (0, 0, 0),
@@ -69,16 +70,17 @@ def test_words_follow_the_documented_layout(seed: int) -> None:
             (0, 8, 5),
             (4, 9, 2**22 - 4),
         ]:
+            if neuron + stream.neuron_offset >= 2**32:
+                continue
             word = philox.words(torch.tensor(seed), stream, *(torch.tensor(n) for n in (sample, neuron, i)))
-            expected = python_word(
-                seed, stream.kind, stream.inner, stream.step, sample + stream.sample_offset, neuron, i
-            )
+            where = sample + stream.sample_offset, neuron + stream.neuron_offset
+            expected = python_word(seed, stream.kind, stream.inner, stream.step, *where, i)
             assert int(word) == expected, (stream, sample, neuron, i)
 
 
 @pytest.mark.parametrize("neurons", [1, 3, 4, 9])
 def test_fast_paths_give_the_same_words(neurons: int) -> None:
-    seed, stream = torch.tensor(11), Stream(1, 2, 3, 4)
+    seed, stream = torch.tensor(11), Stream(1, 2, 3, 4, 8)
     sample, neuron = torch.arange(5)[:, None], torch.arange(neurons)
     first = philox.words(seed, stream, sample, neuron, torch.tensor(0))
     assert torch.equal(philox.first_words(seed, stream, (5, neurons)), first)
@@ -88,11 +90,13 @@ def test_fast_paths_give_the_same_words(neurons: int) -> None:
     assert torch.equal(own, expected)
 
 
-def test_sample_offset_shifts_the_rows() -> None:
+def test_offsets_shift_rows_and_neurons() -> None:
     seed = torch.tensor(3)
     whole = philox.first_words(seed, Stream(step=2), (6, 5))
     part = philox.first_words(seed, Stream(step=2, sample_offset=2), (4, 5))
     assert torch.equal(whole[2:], part)
+    part = philox.first_words(seed, Stream(step=2, neuron_offset=4), (6, 1))
+    assert torch.equal(whole[:, 4:], part)
 
 
 def test_every_field_of_the_index_matters() -> None:

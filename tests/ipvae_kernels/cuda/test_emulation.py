@@ -54,8 +54,9 @@ def test_draws_equal_eager(estimator: str, temperature: float, shape: tuple[int,
     for backend in ("cuda", "eager"):
         u = log_rate.clone().requires_grad_()
         counts = ik.poisson_rsample(
-            u, estimator=estimator, temperature=temperature, seed=-5, sample_offset=3, backend=backend
-        )
+            u, estimator=estimator, temperature=temperature, backend=backend,
+            seed=-5, draw="update", inner=1, sample_offset=3, neuron_offset=8,
+        )  # fmt: skip
         results.append((counts.detach(), torch.autograd.grad(counts.sum(), u)[0]))
     (counts, slopes), (reference, reference_slopes) = results
     if estimator in ("hard", "fini2", "fini3"):
@@ -67,10 +68,12 @@ def test_draws_equal_eager(estimator: str, temperature: float, shape: tuple[int,
 @pytest.mark.usefixtures("emulated")
 def test_draws_equal_those_of_the_cpu() -> None:
     log_rate = torch.cat([torch.rand(60, 130) * 12 - 8, torch.tensor([[20.0, 36.0]]).repeat(60, 65)])
-    ours = ik.poisson_sample(log_rate, seed=7, backend="cuda")
     if compiled.reason() is not None:
         pytest.skip(str(compiled.reason()))
-    assert torch.equal(ours, ik.poisson_sample(log_rate, seed=7, backend="cpu"))
+    for draw in ({}, {"draw": "update", "inner": 2, "step": 3}, {"draw": "loss", "neuron_offset": 2**31}):
+        how: dict[str, Any] = {"seed": 7, **draw}
+        ours = ik.poisson_sample(log_rate, **how, backend="cuda")
+        assert torch.equal(ours, ik.poisson_sample(log_rate, **how, backend="cpu"))
 
 
 @pytest.mark.usefixtures("emulated")

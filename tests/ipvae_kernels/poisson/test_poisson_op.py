@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
+from ipvae_kernels.philox import KIND_UPDATE, Stream
 from ipvae_kernels.poisson.estimators import ESTIMATORS
 
 DIFFERENTIABLE = [name for name in ESTIMATORS if name not in ("gumbel", "hard")]
@@ -47,6 +48,9 @@ def test_batch_splits_are_bit_identical(function: Any, backend: str, dtype: torc
     ]
     assert torch.equal(torch.cat(parts), whole)
     assert torch.equal(function(u[:, :13], seed=3, step=5, backend=backend), whole[:, :13])
+    for a, b in [(0, 4), (4, 40), (40, 70)]:
+        part = function(u[:, a:b], seed=3, step=5, neuron_offset=a, backend=backend)
+        assert torch.equal(part, whole[:, a:b])
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -64,9 +68,13 @@ def test_seed_step_and_offset_name_the_draw(function: Any, backend: str) -> None
     u = torch.full((20, 30), 1.0)
     base = function(u, seed=3, backend=backend)
     assert torch.equal(function(u, seed=torch.tensor(3), backend=backend), base)
-    for change in ({"seed": 4}, {"seed": 3 + 2**32}, {"seed": -3}, {"step": 1}, {"sample_offset": 20}):
-        other = function(u, **{"seed": 3, "backend": backend, **change})
-        assert float((other != base).float().mean()) > 0.3
+    changes: list[dict[str, Any]] = [{"seed": 4}, {"seed": 3 + 2**32}, {"seed": -3}, {"step": 1}]
+    changes += [{"draw": "update"}, {"draw": "update", "inner": 255}, {"draw": "loss"}]
+    changes += [{"sample_offset": 20}, {"neuron_offset": 2**32 - 32}]
+    draws = [base] + [function(u, **{"seed": 3, "backend": backend, **change}) for change in changes]
+    for i, one in enumerate(draws):
+        for other in draws[:i]:
+            assert float((other != one).float().mean()) > 0.3
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -208,6 +216,12 @@ BAD = [
     ({"step": 2**32}, ValueError, "step: expected"),
     ({"step": 1.0}, TypeError, "step: expected an int, found float"),
     ({"sample_offset": 2**32 - 2}, ValueError, "sample_offset: expected an int from 0 to 4294967292"),
+    ({"neuron_offset": 2**32 - 2}, ValueError, "neuron_offset: expected an int from 0 to 4294967293"),
+    ({"neuron_offset": 6}, ValueError, "neuron_offset: expected a multiple of 4, found 6"),
+    ({"draw": "fresh"}, ValueError, "draw: expected one of update, loss, alone; found 'fresh'"),
+    ({"inner": 256, "draw": "update"}, ValueError, "inner: expected an int from 0 to 255, found 256"),
+    ({"inner": 1, "draw": "loss"}, ValueError, "inner: expected 0 with draw='loss'"),
+    ({"inner": 1}, ValueError, "inner: expected 0 with draw='alone'"),
     (
         {"backend": "gpu"},
         ValueError,
@@ -216,7 +230,7 @@ BAD = [
     ({"check": 1}, TypeError, "check: expected a bool, found int"),
 ]
 BAD_RELAXED = [
-    ({"estimator": "square"}, ValueError, "estimator: expected one of sigmoid, .*; found 'square'"),
+    ({"estimator": "square"}, ValueError, "estimator: expected one of hard, .*; found 'square'"),
     ({"temperature": -0.1}, ValueError, "temperature: expected a finite number of at least 0, found -0.1"),
     ({"temperature": math.nan}, ValueError, "temperature: expected a finite number"),
     ({"temperature": math.inf}, ValueError, "temperature: expected a finite number"),
@@ -245,12 +259,13 @@ def test_gumbel_is_served_by_autograd_alone() -> None:
 
 def test_opcheck(backend: str, dtype: torch.dtype) -> None:
     u, seed, tau = rates(4, 5, dtype=dtype), torch.tensor(3), torch.tensor([0.1], dtype=torch.float64)
-    torch.library.opcheck(torch.ops.ipvae_kernels.poisson_sample.default, (u.T, seed, 0, 0, backend, True))
+    stream = Stream(KIND_UPDATE, 1, 2, 3, 4)
+    torch.library.opcheck(torch.ops.ipvae_kernels.poisson_sample.default, (u.T, seed, *stream, backend, True))
     torch.library.opcheck(
-        torch.ops.ipvae_kernels.poisson_curvature.default, (u, seed, tau, None, 0, 0, "cubic", None)
+        torch.ops.ipvae_kernels.poisson_curvature.default, (u, seed, tau, None, *stream, "cubic", None)
     )
     for estimator, n_arrivals in [("cubic", None), ("sigmoid", 4), ("fini3", None), ("hard", None)]:
-        arguments = (u.clone().requires_grad_(), seed, tau, 0, 0, estimator, n_arrivals, backend, True)
+        arguments = (u.clone().requires_grad_(), seed, tau, *stream, estimator, n_arrivals, backend, True)
         torch.library.opcheck(torch.ops.ipvae_kernels.poisson_rsample.default, arguments)
 
 
@@ -292,7 +307,8 @@ def test_two_compilations_for_any_constants(function: Any) -> None:
     compiled = torch.compile(lambda u, how: function(u, **how), fullgraph=True, backend=counter)
     for i in range(6):
         u = rates(3 + i, 8).requires_grad_()
-        how: dict[str, Any] = {"seed": torch.tensor(i), "step": 4 * i, "sample_offset": 7 * i}
+        how: dict[str, Any] = {"seed": torch.tensor(i), "step": 4 * i, "sample_offset": 7 * i, "inner": i}
+        how |= {"draw": "update", "neuron_offset": 4 * i}
         if function is ik.poisson_rsample:
             how |= {"temperature": 1.0 / (1 + i), "n_arrivals": 2 + i}
         ours, plain = compiled(u, how), function(u, **how)

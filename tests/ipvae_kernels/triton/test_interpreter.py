@@ -19,7 +19,7 @@ TESTS = Path(__file__).resolve().parents[1]
 GROUPS = {
     "poisson": ["poisson/test_poisson_op.py", "update", "triton/test_kernels.py"],
     "elbo": ["rollout/test_elbo.py"],
-    "infer": ["rollout/test_infer.py", "rollout/test_limits.py"],
+    "infer": ["rollout/test_composition.py", "rollout/test_infer.py", "rollout/test_limits.py"],
 }
 
 LEFT_OUT = (
