@@ -78,7 +78,7 @@ def constants(model: IPVAE) -> Constants:
     sigma = p.log_sigma.exp()
     constant = p.log_sigma.sum() + 0.5 * math.log(2.0 * math.pi) * len(sigma)
     return Constants(
-        p.dictionary, p.dictionary.T, sigma, sigma.square(), p.log_bias.exp(), p.log_lr.exp(), constant,
+        model.dictionary, model.dictionary.T, sigma, sigma.square(), p.log_bias.exp(), p.log_lr.exp(), constant,
         model.clamps["clamp_u"], model.clamps["clamp_du"], model.config.kl == "released",
     )  # fmt: skip
 
