@@ -14,14 +14,14 @@ from torch import Tensor
 
 
 def rounded(x: Tensor, bits: int) -> Tensor:
-    """X in float32 to nearest, with that many explicit bits of mantissa: 10 for TF32, 7 for bfloat16."""
+    """x in float32 to nearest, with that many explicit bits of mantissa: 10 for TF32, 7 for bfloat16."""
     drop = 23 - bits
     word = x.contiguous().view(torch.int32)
     return ((word + (1 << (drop - 1))) >> drop << drop).view(torch.float32)
 
 
 def parts(x: Tensor, bits: int, n: int) -> list[Tensor]:
-    """X as a sum of n terms of that many bits."""
+    """x as a sum of n terms of that many bits."""
     terms = []
     for _ in range(n):
         terms.append(rounded(x, bits))

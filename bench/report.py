@@ -93,7 +93,7 @@ def roof(results: Sequence[Results]) -> Roof:
 
 
 def tell(text: str) -> None:
-    """A line on what goes on."""
+    """A line of progress: which case runs now."""
     _console.print(text, style="dim", highlight=False, markup=False)
 
 

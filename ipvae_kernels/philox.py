@@ -1,8 +1,8 @@
 """Counter-based random numbers: every word is a pure function of the seed and of what it is for.
 
 The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The
-layout of the counter and the maps from words to numbers are specified in ``docs/randomness.md``; this file is
-that page in PyTorch. 32-bit words are held in int64 tensors.
+layout of the counter and the maps from words to numbers are specified in ``docs/design/randomness.md``; this
+file is that page in PyTorch. 32-bit words are held in int64 tensors.
 """
 
 from __future__ import annotations

@@ -78,6 +78,14 @@ def test_links_of_the_readme_lead_somewhere(distribution: metadata.Distribution)
     assert shown_links == [link if "://" in link else f"{repository}/blob/main/{link}" for link in links]
 
 
+def test_links_of_the_documentation_lead_somewhere() -> None:
+    pages = [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    assert len(pages) > 10
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
 def test_the_repository_has_one_address() -> None:
     (table,) = re.findall(r"^\[project\.urls\]\n((?:\w+ = .+\n)+)", PYPROJECT, re.MULTILINE)
     urls = dict(re.findall(r'^(\w+) = "(.+)"$', table, re.MULTILINE))

@@ -23,8 +23,8 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
     """Compiles the draw of a sampling case, else one step, each as one graph; the loop stays in Python.
 
     Sizes are fixed; the number of arrivals, which differs between steps, is a variable of the compiled code.
-    Why not all steps at once: docs/decisions.md, "torch.compile gets a step". Caches of earlier compilations
-    are not used, so that the time says what compiling takes.
+    Why not all steps at once: docs/design/benchmarks.md, "torch.compile gets a step". Caches of earlier
+    compilations are not used, so that the time says what compiling takes.
 
     Raises:
         Unavailable: with what the compiler says.

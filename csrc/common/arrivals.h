@@ -1,4 +1,4 @@
-// Arrival times, of which relaxed counts are made. docs/randomness.md is the specification.
+// Arrival times, of which relaxed counts are made. docs/design/randomness.md is the specification.
 #pragma once
 
 #include "counts.h"

@@ -1,4 +1,4 @@
-// Poisson counts from Philox words. docs/randomness.md is the specification.
+// Poisson counts from Philox words. docs/design/randomness.md is the specification.
 #pragma once
 
 #include "philox.h"

@@ -1,4 +1,4 @@
-// Standard normals from Philox words. docs/randomness.md is the specification.
+// Standard normals from Philox words. docs/design/randomness.md is the specification.
 #pragma once
 
 #include "philox.h"

@@ -1,4 +1,4 @@
-// Philox4x32-10 and the packing of its counter. docs/randomness.md is the specification.
+// Philox4x32-10 and the packing of its counter. docs/design/randomness.md is the specification.
 #pragma once
 
 #include "math.h"

@@ -1,4 +1,4 @@
-// Which draw of a step uses which stream, and which draws a step wants. docs/randomness.md is the specification.
+// Which draw of a step uses which stream, and which draws a step wants. docs/design/randomness.md is the specification.
 #pragma once
 
 #include "../args.h"

@@ -6,7 +6,7 @@
 //
 // With three digits on both sides the elements' rounding is 2^-24 of the largest of their row or column, and of the nine
 // products of digits the smallest is left out. With trained dictionaries the errors of states and gradients are about half
-// of what fused multiply-adds in float32 leave (docs/decisions.md).
+// of what fused multiply-adds in float32 leave (docs/design/cpu.md).
 //
 // Floors at K 512, M 256, in tiles of 32 rows: 512 cycles a row for counts and 1,024 for others, where three bfloat16 pieces
 // take 768 and 1,536; and B takes 4 and 3 bytes an element instead of 6, so that both matrices and a tile's state share the

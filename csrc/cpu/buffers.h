@@ -15,7 +15,7 @@
 
 namespace ipvae {
 
-// Freed blocks, kept for the next call up to kKept bytes. docs/decisions.md, "Buffers outlive a
+// Freed blocks, kept for the next call up to kKept bytes. docs/design/cpu.md, "Buffers outlive a
 // call", says what that saves.
 class BufferPool {
   public:

@@ -122,7 +122,7 @@ inline int64_t list_nonzero(const float* a, int64_t n, int32_t* listed) {
 }
 
 // Below this share of non-zero coefficients a row is multiplied spike by spike. A dense tile reads each element of the
-// dictionary once for eight rows, a sparse row once for itself; measured, the two meet near 0.4 (docs/decisions.md).
+// dictionary once for eight rows, a sparse row once for itself; measured, the two meet near 0.4 (docs/design/cpu.md).
 constexpr float kSparseShare = 0.4f;
 
 struct ProductScratch {

@@ -1,7 +1,7 @@
 """Poisson counts from log rates in plain PyTorch: the readable truth, float32 and float64, noise injectable.
 
-``docs/randomness.md`` specifies every draw. Rates are ``exp(log_rate) + RATE_FLOOR`` as in the code released
-with "Brain-like variational inference" (arXiv 2410.19315).
+``docs/design/randomness.md`` specifies every draw. Rates are ``exp(log_rate) + RATE_FLOOR`` as in the code
+released with "Brain-like variational inference" (arXiv 2410.19315).
 """
 
 from __future__ import annotations
@@ -363,7 +363,7 @@ def fini_curvature(counts: Tensor, rate: Tensor, growth: Tensor, order: int) -> 
 class FiniCounts(torch.autograd.Function):
     """Hard counts whose derivative is :func:`fini_slope`, of every order, for autograd.
 
-    The slope is differentiated through the rate and through the count itself (``docs/decisions.md``).
+    The slope is differentiated through the rate and through the count itself (``docs/design/numerics.md``).
     """
 
     generate_vmap_rule = True

@@ -29,7 +29,7 @@ def poisson_sample(
 
     The draw is a pure function of the seed, of what it is for (``draw``, ``inner``) and of where a number
     stands: of the step, of the number of the sample (its row, counted from ``sample_offset``) and of the
-    neuron (``docs/randomness.md``). Where all are the same, so is the noise, by design: processes and
+    neuron (``docs/design/randomness.md``). Where all are the same, so is the noise, by design: processes and
     batches that share a seed need different offsets, or they draw identical counts.
 
     A time step that is composed from this function, a decoder and :func:`log_rate_update` draws what

@@ -18,7 +18,7 @@ from .eager import Trace
 
 TRAJECTORY_BYTES = 64 * 2**20
 """The trajectory kept at once, unless a single step is larger. T = 16 at B 200, K 512, M 256 keeps 46 MB and
-runs nothing twice; T = 128 at B 100, K 512, M 784 needs 4 segments (docs/decisions.md)."""
+runs nothing twice; T = 128 at B 100, K 512, M 784 needs 4 segments (docs/design/ops.md)."""
 
 
 def steps_kept(cfg: RolloutConfig, x: Tensor, dictionary: Tensor) -> int:

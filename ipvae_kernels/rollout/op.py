@@ -138,7 +138,7 @@ def infer(
             n_inner = 1.
         sample_offset: global index of the first sample; None takes that of the state, else 0.
         matmul_precision: format of matrix products on tensor cores: "float32" (float32-grade), or "tf32" or
-            "bf16", whose error ``docs/decisions.md`` states. Only "triton" has them; others compute in
+            "bf16", whose error ``docs/design/triton.md`` states. Only "triton" has them; others compute in
             full.
         backend: "auto", "cpu", "cuda", "triton", "eager" or "autograd".
         check: raise where a tensor, the state or a record is not finite; costs a pass over each. Inside

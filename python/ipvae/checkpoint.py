@@ -42,7 +42,7 @@ LAST = "checkpoints/last.ckpt"
 PLACES = (WEIGHTS, f"model/{WEIGHTS}", LAST)
 # The age from which a temporary file belongs to no save that still runs.
 LEFTOVER_SECONDS = 3600.0
-# As many arrivals as the words of one draw allow (docs/randomness.md).
+# As many arrivals as the words of one draw allow (docs/design/randomness.md).
 ARRIVALS_MAX = 2**22 - 4
 # What the constants of a training run may be; the clamps interpolate by eps.
 RANGES = {

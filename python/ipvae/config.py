@@ -1,7 +1,7 @@
 """What a model is (`ModelConfig`) and how it is trained (`TrainConfig`), checked when written down.
 
-The defaults train whitened patches and images in [0, 1] in a run of minutes (docs/decisions.md, "Defaults");
-`released_recipe` gives the authors' settings, for runs of hours.
+The defaults train whitened patches and images in [0, 1] in a run of minutes (docs/design/training.md,
+"Defaults"); `released_recipe` gives the authors' settings, for runs of hours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Kl = Literal["exact", "released"]
 Activation = Literal["identity", "relu"]
 
 ESTIMATORS = ("sigmoid", "linear", "cubic", "quintic", "cosine", "fini2", "fini3", "gumbel", "hard")
-# Of a Poisson model of the released code, which trains for hours; the defaults differ (docs/decisions.md).
+# Of a Poisson model of the released code, which trains for hours; the defaults differ ("Defaults").
 RELEASED_LOG_RATE, RELEASED_CLAMP_U = (-6.0, -4.0), 10.0
 CLAMPS: dict[str, dict[str, tuple[float, ...]]] = {
     "poisson": {"clamp_u": (6.0,), "clamp_du": (10.0,)},

@@ -23,7 +23,7 @@ Source = Inputs | Dataset[Any] | DataLoader[Any]
 
 KINDS = "a torch.Tensor, a NumPy array, a torch Dataset or a DataLoader"
 CHUNK = 1024  # items of a Dataset that are stacked at once
-# Inputs that are never negative and reach this are taken for pixels: docs/decisions.md, "Units of inputs".
+# Inputs that are never negative and reach this are taken for pixels: docs/design/data.md, "Units of inputs".
 PIXEL_LEVELS = 16.0
 
 _SCALE = "; divide images of 0 to 255 by 255"

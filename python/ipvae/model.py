@@ -34,7 +34,7 @@ SIGMA_CLAMP = 3.45
 INITIAL_N_EXP = 10
 # Recorded values held at once while latents are averaged over steps: 64 MiB in float32.
 RECORD_ENTRIES = 2**24
-# Rows decoded by one product: docs/decisions.md, "A row's noise is a function of its global index".
+# Rows decoded by one product: docs/design/randomness.md, "A row's noise is a function of its global index".
 DECODED_ROWS = 32
 
 # What was read from a buffer on a device, and the version of the buffer at that time.

@@ -49,7 +49,7 @@ def python_philox(counter: list[int], key: list[int]) -> list[int]:
 
 
 def python_word(seed: int, kind: int, inner: int, step: int, sample: int, neuron: int, i: int) -> int:
-    """The table of docs/randomness.md."""
+    """The table of docs/design/randomness.md."""
     block, lane = (0, neuron & 3) if i == 0 else (1 + ((i - 1) >> 2), (i - 1) & 3)
     first = neuron >> 2 if i == 0 else neuron
     key = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]

@@ -121,7 +121,7 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def ceil_div(a: int, b: int) -> int:
-    """A / b, rounded up."""
+    """a / b, rounded up."""
     return -(-a // b)
 
 

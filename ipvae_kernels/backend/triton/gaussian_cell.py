@@ -45,7 +45,7 @@ def draw(mean, xi, k0, k1, sample, step, high, first, N: tl.constexpr, RELU: tl.
 
 @triton.jit
 def _tanh_clamp(v, ceiling):
-    """C tanh(v / c) and its derivative, from e^-2|v / c|: no digits cancel in either."""
+    """c tanh(v / c) and its derivative, from e^-2|v / c|: no digits cancel in either."""
     exponent = tl.abs(v) * (2.0 / ceiling)
     small, small_m1 = exp_pair(-tl.where(exponent > 80.0, 80.0, exponent))
     inverse = 1.0 / (1.0 + small)

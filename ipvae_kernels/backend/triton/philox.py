@@ -1,4 +1,4 @@
-"""Philox4x32-10 with the project's counter layout (``docs/randomness.md``), which is not Triton's own.
+"""Philox4x32-10 with the project's counter layout (``docs/design/randomness.md``), which is not Triton's own.
 
 Tiles are [R, N]: samples by neurons. A stream travels as five values: the key k0, k1 and the counter words
 sample (uint32 [R, 1]), step and high (kind and inner iteration), scalars.

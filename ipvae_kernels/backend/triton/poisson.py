@@ -58,7 +58,7 @@ def _by_inversion(rate, word):
 
 @triton.jit
 def _log_pmf(k, rate):
-    """Log P(count = k) for k >= 1 in Loader's form: no term is larger than the result."""
+    """log P(count = k) for k >= 1 in Loader's form: no term is larger than the result."""
     difference = k - rate
     v = difference / (k + rate)
     q = v * v

@@ -1,7 +1,7 @@
 """Autotuning over a small set of configurations, kept on disk.
 
 What is tuned (warps, pipeline stages, tiles of independent rows and columns) never changes the order of a sum
-over neurons or pixels. The table of sets is in ``docs/decisions.md``.
+over neurons or pixels. The table of sets is in ``docs/design/triton.md``.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ two [R, M] tiles. What was considered:
 - The error in registers as a factor of the product: every warp needs all of its [16, M], in three TF32 parts;
   at M = 256 the compiler spilled 1.3 to 4.9 KB a thread. It goes through L1 in slices of 32 pixels instead.
 - Gram form: K^2 words per update instead of K M, since a chunk of Phi is read from L2 once for both products;
-  it would win for K < M, but a record of reconstructions needs Phi z (``docs/decisions.md``).
+  it would win for K < M, but a record of reconstructions needs Phi z (``docs/design/triton.md``).
 - Event-driven products: a Triton program cannot gather columns by a list of its own making; the dense product
   of 16 rows costs a tensor core less than reading the chunk.
 

@@ -162,7 +162,7 @@ def residual_kernel(
     do_not_specialize_on_alignment=("rows_class",),
 )
 def update_kernel(
-    errors_ptr,  # [draw slots, B, M], times the precision
+    errors_ptr,  # [draw slots, B, M]: x - Phi z
     dictionary_ptr,  # [M, K]
     log_sigma_ptr,  # [M]
     log_bias_ptr,  # [K]

@@ -19,7 +19,7 @@ from torch import Tensor
 from ipvae.inputs import Inputs, as_tensor, dense, whole
 from ipvae_kernels import checks, philox
 
-KIND_GAZE = 3  # kind of draw, see docs/randomness.md
+KIND_GAZE = 3  # kind of draw, see docs/design/randomness.md
 MOST_DIFFUSION = 1e12  # pixels^2 a step; far beyond any image
 BLOCK = 256  # steps of a random walk that are drawn at once
 

@@ -118,7 +118,7 @@ def test_rates_just_below_the_huge_one_are_centred(backend: str) -> None:
 def test_relaxed_counts_are_the_documented_sums(
     estimator: str, temperature: float, n_arrivals: int | None
 ) -> None:
-    """An evaluation of docs/randomness.md neuron by neuron, in plain Python floats."""
+    """An evaluation of docs/design/randomness.md neuron by neuron, in plain Python floats."""
     u = torch.linspace(-3.0, 4.0, 24, dtype=torch.float64).view(2, 12)
     seed, stream = torch.tensor(9), Stream(2, 0, 4, 6)
     z, slope = eager.rsample(u, seed, stream, estimator, temperature, n_arrivals)
