@@ -87,6 +87,7 @@ def products(batch: int, pixels: int, neurons: int, device: str) -> list[str]:
     steps = 4
     arguments: dict[str, Any] = {"matmul_precision": "bf16", "backend": backend(device), "check": False}
     seconds = median(lambda: ik.infer(x, params, steps, seed=1, **arguments), device) / steps
+    assert params.dictionary is not None
     phi = params.dictionary.bfloat16()
     z = torch.ones(batch, neurons, device=device, dtype=torch.bfloat16)
     error = x.bfloat16()

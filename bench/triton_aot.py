@@ -41,8 +41,8 @@ REGISTERS_MAX = 65536  # of a program, on each of these
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _FLOATS = ("leak", "clamp_u", "clamp_du", "clamp_xi", "clamp_dxi", "temperature", "n_arrivals")
 _PRODUCT_OF_PIXELS = {"PIXELS": stepped.PIXELS, "DEPTH": stepped.DEPTH, "n_inner": 1}
-_WIDE = ("sample_offset", "neuron_offset", "first_step", "step", "high", "x_step", "n_updates")
-_WIDE += ("update", "first_draw")
+_OFFSETS = ("sample_offset", "neuron_offset")
+_WIDE = (*_OFFSETS, "first_step", "step", "high", "x_step", "n_updates", "update", "first_draw")
 
 
 class Case(NamedTuple):

@@ -7,7 +7,7 @@ from .backend.choice import BackendError, BackendWarning, backends, use_backend
 from .graphs import warmup
 from .params import GaussianParams, PoissonParams, State, StepParams
 from .poisson import poisson_rsample, poisson_sample
-from .rollout import ElboResult, InferResult, Interrupted, elbo, infer
+from .rollout import Decoded, Decoder, ElboResult, InferResult, Interrupted, LinearDecoder, elbo, infer
 from .selftest import Check, self_test
 from .update import log_rate_update
 
@@ -15,10 +15,13 @@ __all__ = [
     "BackendError",
     "BackendWarning",
     "Check",
+    "Decoded",
+    "Decoder",
     "ElboResult",
     "GaussianParams",
     "InferResult",
     "Interrupted",
+    "LinearDecoder",
     "PoissonParams",
     "State",
     "StepParams",

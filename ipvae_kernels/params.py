@@ -31,14 +31,15 @@ class PoissonParams:
     """Parameters of the iterative Poisson VAE with a linear decoder (arXiv 2410.19315).
 
     Attributes:
-        dictionary: decoder weights Phi, [M, K]; columns are features.
+        dictionary: decoder weights Phi, [M, K]; columns are features. None where ``infer`` and ``elbo`` are
+            given a decoder.
         log_sigma: log standard deviation of each pixel (already soft-clamped), [M].
         log_bias: [K]; exp of it is a constant inhibition per neuron.
         log_lr: []; exp of it is the step size.
         log_rate_init: initial log rates, the prior at step 0, [K].
     """
 
-    dictionary: Tensor
+    dictionary: Tensor | None
     log_sigma: Tensor
     log_bias: Tensor
     log_lr: Tensor
@@ -50,7 +51,7 @@ class GaussianParams:
     """Parameters of the Gaussian relatives: iG-VAE ("identity") and iG-relu-VAE ("relu").
 
     Attributes:
-        dictionary: decoder weights Phi, [M, K].
+        dictionary: decoder weights Phi, [M, K], or None.
         log_sigma: log standard deviation of each pixel (already soft-clamped), [M].
         log_bias: [K].
         log_lr: step sizes of mean and log sigma, [2].
@@ -58,7 +59,7 @@ class GaussianParams:
         activation: applied to the latents before the decoder.
     """
 
-    dictionary: Tensor
+    dictionary: Tensor | None
     log_sigma: Tensor
     log_bias: Tensor
     log_lr: Tensor

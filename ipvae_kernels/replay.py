@@ -32,6 +32,7 @@ from .poisson import eager as poisson
 from .rollout import eager as rollout
 from .rollout.cells import make_cell, poisson_kl
 from .rollout.config import RolloutConfig
+from .rollout.decoders import LinearDecoder
 
 FLOAT64_TOLERANCE = 1e-8
 FLOAT32_TOLERANCES = {"value": 1e-4, "gradient": 1e-3}
@@ -196,7 +197,7 @@ def _by_autograd(golden: Golden) -> Computed:
     log_sigma = _log_sigma(dec_log_sigma)
     cell = make_cell(log_bias, _step_sizes(log_lr), noise, cfg, differentiable=True)
     x = golden["x"]
-    steps = list(rollout.run(x, weight, log_sigma, cell, _initial(u_init, x.shape[-2]), cfg))
+    steps = list(rollout.run(x, LinearDecoder(weight), log_sigma, cell, _initial(u_init, x.shape[-2]), cfg))
     errors = torch.stack([step.errors[-1] for step in steps])
     recon = torch.stack([rollout.reconstruction_loss(step.errors[-1], log_sigma) for step in steps])
     kl = torch.stack([cell.kl(step.states[-1], step.states[0]) for step in steps])

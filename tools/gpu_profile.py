@@ -46,6 +46,7 @@ def calls(device: str, backend: str, *, check: bool) -> dict[str, Callable[[], o
         return torch.autograd.grad(z, leaf, upstream)
 
     def train() -> object:
+        assert params.dictionary is not None
         loss = ik.elbo(x, params, 16, estimator="cubic", temperature=0.1, **how).loss  # type: ignore[arg-type]
         return torch.autograd.grad(loss, params.dictionary)
 

@@ -20,10 +20,12 @@ struct GaussianCell {
     const float* inhibition;  // [kp]
     bool relu;
     int64_t n_latents, kp;
+    uint32_t first_neuron;  // global index
 
     explicit GaussianCell(const RolloutArgs& a)
         : constants{a.learning_rate, a.learning_rate_xi, a.leak, a.clamp_u, a.clamp_du, a.clamp_xi, a.clamp_dxi},
-          inhibition(a.inhibition), relu(a.cell == kGaussianReluCell), n_latents(a.n_latents), kp(padded(a.n_latents)) {}
+          inhibition(a.inhibition), relu(a.cell == kGaussianReluCell), n_latents(a.n_latents), kp(padded(a.n_latents)),
+          first_neuron(a.neuron_offset) {}
 
     void prepare(const float* state, float* sigma) const {
         for (int64_t k = 0; k < kp; k += kWidth) store(sigma + k, exp(load(state + kp + k)));
@@ -100,7 +102,7 @@ struct GaussianCell {
     void draw_row(const float* state, const float* sigma, float* code, float* eps, const Stream& stream) const {
         for (int64_t group = 0; group < kp; group += kGroup) {
             vu words[4];
-            first_words(stream, (uint32_t)group, words);
+            first_words(stream, first_neuron + (uint32_t)group, words);
             for (int j = 0; j < 4; ++j) {
                 int64_t k = group + j * kWidth;
                 vf e = normal<vf>(words[j]), sample = load(state + k) + load(sigma + k) * e;

@@ -1,6 +1,7 @@
-"""T whole steps with a linear decoder: inference, and the training loss with its gradient."""
+"""T whole steps: inference, and the training loss with its gradient."""
 
+from .decoders import Decoded, Decoder, LinearDecoder
 from .op import ElboResult, InferResult, elbo, infer
 from .stretches import Interrupted
 
-__all__ = ["ElboResult", "InferResult", "Interrupted", "elbo", "infer"]
+__all__ = ["Decoded", "Decoder", "ElboResult", "InferResult", "Interrupted", "LinearDecoder", "elbo", "infer"]

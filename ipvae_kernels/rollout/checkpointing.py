@@ -47,7 +47,7 @@ def elbo(
         whole: Trace = module.elbo(x, *parameters, log_rate, seed, cfg)
         return whole
     recon, kl, checkpoints = [], [], []
-    for part, frames in _parts(x, cfg, steps):
+    for part, frames in parts(x, cfg, steps):
         checkpoints.append(log_rate)
         part_recon, part_kl, log_rate, *rest = module.elbo(frames, *parameters, log_rate, seed, part)
         recon.append(part_recon)
@@ -86,7 +86,7 @@ def elbo_backward(
     checkpoints = trajectory[0]
     grad_frames: list[Tensor] = []
     totals: list[Tensor] = []
-    for i, (part, frames) in reversed(list(enumerate(_parts(x, cfg, steps)))):
+    for i, (part, frames) in reversed(list(enumerate(parts(x, cfg, steps)))):
         rows = slice(part.step - cfg.step, part.step - cfg.step + part.steps)
         _, _, _, *again = module.elbo(frames, *parameters, checkpoints[i], seed, part)
         grad_x, *of_parameters, grad = module.elbo_backward(
@@ -99,7 +99,7 @@ def elbo_backward(
     return grad_x, *totals, grad
 
 
-def _parts(x: Tensor, cfg: RolloutConfig, steps: int) -> Iterator[tuple[RolloutConfig, Tensor]]:
+def parts(x: Tensor, cfg: RolloutConfig, steps: int) -> Iterator[tuple[RolloutConfig, Tensor]]:
     """The constants and the input of each segment."""
     for begin in range(0, cfg.steps, steps):
         end = min(begin + steps, cfg.steps)

@@ -1,4 +1,4 @@
-"""T steps with a linear decoder in plain PyTorch: one driver over a cell, and a backward by hand.
+"""T steps in plain PyTorch: one driver over a cell and a decoder, and a backward by hand for a linear one.
 
 Symbols and equations: "Brain-like variational inference" (arXiv 2410.19315), and ``rollout/op.py``.
 """
@@ -12,10 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..philox import KIND_LOSS, KIND_UPDATE, Stream
 from ..poisson.eager import Noise, PhiloxNoise
 from .cells import Cell, Draw, make_cell
 from .config import RolloutConfig
+from .decoders import Decoded, Decoder, LinearDecoder
 
 
 class Step(NamedTuple):
@@ -24,8 +26,8 @@ class Step(NamedTuple):
     Attributes:
         states: the n_inner + 1 states from the prior to the posterior.
         draws: n_inner draws for the updates, then the fresh one if it was asked for.
-        errors: x - Phi code of each draw, [B, M].
-        drives: Phi^T (error / var) of each update, [B, K].
+        errors: x - mean of each draw, [B, M].
+        drives: of each update, [B, K]; see ``decoders.py``.
     """
 
     states: list[Tensor]
@@ -36,7 +38,7 @@ class Step(NamedTuple):
 
 def run(
     x: Tensor,
-    dictionary: Tensor,
+    decoder: Decoder,
     log_sigma: Tensor,
     cell: Cell,
     state: Tensor,
@@ -47,7 +49,7 @@ def run(
 
     Args:
         x: [B, M], or [T, B, M] with a frame per step.
-        dictionary: [M, K].
+        decoder: of codes [B, K].
         log_sigma: [M].
         cell: the model.
         state: its state before the first step.
@@ -61,8 +63,9 @@ def run(
         step = Step([state], [], [], [])
         for j in range(cfg.n_inner):
             draw = cell.draw(state, _update_stream(cfg, t, j)) if kept is None else kept
-            error = frame - draw.code @ dictionary.T
-            drive = (error * precision) @ dictionary
+            decoded = decoder(draw.code)
+            error = residual(frame, decoded)
+            drive = decoded.drive(error * precision)
             state = cell.update(state, step.states[0], drive, draw)
             step.states.append(state)
             step.draws.append(draw)
@@ -71,9 +74,15 @@ def run(
         if fresh:
             draw = cell.draw(state, Stream(KIND_LOSS, 0, cfg.step + t, cfg.sample_offset))
             step.draws.append(draw)
-            step.errors.append(frame - draw.code @ dictionary.T)
+            step.errors.append(residual(frame, decoder(draw.code)))
             kept = draw if cfg.single_draw else None
         yield step
+
+
+def residual(frame: Tensor, decoded: Decoded) -> Tensor:
+    """The input less its mean, [B, M]."""
+    checks.shape("mean of the decoder", decoded.mean, frame.shape, "[B, M] of x")
+    return frame - decoded.mean
 
 
 def _update_stream(cfg: RolloutConfig, t: int, j: int) -> Stream:
@@ -107,7 +116,7 @@ WITHOUT_DRAW = ("log_rate", "kl")
 
 def record_run(
     x: Tensor,
-    dictionary: Tensor,
+    decoder: Decoder,
     log_sigma: Tensor,
     cell: Cell,
     state: Tensor,
@@ -117,10 +126,11 @@ def record_run(
 ) -> list[Tensor]:
     """The final state, then the records asked for in canonical order, each [R, ...]."""
     names = [name for name in RECORDS if name in record]
-    shapes = record_shapes(x.shape[-2], dictionary.shape, state.shape)
+    sizes = torch.Size((x.shape[-1], state.shape[-1]))
+    shapes = record_shapes(x.shape[-2], sizes, state.shape)
     rows: dict[str, list[Tensor]] = {name: [] for name in names}
     fresh = any(name not in WITHOUT_DRAW for name in names)
-    for t, step in enumerate(run(x, dictionary, log_sigma, cell, state, cfg, fresh)):
+    for t, step in enumerate(run(x, decoder, log_sigma, cell, state, cfg, fresh)):
         state = step.states[-1]
         if (cfg.step + t + 1) % record_every == 0:
             for name in names:
@@ -137,11 +147,11 @@ def record_shapes(batch: int, dictionary: torch.Size, state: torch.Size) -> dict
 
 
 def elbo_autograd(
-    x: Tensor, dictionary: Tensor, log_sigma: Tensor, cell: Cell, state: Tensor, cfg: RolloutConfig
+    x: Tensor, decoder: Decoder, log_sigma: Tensor, cell: Cell, state: Tensor, cfg: RolloutConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The halves of the loss, recon and kl [T, B], and the final state, differentiable by autograd."""
     recon, kl = [], []
-    for step in run(x, dictionary, log_sigma, cell, state, cfg):
+    for step in run(x, decoder, log_sigma, cell, state, cfg):
         state = step.states[-1]
         recon.append(reconstruction_loss(step.errors[-1], log_sigma))
         kl.append(cell.kl(state, step.states[0]).sum(-1))
@@ -178,7 +188,7 @@ def infer(
         The final state, then the records in canonical order, each [R, ...].
     """
     cell = make_cell(log_bias, log_lr, PhiloxNoise(seed), cfg)
-    return record_run(x, dictionary, log_sigma, cell, log_rate, cfg, record, record_every)
+    return record_run(x, LinearDecoder(dictionary), log_sigma, cell, log_rate, cfg, record, record_every)
 
 
 Trace = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -221,7 +231,7 @@ def elbo_with(
     counts, slopes = x.new_empty((*draws, neurons)), x.new_empty((*draws, neurons))
     errors = x.new_empty((*draws, pixels))
     path[0] = log_rate
-    for t, step in enumerate(run(x, dictionary, log_sigma, cell, log_rate, cfg)):
+    for t, step in enumerate(run(x, LinearDecoder(dictionary), log_sigma, cell, log_rate, cfg)):
         first = t * cfg.n_inner
         for j, draw in enumerate(step.draws):
             counts[t, j], slopes[t, j], errors[t, j] = draw.code, draw.memo, step.errors[j]

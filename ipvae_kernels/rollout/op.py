@@ -1,4 +1,4 @@
-"""T steps with a linear decoder: ``infer``, and ``elbo``, the training loss with its gradient.
+"""T steps of inference: ``infer``, and ``elbo``, the training loss with its gradient.
 
 From "Brain-like variational inference" (arXiv 2410.19315) and its released code. One step, from log rates u:
 
@@ -9,13 +9,16 @@ From "Brain-like variational inference" (arXiv 2410.19315) and its released code
     z' ~ Poisson(exp(u))
     recon = sum_m (x - Phi z')^2 / (2 var) + log_sigma + log(2 pi) / 2
     kl    = sum_k KL(Poisson(exp(u)) || Poisson(exp(u_prior)))
+
+With a decoder f of the caller's, Phi z is f(z), and Phi^T the vector-Jacobian product of f at z.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import _transforms, checks
 from ..backend import choice
@@ -23,9 +26,10 @@ from ..params import GaussianParams, PoissonParams, State
 from ..poisson.eager import PhiloxNoise
 from ..poisson.op import check_estimator
 from ..update.op import check_clamp
-from . import eager, library, stretches
+from . import composed, eager, library, stretches
 from .cells import Cell, make_cell
 from .config import MATMUL_PRECISIONS, RolloutConfig
+from .decoders import Decoder, LinearDecoder, as_decoder
 from .library import Tensors
 
 RECORDS = tuple(eager.RECORDS)
@@ -75,6 +79,7 @@ def infer(
     params: Params,
     steps: int,
     *,
+    decoder: nn.Module | Decoder | None = None,
     state: State | None = None,
     record: Iterable[str] = (),
     record_every: int = 1,
@@ -108,6 +113,10 @@ def infer(
         x: input, [B, M], or one frame per step, [steps, B, M]; float32 or float64.
         params: :class:`PoissonParams` or :class:`GaussianParams`, of the dtype of x.
         steps: T >= 1.
+        decoder: None: the linear one whose dictionary is in ``params``, fused. Else ``params.dictionary`` is
+            None, and this is a module from codes [B, K] to means [B, M], each row by itself, or another
+            :class:`Decoder`; steps are then composed from ops of the backend and calls of the decoder, and
+            ``torch.vmap`` is not served. Noise, records and state are the same.
         state: continue from here; None starts from the initial state in ``params``.
         record: what to record of each recorded step, R steps in all:
             "log_rate" [R, B, K] (Gaussian: the state, [R, 2, B, K]);
@@ -147,17 +156,22 @@ def infer(
     record = _records(record)
     record_every = checks.integer("record_every", record_every, 1, 2**32)
     task = _prepare(
-        x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset,
-        matmul_precision,
+        x, params, steps, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw,
+        sample_offset, matmul_precision,
     )  # fmt: skip
     backend = choice.select(backend)
     names = [name for name in RECORDS if name in record]
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        if _by_autograd(backend, task.cfg):
+        if task.decoder is not None or _by_autograd(backend, task.cfg):
             if check:
                 library.check_finite(task.tensors)
             log_rate, *rows = eager.record_run(
-                *task.tensors[:3], _cell("infer", task), task.tensors[5], task.cfg, tuple(names), record_every
+                *_parts(task),
+                _cell("infer", task, backend),
+                task.tensors[5],
+                task.cfg,
+                tuple(names),
+                record_every,
             )
             if check:
                 found = dict(zip(("state", *names), (log_rate, *rows), strict=True))
@@ -179,6 +193,7 @@ def elbo(
     params: Params,
     steps: int,
     *,
+    decoder: nn.Module | Decoder | None = None,
     state: State | None = None,
     beta: float = 1.0,
     estimator: str = "cubic",
@@ -212,6 +227,7 @@ def elbo(
         x: input, [B, M], or one frame per step, [steps, B, M]; float32 or float64.
         params: :class:`PoissonParams` or :class:`GaussianParams`, of the dtype of x.
         steps: T >= 1.
+        decoder: as in :func:`infer`. Gradients reach its parameters; it has to be differentiable twice.
         state: continue from here; None starts from the initial state in ``params``.
         beta: weight of the KL term, >= 0.
         estimator: how counts are drawn and differentiated, see :func:`ipvae_kernels.poisson_rsample`.
@@ -222,7 +238,7 @@ def elbo(
             the initial state in ``params``; None: the gradient runs through all steps.
         checkpoint: n >= 1: keep the trajectory of n steps at a time, and run each such segment once more in
             the backward; the values do not change. None: as many steps as fit in 64 MiB, which is all of them
-            for short unrolls. What autograd serves keeps everything.
+            for short unrolls. What autograd serves keeps everything; with a decoder, None does.
         seed: as in :func:`infer`, like all that follow.
         n_inner: updates per step.
         beta_inner: weight of the pull towards the prior.
@@ -250,8 +266,8 @@ def elbo(
     if checkpoint is not None:
         checkpoint = checks.integer("checkpoint", checkpoint, 1, 2**32)
     task = _prepare(
-        x, params, steps, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw, sample_offset,
-        matmul_precision,
+        x, params, steps, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw,
+        sample_offset, matmul_precision,
     )  # fmt: skip
     if isinstance(params, PoissonParams):
         task = task._replace(
@@ -291,13 +307,15 @@ class _Task(NamedTuple):
     """Checked arguments of a rollout.
 
     Attributes:
-        tensors: the floating tensors, see :data:`Tensors`.
+        tensors: the floating tensors, see :data:`Tensors`; beside a decoder the dictionary is empty.
+        decoder: the caller's, or None.
         initial: the initial state in the parameters, for each sample.
         seed: int64, [].
         cfg: constants.
     """
 
     tensors: Tensors
+    decoder: Decoder | None
     initial: Tensor
     seed: Tensor
     cfg: RolloutConfig
@@ -307,6 +325,7 @@ def _prepare(
     x: Tensor,
     params: Params,
     steps: int,
+    decoder: nn.Module | Decoder | None,
     state: State | None,
     seed: int | Tensor | None,
     n_inner: int,
@@ -329,7 +348,8 @@ def _prepare(
         raise ValueError(f"single_draw: expected n_inner = 1 with it, found {n_inner}")
     if state is not None and not isinstance(state, State):
         raise TypeError(f"state: expected a State or None, found {type(state).__name__}")
-    tensors, initial = _tensors(x, params, steps, state)
+    params, own = _decoder(params, decoder)
+    tensors, initial = _tensors(x, params, steps, own is None, state)
     batch = x.shape[-2]
     if state is not None:
         seed = state.seed if seed is None else seed
@@ -350,10 +370,23 @@ def _prepare(
     else:
         cfg = cfg._replace(clamp_u=_clamp("clamp_u", clamp_u), clamp_du=_clamp("clamp_du", clamp_du))
     # A seed of the caller's, who may fill it anew for the next call, is copied: the state keeps this one.
-    return _Task(tensors, initial, checks.seed(seed, x.device).clone(), cfg)
+    return _Task(tensors, own, initial, checks.seed(seed, x.device).clone(), cfg)
 
 
-def _tensors(x: Tensor, params: Params, steps: int, state: State | None) -> tuple[Tensors, Tensor]:
+def _decoder(params: Params, decoder: nn.Module | Decoder | None) -> tuple[Params, Decoder | None]:
+    """The parameters, with the dictionary of a linear decoder; and any other decoder."""
+    if decoder is None or not isinstance(params, PoissonParams | GaussianParams):
+        return params, None
+    if params.dictionary is not None:
+        raise ValueError("params.dictionary: expected None beside a decoder, found a tensor")
+    if isinstance(decoder, LinearDecoder):
+        return replace(params, dictionary=decoder.dictionary), None
+    return params, as_decoder(decoder)
+
+
+def _tensors(
+    x: Tensor, params: Params, steps: int, linear: bool, state: State | None
+) -> tuple[Tensors, Tensor]:
     """The tensors of a task, and the initial state of the parameters for each sample."""
     checks.tensor("x", x)
     lr_shape: tuple[int, ...]
@@ -365,9 +398,10 @@ def _tensors(x: Tensor, params: Params, steps: int, state: State | None) -> tupl
         checks.choice("params.activation", params.activation, ("identity", "relu"))
     else:
         raise TypeError(f"params: expected PoissonParams or GaussianParams, found {type(params).__name__}")
+    sized = "params.dictionary" if linear else "params.log_sigma"
     named = {
         "x": x,
-        "params.dictionary": params.dictionary,
+        sized: getattr(params, sized.removeprefix("params.")),
         "params.log_sigma": params.log_sigma,
         "params.log_bias": params.log_bias,
         "params.log_lr": params.log_lr,
@@ -375,21 +409,20 @@ def _tensors(x: Tensor, params: Params, steps: int, state: State | None) -> tupl
     }
     if state is not None:
         named["state.log_rate"] = state.log_rate
-    tensors = checks.full_precision("params.dictionary", **named)
-    x, dictionary, log_sigma, log_bias, log_lr, start, *first = tensors
-    if dictionary.dim() != 2 or 0 in dictionary.shape:
+    x, *others = checks.full_precision(sized, **named)
+    log_sigma, log_bias, log_lr, start, *first = others[1:] if linear else others
+    dictionary = others[0] if linear else log_sigma.new_empty((0, 0))
+    if linear and (dictionary.dim() != 2 or 0 in dictionary.shape):
         raise ValueError(
             f"params.dictionary: expected shape [M, K], neither of them 0, found {list(dictionary.shape)}"
         )
-    pixels, neurons = dictionary.shape
+    pixels, neurons = dictionary.shape if linear else (log_sigma.numel(), log_bias.numel())
     if x.dim() not in (2, 3):
         raise ValueError(f"x: expected shape [B, M] or [steps, B, M], found {list(x.shape)}")
     if x.dim() == 3 and x.shape[0] != steps:
         raise ValueError(f"x: expected one frame per step, steps = {steps}, found {x.shape[0]} frames")
     if x.shape[-1] != pixels:
-        raise ValueError(
-            f"x: expected last dimension M = {pixels} as in params.dictionary, found {x.shape[-1]}"
-        )
+        raise ValueError(f"x: expected last dimension M = {pixels} as in {sized}, found {x.shape[-1]}")
     checks.shape("params.log_sigma", log_sigma, (pixels,), "[M]")
     checks.shape("params.log_bias", log_bias, (neurons,), "[K]")
     checks.shape("params.log_lr", log_lr, lr_shape, "[2]" if lead else "[]")
@@ -426,7 +459,15 @@ def _by_autograd(backend: str, cfg: RolloutConfig) -> bool:
     return backend == "autograd"
 
 
-def _cell(op: str, task: _Task) -> Cell:
+def _parts(task: _Task) -> tuple[Tensor, Decoder, Tensor]:
+    """Input, decoder and log_sigma for a driver in Python."""
+    x, dictionary, log_sigma, *_ = task.tensors
+    return x, task.decoder or LinearDecoder(dictionary), log_sigma
+
+
+def _cell(op: str, task: _Task, backend: str) -> Cell:
+    if not _by_autograd(backend, task.cfg):
+        return composed.cell_of(*task.tensors[3:5], task.seed, task.cfg, backend)
     seed = _transforms.one_draw(op, task.cfg.cell != "poisson", task.seed, *task.tensors)
     return make_cell(*task.tensors[3:5], PhiloxNoise(seed), task.cfg, differentiable=True)
 
@@ -435,15 +476,16 @@ def _elbo_part(
     task: _Task, checkpoint: int | None, backend: str, check: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The halves of the loss, recon and kl [T, B], and the final state of steps that share a gradient."""
-    if not _by_autograd(backend, task.cfg):
+    if task.decoder is None and not _by_autograd(backend, task.cfg):
         return library.elbo(
             *task.tensors, *library.constants(task.seed, task.cfg), checkpoint, backend, check
         )
     if check:
         library.check_finite(task.tensors)
-    cell = _cell("elbo", task)
+    cell = _cell("elbo", task, backend)
+    kept = None if task.decoder is None else checkpoint
     with torch.autocast(task.tensors[0].device.type, enabled=False):
-        recon, kl, log_rate = eager.elbo_autograd(*task.tensors[:3], cell, task.tensors[5], task.cfg)
+        recon, kl, log_rate = composed.elbo(*_parts(task), cell, task.tensors[5], task.cfg, kept)
     if check:
         library.check_loss(recon, kl, log_rate)
     return recon, kl, log_rate

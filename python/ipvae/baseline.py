@@ -74,11 +74,11 @@ Step = Callable[[Tensor, Tensor, Constants, str, float, int | None], tuple[Tenso
 
 def constants(model: IPVAE) -> Constants:
     """The constants of a rollout; gradients flow through to the model's parameters."""
-    p = model.params
+    p, phi = model.params, model.dictionary
     sigma = p.log_sigma.exp()
     constant = p.log_sigma.sum() + 0.5 * math.log(2.0 * math.pi) * len(sigma)
     return Constants(
-        p.dictionary, p.dictionary.T, sigma, sigma.square(), p.log_bias.exp(), p.log_lr.exp(), constant,
+        phi, phi.T, sigma, sigma.square(), p.log_bias.exp(), p.log_lr.exp(), constant,
         model.clamps["clamp_u"], model.clamps["clamp_du"], model.config.kl == "released",
     )  # fmt: skip
 

@@ -1,0 +1,98 @@
+"""T steps with any decoder: the sampling and update ops of a backend, and the decoder's own code between.
+
+The driver is that of ``eager.py``, and autograd differentiates it. Records, streams and state are those of
+the fused rollouts, so a linear module gives what they give, up to the order of sums.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .. import _transforms
+from ..backend import choice
+from ..philox import Stream
+from ..poisson import registered as poisson
+from ..poisson.eager import PhiloxNoise
+from ..update.op import log_rate_update
+from . import checkpointing, eager
+from .cells import Cell, Draw, PoissonCell, make_cell
+from .config import RolloutConfig
+from .decoders import Decoder
+
+
+class OpsCell(PoissonCell):
+    """The iterative Poisson VAE by the ops of a backend; states are log rates [B, K].
+
+    Args:
+        log_bias: [K].
+        log_lr: [].
+        seed: int64, [].
+        cfg: constants.
+        backend: of the ops.
+    """
+
+    def __init__(
+        self, log_bias: Tensor, log_lr: Tensor, seed: Tensor, cfg: RolloutConfig, backend: str
+    ) -> None:
+        super().__init__(log_bias, log_lr, PhiloxNoise(seed), cfg, differentiable=True)
+        self.seed, self.backend = seed, backend
+
+    def draw(self, state: Tensor, stream: Stream) -> Draw:
+        """Counts of the log rates."""
+        cfg = self.cfg
+        if not torch.is_grad_enabled() and cfg.estimator == "hard":
+            counts = poisson.sample(state, self.seed, *stream, self.backend, False)
+        else:
+            tau = _transforms.packed(cfg.temperature)
+            how = (cfg.estimator, cfg.n_arrivals, self.backend, False)
+            counts = poisson.rsample(state, self.seed, tau, *stream, *how)
+        return Draw(counts, counts, counts)
+
+    def update(self, state: Tensor, prior: Tensor, drive: Tensor, draw: Draw) -> Tensor:
+        """The pointwise step of ``log_rate_update``."""
+        cfg = self.cfg
+        return log_rate_update(
+            state, prior, drive, self, leak=cfg.leak, clamp_u=cfg.clamp_u, clamp_du=cfg.clamp_du,
+            backend=self.backend, check=False,
+        )  # fmt: skip
+
+
+def cell_of(log_bias: Tensor, log_lr: Tensor, seed: Tensor, cfg: RolloutConfig, backend: str) -> Cell:
+    """The cell that ``cfg`` names, by the ops of a backend where there are any for it."""
+    if cfg.cell == "poisson":
+        return OpsCell(log_bias, log_lr, seed, cfg, backend)
+    choice.refuse_compiled(backend, "with a decoder of your own, Gaussian models run in plain PyTorch")
+    return make_cell(log_bias, log_lr, PhiloxNoise(seed), cfg, differentiable=True)
+
+
+def elbo(
+    x: Tensor,
+    decoder: Decoder,
+    log_sigma: Tensor,
+    cell: Cell,
+    state: Tensor,
+    cfg: RolloutConfig,
+    kept: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The halves of the loss, recon and kl [T, B], and the final state, differentiable by autograd.
+
+    Args:
+        x: [B, M] or [T, B, M].
+        decoder: of codes [B, K].
+        log_sigma: [M].
+        cell: the model.
+        state: its state before the first step.
+        cfg: constants.
+        kept: keep the graph of so many steps at a time, and run them once more in the backward; None: of all.
+    """
+    if kept is None or kept >= cfg.steps:
+        return eager.elbo_autograd(x, decoder, log_sigma, cell, state, cfg)
+    recon, kl = [], []
+    for part, frames in checkpointing.parts(x, cfg, kept):
+        arguments = (frames, decoder, log_sigma, cell, state, part)
+        of_part, kl_part, state = checkpoint(eager.elbo_autograd, *arguments, use_reentrant=False)
+        recon.append(of_part)
+        kl.append(kl_part)
+    return torch.cat(recon), torch.cat(kl), state
