@@ -28,9 +28,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ipvae_kernels.backend.triton.tuning import serving
+from ipvae_kernels.cells import CELLS
 from ipvae_kernels.poisson import triton as poisson
 from ipvae_kernels.poisson.estimators import COMPILED
-from ipvae_kernels.rollout.config import CELLS, RolloutConfig
+from ipvae_kernels.rollout.config import RolloutConfig
 from ipvae_kernels.rollout.triton import resident, stepped
 from ipvae_kernels.rollout.triton.parts import COUNTS, PRODUCTS, decode_product
 from ipvae_kernels.update import triton as update
@@ -150,7 +151,7 @@ def _of_backward(cell: int) -> tuple[str, dict[str, Any]]:
     """Name and constants of a cell's backward."""
     if cell == 0:
         return "", {"CELL": 0, "RELEASED": False, "grad_means_ptr": None}
-    return f", {CELLS[cell]}", {"CELL": cell, "RELEASED": False}
+    return f", {tuple(CELLS)[cell]}", {"CELL": cell, "RELEASED": False}
 
 
 def _of_forward(draw: dict[str, Any], matmul_precision: str) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def _of_forward(draw: dict[str, Any], matmul_precision: str) -> dict[str, Any]:
 
 def _decode_of(draw: dict[str, Any], matmul_precision: str) -> str:
     """The product that decodes what is drawn."""
-    cell, estimator = CELLS[draw["CELL"]], COMPILED[draw["ESTIMATOR"]]
+    cell, estimator = tuple(CELLS)[draw["CELL"]], COMPILED[draw["ESTIMATOR"]]
     cfg = RolloutConfig(
         steps=1, matmul_precision=matmul_precision, cell=cell, estimator=estimator, temperature=0.1
     )

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cells import CELLS, make_cell, poisson_kl
 from .philox import KIND_LOSS, Stream
 from .poisson import eager as poisson
 from .rollout import eager as rollout
-from .rollout.cells import make_cell, poisson_kl
 from .rollout.config import RolloutConfig
 from .rollout.decoders import LinearDecoder
 
@@ -232,7 +232,7 @@ def _by_hand(golden: Golden) -> Computed:
     posterior, prior = path[cfg.n_inner :: cfg.n_inner], path[: -1 : cfg.n_inner]
     cell = make_cell(log_bias, log_lr, _noise(golden), cfg)
     samples = counts
-    if cfg.cell != "poisson":
+    if not CELLS[cfg.cell].counts:
         # What is saved is activated; the samples follow from the states they were drawn from and the normals.
         drawn_from = path.unfold(0, cfg.n_inner + 1, cfg.n_inner).movedim(-1, 1)
         samples = drawn_from[:, :, 0] + torch.exp(drawn_from[:, :, 1]) * slopes
@@ -245,7 +245,7 @@ def _by_hand(golden: Golden) -> Computed:
         "loss_kl": torch.stack([cell.kl(*states) for states in zip(posterior, prior, strict=True)]),
         "loss": _loss(recon, kl, golden),
     }
-    if cfg.cell == "poisson":
+    if CELLS[cfg.cell].counts:
         computed["loss_kl_exact"] = poisson_kl(posterior, prior, "exact")
     if "grad_weight" in golden:
         scale = 256.0 / x.shape[-1] / recon.numel()

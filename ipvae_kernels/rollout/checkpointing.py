@@ -13,6 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..cells import CELLS
 from .config import RolloutConfig
 from .eager import Trace
 
@@ -24,7 +25,7 @@ runs nothing twice; T = 128 at B 100, K 512, M 784 needs 4 segments (docs/design
 def steps_kept(cfg: RolloutConfig, x: Tensor, dictionary: Tensor) -> int:
     """Steps whose trajectory is kept at once, at least 1; of ``cfg``, ``n_inner`` and ``cell`` count."""
     batch, (pixels, neurons) = x.shape[-2], dictionary.shape
-    draws, updates, states = cfg.n_inner + 1, cfg.n_inner, 1 if cfg.cell == "poisson" else 2
+    draws, updates, states = cfg.n_inner + 1, cfg.n_inner, len(CELLS[cfg.cell].states)
     numbers = batch * (draws * (2 * neurons + pixels) + updates * (1 + states) * neurons)
     return max(1, TRAJECTORY_BYTES // max(1, numbers * x.element_size()))
 

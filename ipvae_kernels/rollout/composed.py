@@ -12,12 +12,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import _transforms
 from ..backend import choice
+from ..cells import CELLS, Cell, Draw, PoissonCell, make_cell
 from ..philox import Stream
 from ..poisson import registered as poisson
 from ..poisson.eager import PhiloxNoise
 from ..update.op import log_rate_update
 from . import checkpointing, eager
-from .cells import Cell, Draw, PoissonCell, make_cell
 from .config import RolloutConfig
 from .decoders import Decoder
 
@@ -61,7 +61,7 @@ class OpsCell(PoissonCell):
 
 def cell_of(log_bias: Tensor, log_lr: Tensor, seed: Tensor, cfg: RolloutConfig, backend: str) -> Cell:
     """The cell that ``cfg`` names, by the ops of a backend where there are any for it."""
-    if cfg.cell == "poisson":
+    if CELLS[cfg.cell].counts:
         return OpsCell(log_bias, log_lr, seed, cfg, backend)
     choice.refuse_compiled(backend, "with a decoder of your own, Gaussian models run in plain PyTorch")
     return make_cell(log_bias, log_lr, PhiloxNoise(seed), cfg, differentiable=True)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-CELLS = ("poisson", "gaussian", "gaussian_relu")
-"""The models a rollout can run, in the order of the enumeration in csrc/cpu/kernels.h."""
-KLS = ("exact", "released")
-"""The formulas of a Poisson KL, in the order of the enumeration in csrc/common/poisson_cell.h."""
 MATMUL_PRECISIONS = ("float32", "tf32", "bf16")
 
 
@@ -25,7 +21,7 @@ class RolloutConfig(NamedTuple):
         step: global index of the first step.
         sample_offset: global index of the first row of the batch.
         neuron_offset: global index of the first neuron, a multiple of 4.
-        cell: one of :data:`CELLS`. "gaussian_relu" rectifies the latents before the decoder.
+        cell: a name of the table ``cells.CELLS``.
         clamp_xi, clamp_dxi: of Gaussian cells, ceilings of log sigma and of its update.
         matmul_precision: format of matrix products on tensor cores, one of :data:`MATMUL_PRECISIONS`; without
             tensor cores they are float32.

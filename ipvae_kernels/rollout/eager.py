@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..cells import Cell, Draw, make_cell
 from ..poisson.eager import Noise, PhiloxNoise
 from . import schedule
-from .cells import Cell, Draw, make_cell
 from .config import RolloutConfig
 from .decoders import Decoded, Decoder, LinearDecoder
 

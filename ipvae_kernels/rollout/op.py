@@ -22,21 +22,18 @@ from torch import Tensor, nn
 
 from .. import _transforms, checks
 from ..backend import choice
+from ..cells import CELLS, KLS, Cell, make_cell, name_of
 from ..params import GaussianParams, PoissonParams, State
 from ..poisson.eager import PhiloxNoise
 from ..poisson.op import check_estimator
 from ..update.op import check_clamp
 from . import composed, eager, library, stretches
-from .cells import Cell, make_cell
 from .config import MATMUL_PRECISIONS, RolloutConfig
 from .decoders import Decoder, LinearDecoder, as_decoder
 from .library import Tensors
 
 RECORDS = tuple(eager.RECORDS)
 """What ``infer`` can record of a step."""
-
-_POISSON_CLAMP = 10.0
-_GAUSSIAN_CLAMP_U, _GAUSSIAN_CLAMP_DU = (7.0, 2.0), (7.0, 3.0)
 
 Params = PoissonParams | GaussianParams
 Clamp = float | tuple[float, float] | None
@@ -347,7 +344,7 @@ def _prepare(
     steps = checks.integer("steps", steps, 1, 2**32)
     n_inner = checks.integer("n_inner", n_inner, 1, 256)
     beta_inner = checks.number("beta_inner", beta_inner, 0.0)
-    checks.choice("kl", kl, ("exact", "released"))
+    checks.choice("kl", kl, KLS)
     single_draw = checks.flag("single_draw", single_draw)
     checks.choice("matmul_precision", matmul_precision, MATMUL_PRECISIONS)
     if single_draw and n_inner > 1:
@@ -364,18 +361,15 @@ def _prepare(
     step, offset = checks.stream(step, steps, offset, batch)
     cfg = RolloutConfig(
         steps=steps, n_inner=n_inner, beta_inner=beta_inner, kl=kl, single_draw=single_draw,
-        step=step, sample_offset=offset, matmul_precision=matmul_precision,
+        step=step, sample_offset=offset, matmul_precision=matmul_precision, cell=name_of(params),
         neuron_offset=checks.neuron_offset(neuron_offset, len(tensors[3])),
     )  # fmt: skip
-    if isinstance(params, GaussianParams):
-        (u, xi), (du, dxi) = (
-            _clamp_pair("clamp_u", clamp_u, _GAUSSIAN_CLAMP_U),
-            _clamp_pair("clamp_du", clamp_du, _GAUSSIAN_CLAMP_DU),
-        )
-        cell = "gaussian_relu" if params.activation == "relu" else "gaussian"
-        cfg = cfg._replace(cell=cell, clamp_u=u, clamp_du=du, clamp_xi=xi, clamp_dxi=dxi)
-    else:
-        cfg = cfg._replace(clamp_u=_clamp("clamp_u", clamp_u), clamp_du=_clamp("clamp_du", clamp_du))
+    cell = CELLS[cfg.cell]
+    u, *xi = _clamps("clamp_u", clamp_u, cell.clamp_u)
+    du, *dxi = _clamps("clamp_du", clamp_du, cell.clamp_du)
+    cfg = cfg._replace(clamp_u=u, clamp_du=du)
+    if xi:
+        cfg = cfg._replace(clamp_xi=xi[0], clamp_dxi=dxi[0])
     # A seed of the caller's, who may fill it anew for the next call, is copied: the state keeps this one.
     return _Task(tensors, own, initial, checks.seed(seed, x.device).clone(), cfg)
 
@@ -396,15 +390,10 @@ def _tensors(
 ) -> tuple[Tensors, Tensor]:
     """The tensors of a task, and the initial state of the parameters for each sample."""
     checks.tensor("x", x)
-    lr_shape: tuple[int, ...]
-    lead: tuple[int, ...]
-    if isinstance(params, PoissonParams):
-        start, lr_shape, lead, start_name = params.log_rate_init, (), (), "params.log_rate_init"
-    elif isinstance(params, GaussianParams):
-        start, lr_shape, lead, start_name = params.state_init, (2,), (2,), "params.state_init"
-        checks.choice("params.activation", params.activation, ("identity", "relu"))
-    else:
-        raise TypeError(f"params: expected PoissonParams or GaussianParams, found {type(params).__name__}")
+    cell = CELLS[name_of(params)]
+    n_states = len(cell.states)
+    lead, leading = ((n_states,), f"{n_states}, ") if n_states > 1 else ((), "")
+    start_name = f"params.{cell.start}"
     sized = "params.dictionary" if linear else "params.log_sigma"
     named = {
         "x": x,
@@ -412,7 +401,7 @@ def _tensors(
         "params.log_sigma": params.log_sigma,
         "params.log_bias": params.log_bias,
         "params.log_lr": params.log_lr,
-        start_name: start,
+        start_name: getattr(params, cell.start),
     }
     if state is not None:
         named["state.log_rate"] = state.log_rate
@@ -432,30 +421,26 @@ def _tensors(
         raise ValueError(f"x: expected last dimension M = {pixels} as in {sized}, found {x.shape[-1]}")
     checks.shape("params.log_sigma", log_sigma, (pixels,), "[M]")
     checks.shape("params.log_bias", log_bias, (neurons,), "[K]")
-    checks.shape("params.log_lr", log_lr, lr_shape, "[2]" if lead else "[]")
-    checks.shape(start_name, start, (*lead, neurons), "[2, K]" if lead else "[K]")
+    checks.shape("params.log_lr", log_lr, lead, f"{list(lead)}")
+    checks.shape(start_name, start, (*lead, neurons), f"[{leading}K]")
     full = (*lead, x.shape[-2], neurons)
     initial = start.unsqueeze(-2).expand(full)
     if first:
-        checks.shape("state.log_rate", first[0], full, "[2, B, K]" if lead else "[B, K]")
+        checks.shape("state.log_rate", first[0], full, f"[{leading}B, K]")
     return (x, dictionary, log_sigma, log_bias, log_lr, first[0] if first else initial), initial
 
 
-def _clamp(name: str, value: Clamp) -> float:
-    if value is None:
-        return _POISSON_CLAMP
-    if isinstance(value, tuple):
-        raise TypeError(f"{name}: expected a number for a Poisson model, found a tuple")
-    return check_clamp(name, value)
-
-
-def _clamp_pair(name: str, value: Clamp, default: tuple[float, float]) -> tuple[float, float]:
+def _clamps(name: str, value: Clamp, default: tuple[float, ...]) -> tuple[float, ...]:
+    """A ceiling for each number of a state."""
     if value is None:
         return default
-    if not isinstance(value, tuple) or len(value) != 2:
+    if len(default) == 1:
+        if isinstance(value, tuple):
+            raise TypeError(f"{name}: expected a number for a Poisson model, found a tuple")
+        return (check_clamp(name, value),)
+    if not isinstance(value, tuple) or len(value) != len(default):
         raise TypeError(f"{name}: expected a pair of numbers for a Gaussian model, found {value!r}")
-    first, second = (checks.number(name, part, 0.0, above=True) for part in value)
-    return first, second
+    return tuple(checks.number(name, part, 0.0, above=True) for part in value)
 
 
 def _by_autograd(backend: str, cfg: RolloutConfig) -> bool:
@@ -475,7 +460,7 @@ def _parts(task: _Task) -> tuple[Tensor, Decoder, Tensor]:
 def _cell(op: str, task: _Task, backend: str) -> Cell:
     if not _by_autograd(backend, task.cfg):
         return composed.cell_of(*task.tensors[3:5], task.seed, task.cfg, backend)
-    seed = _transforms.one_draw(op, task.cfg.cell != "poisson", task.seed, *task.tensors)
+    seed = _transforms.one_draw(op, not CELLS[task.cfg.cell].counts, task.seed, *task.tensors)
     return make_cell(*task.tensors[3:5], PhiloxNoise(seed), task.cfg, differentiable=True)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import cells
 from ..backend.compiled import arrival_limit, fill
 from ..poisson.estimators import code
-from .config import CELLS, KLS, RolloutConfig
+from .config import RolloutConfig
 from .eager import RECORDS, Trace, record_shapes
 
 PARAMETERS = ("dictionary", "log_sigma", "log_bias", "log_lr")
@@ -47,9 +48,9 @@ def rollout(module: Any, x: Tensor, dictionary: Tensor, log_rate: Tensor, cfg: R
         n_arrivals=arrival_limit(cfg.n_arrivals),
         clamp_xi=cfg.clamp_xi,
         clamp_dxi=cfg.clamp_dxi,
-        cell=CELLS.index(cfg.cell),
+        cell=cells.code(cfg.cell),
         estimator=code(cfg.estimator, cfg.temperature),
-        kl=KLS.index(cfg.kl),
+        kl=cells.KLS.index(cfg.kl),
         single_draw=cfg.single_draw,
         x=x,
         x_step=batch * pixels if x.dim() == 3 else 0,

@@ -19,9 +19,10 @@ from torch import Tensor
 import ipvae_kernels
 from ipvae_kernels import philox
 from ipvae_kernels.backend import compiled
+from ipvae_kernels.cells import CELLS, KLS
 from ipvae_kernels.poisson.estimators import COMPILED
 from ipvae_kernels.rollout import cpu as rollout
-from ipvae_kernels.rollout.config import CELLS, KLS, RolloutConfig
+from ipvae_kernels.rollout.config import RolloutConfig
 from ipvae_kernels.rollout.op import RECORDS
 
 Problem = Callable[..., tuple[Tensor, Any]]
@@ -435,4 +436,4 @@ def test_numbers_of_the_kernels_have_the_names_of_the_tables() -> None:
     module = compiled.load()
     assert module.estimators == COMPILED
     assert module.kls == KLS
-    assert module.cells == CELLS
+    assert module.cells == tuple(CELLS)

@@ -1,6 +1,6 @@
-"""The Gaussian relatives: latents, update, KL and derivatives; ``csrc/common/gaussian_cell.h`` in Triton.
+"""The Gaussian relatives: latents, update, KL and derivatives; ``csrc/common/cells/gaussian.h`` in Triton.
 
-Equations at the class ``GaussianCell`` of ``rollout/cells.py``; a state is mean and xi = log sigma. All is
+Equations at the class ``GaussianCell`` of ``cells/gaussian.py``; a state is mean and xi = log sigma. All is
 float32 and elementwise, on tiles [R, N].
 """
 

@@ -1,4 +1,4 @@
-"""Poisson counts and relaxed counts of a tile of log rates: the text of ``csrc/common/poisson.h`` in Triton.
+"""Poisson counts and relaxed counts of a tile of log rates: the text of ``csrc/common`` in Triton.
 
 A Triton program is one control flow for its whole tile. So searches run until the last neuron of the tile is
 done, and rare paths (rates of 10 and more, many arrivals) are skipped by a tile that does not need them.
@@ -144,6 +144,7 @@ def _indicator(x, ESTIMATOR: tl.constexpr):
             value = w * w * w * (w * (6.0 * w - 15.0) + 10.0)
             derivative = 15.0 * w * w * wc * wc
         else:
+            tl.static_assert(ESTIMATOR == COSINE)
             value = 0.5 + 0.5 * sinpi(w - 0.5)
             # cos(pi y) is not exactly 0 at the ends; w (1 - w) is
             derivative = tl.where(w * wc > 0.0, 0.785398163 * cospi(w - 0.5), 0.0)
@@ -294,8 +295,10 @@ def draw(
         slope = tl.zeros_like(rate)
         if ESTIMATOR == FINI2:
             slope = 0.5 * (count + rate)
-        if ESTIMATOR == FINI3:
+        elif ESTIMATOR == FINI3:
             slope = 0.416666667 * rate + count * (8.0 * rate + 1.0 - count) * (0.0833333333 / rate)
+        else:
+            tl.static_assert(ESTIMATOR == HARD)
     else:
         count, slope = _relaxed(
             u, rate, k0, k1, sample, step, high, first, temperature, n_arrivals, N, ESTIMATOR

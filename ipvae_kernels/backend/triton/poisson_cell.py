@@ -1,4 +1,4 @@
-"""The pointwise half of a step and the KL, with their derivatives: ``csrc/common/poisson_cell.h`` in Triton.
+"""The pointwise half of a step and the KL, with their derivatives: ``csrc/common/cells/poisson.h`` in Triton.
 
 Equations in the module docstring of ``update/op.py``; everything is float32 and elementwise.
 """

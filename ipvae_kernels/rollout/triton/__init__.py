@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ...backend import triton as backend
+from ...cells import Draw, make_cell
 from ...poisson.eager import PhiloxNoise
 from .. import eager
-from ..cells import Draw, make_cell
 from ..config import RolloutConfig
 from ..eager import RECORDS, WITHOUT_DRAW, Step, Trace
-from . import resident, stepped
+from . import parts, resident, stepped
 from .stepped import Buffers
 
 _SM_BANDWIDTH = 1e11  # bytes/s that one SM draws from L2, as of an H100: 64 bytes a clock
@@ -204,7 +204,7 @@ def elbo_backward(
     grad_errors, grad_drives = torch.empty_like(errors), torch.empty_like(drives)
     grad_errors[:, n] = grad_recon.unsqueeze(-1) * errors[:, n] * precision
     # Gaussian cells: the gradient of minus the inhibition, which is not that of the drive.
-    grad_means = None if cfg.cell == "poisson" else torch.empty_like(drives)
+    grad_means = torch.empty_like(drives) if parts.stores_means(cfg.cell) else None
     grad_lr, grad, batch = torch.zeros_like(log_lr), grad_log_rate.clone(), grad_log_rate.shape[-2]
     if batch:
         part = resident if _driver(batch, dictionary, cfg.matmul_precision) == "resident" else stepped

@@ -8,26 +8,39 @@ u, the log rate) or two (Gaussian: u, the mean, and xi, log sigma); nobody reads
 import triton
 import triton.language as tl
 
+from ... import cells
 from ...backend.triton import gaussian_cell, interpreted, poisson, poisson_cell
 from ...backend.triton.math import exp
 from ...poisson.estimators import COMPILED, ESTIMATORS, code
-from ..config import CELLS, RolloutConfig
+from ..config import RolloutConfig
 
 PRODUCTS = {"float32": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
 """How ``RolloutConfig.matmul_precision`` is computed: three TF32 products carry 22 bits of each factor."""
 COUNTS = tl.constexpr("counts")
 """How integer counts are decoded in float32: three bfloat16 products, of exact factors, at half the cost."""
 
-POISSON = tl.constexpr(CELLS.index("poisson"))
-RELU = tl.constexpr(CELLS.index("gaussian_relu"))
+POISSON = tl.constexpr(cells.code("poisson"))
+GAUSSIAN = tl.constexpr(cells.code("gaussian"))
+RELU = tl.constexpr(cells.code("gaussian_relu"))
 _INTERPRETED = tl.constexpr(interpreted())
 FEW = tl.constexpr(256.0)  # up to here every count is exact in bfloat16
+
+
+def cell_code(cell: str) -> int:
+    """The number of a cell that these kernels know."""
+    known = {"poisson": POISSON, "gaussian": GAUSSIAN, "gaussian_relu": RELU}
+    return int(known[cell].value)
+
+
+def stores_means(cell: str) -> bool:
+    """Whether the backward of an update stores the gradient of minus the inhibition, not the drive's."""
+    return {"poisson": False, "gaussian": True, "gaussian_relu": True}[cell]
 
 
 def decode_product(cfg: RolloutConfig) -> str:
     """How latents are decoded: COUNTS for integers in "float32", else one of ``PRODUCTS``."""
     drawn = COMPILED[code(cfg.estimator, cfg.temperature)]
-    integers = cfg.cell == "poisson" and ESTIMATORS[drawn].half_width is None
+    integers = cells.CELLS[cfg.cell].counts and ESTIMATORS[drawn].half_width is None
     return COUNTS.value if integers and cfg.matmul_precision == "float32" else PRODUCTS[cfg.matmul_precision]
 
 
@@ -158,6 +171,7 @@ def draw_from(
         u = tl.where(inside, u, -20.0)  # nothing outside keeps a sampler running
         code, memo = poisson.draw(u, k0, k1, sample, step, high, first, temperature, n_arrivals, N, ESTIMATOR)
     else:
+        tl.static_assert((CELL == GAUSSIAN) | (CELL == RELU))
         code, memo = gaussian_cell.draw(u, xi, k0, k1, sample, step, high, first, N, CELL == RELU)
     return code, memo
 
@@ -179,6 +193,7 @@ def advance(
         new = poisson_cell.update(u, prior, drive, inhibition, rate, leak, clamp_u, clamp_du)
         new_xi = new
     else:
+        tl.static_assert((CELL == GAUSSIAN) | (CELL == RELU))
         step, high = stream_of(i // n_inner * (n_inner + 1) + j, first_step, n_inner, SINGLE)
         latents, eps = gaussian_cell.draw(u, xi, k0, k1, sample, step, high, first, N, CELL == RELU)
         if CELL == RELU:
@@ -197,6 +212,7 @@ def kl_of(u, xi, prior, prior_xi, RELEASED: tl.constexpr, CELL: tl.constexpr):
     if CELL == POISSON:
         value = poisson_cell.kl(u, prior, RELEASED)
     else:
+        tl.static_assert((CELL == GAUSSIAN) | (CELL == RELU))
         value = gaussian_cell.kl(u, xi, prior, prior_xi)
     return value
 
@@ -210,6 +226,7 @@ def through_draw(
     if CELL == POISSON:
         grad -= product * memo
     else:
+        tl.static_assert((CELL == GAUSSIAN) | (CELL == RELU))
         if CELL == RELU:
             code = tl.load(counts_ptr + draw * wide + at, mask=inside, other=0.0)
             product = tl.where(code > 0.0, product, 0.0)
@@ -231,6 +248,7 @@ def through_kl(
         to_u, to_prior = poisson_cell.kl_grad(posterior, prior, RELEASED)
         to_xi, to_prior_xi = to_u, to_prior
     else:
+        tl.static_assert((CELL == GAUSSIAN) | (CELL == RELU))
         to_u, to_xi, to_prior, to_prior_xi = gaussian_cell.kl_grad(posterior, xi, prior, prior_xi)
     return grad + upstream * to_u, grad_xi + upstream * to_xi, upstream * to_prior, upstream * to_prior_xi
 
@@ -256,6 +274,7 @@ def update_backward(
         )
         to_prior_xi, to_lr_xi = to_prior, to_lr
     else:
+        tl.static_assert((CELL == GAUSSIAN) | (CELL == RELU))
         draw = i // n_inner * (n_inner + 1) + j
         eps = tl.load(slopes_ptr + draw * wide + at, mask=inside, other=0.0)
         active = inside

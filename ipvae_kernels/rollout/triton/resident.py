@@ -30,7 +30,7 @@ from ...backend.triton.math import any_of, exp
 from ...backend.triton.philox import load_key
 from ...backend.triton.tuning import autotune, config
 from ...poisson.estimators import code
-from ..config import CELLS, RolloutConfig
+from ..config import RolloutConfig
 from .parts import (
     COUNTS,
     FEW,
@@ -40,6 +40,7 @@ from .parts import (
     add_rest,
     advance,
     arrival_limit,
+    cell_code,
     decode_product,
     draw_from,
     encode,
@@ -430,7 +431,7 @@ def forward(
         *(rows * pixels if x.dim() == 3 else 0, rows, pixels, neurons, cfg.n_inner, len(path), len(errors)),
         *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.clamp_xi, cfg.clamp_dxi),
         *(cfg.temperature, arrival_limit(cfg)),
-        CELL=CELLS.index(cfg.cell),
+        CELL=cell_code(cfg.cell),
         PRODUCT=PRODUCTS[cfg.matmul_precision],
         DECODE=decode_product(cfg),
         ESTIMATOR=code(cfg.estimator, cfg.temperature),
@@ -467,7 +468,7 @@ def backward(
         *(grad_errors, grad, priors, grad_drives, grad_means, lr_sums, cfg.steps * cfg.n_inner),
         *(rows, pixels, neurons, cfg.n_inner),
         *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.clamp_xi, cfg.clamp_dxi),
-        CELL=CELLS.index(cfg.cell),
+        CELL=cell_code(cfg.cell),
         PRODUCT=PRODUCTS[cfg.matmul_precision],
         RELEASED=cfg.kl == "released",
         **blocks(pixels),

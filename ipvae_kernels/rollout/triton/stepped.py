@@ -32,7 +32,7 @@ from ...backend.triton.philox import load_key
 from ...backend.triton.tuning import autotune, config
 from ...poisson.estimators import code
 from ...poisson.triton import draw_into
-from ..config import CELLS, RolloutConfig
+from ..config import RolloutConfig
 from ..schedule import update_stream
 from .parts import (
     COUNTS,
@@ -43,6 +43,7 @@ from .parts import (
     add_rest,
     advance,
     arrival_limit,
+    cell_code,
     decode_product,
     draw_from,
     encode,
@@ -530,7 +531,7 @@ def forward(
             *(rows, pixels, neurons, n, path_slots, drive_slots, draw_slots, rows_class),
             *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.clamp_xi, cfg.clamp_dxi),
             *(cfg.temperature, arrival_limit(cfg)),
-            CELL=CELLS.index(cfg.cell),
+            CELL=cell_code(cfg.cell),
             PRODUCT=PRODUCTS[cfg.matmul_precision],
             ESTIMATOR=code(cfg.estimator, cfg.temperature),
             SINGLE=cfg.single_draw,
@@ -571,7 +572,7 @@ def _first_draw(buffers: Buffers, seed: Tensor, cfg: RolloutConfig) -> None:
     latents_kernel[(backend.check_grid(tiles),)](
         *(start, seed, counts, slopes, rows, neurons, stream.high_word, stream.step),
         *(stream.sample_offset, stream.neuron_offset),
-        CELL=CELLS.index(cfg.cell),
+        CELL=cell_code(cfg.cell),
         ROWS=SLICE,
         NEURONS=NEURONS,
     )
@@ -616,7 +617,7 @@ def backward(
             *(grads, priors, grad_drives, grad_means, lr_sums, products),
             *(i, total, rows, pixels, neurons, n, rows_class),
             *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.clamp_xi, cfg.clamp_dxi),
-            CELL=CELLS.index(cfg.cell),
+            CELL=cell_code(cfg.cell),
             PRODUCT=product,
             RELEASED=cfg.kl == "released",
             NEURONS=NEURONS,

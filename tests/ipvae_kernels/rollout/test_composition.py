@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
-from ipvae_kernels.rollout.cells import poisson_kl
+from ipvae_kernels.cells import poisson_kl
 
 STEPS = 4
 HOW: dict[str, Any] = {"seed": 11, "sample_offset": 3, "neuron_offset": 2**31 + 8}

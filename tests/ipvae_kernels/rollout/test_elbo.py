@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
+from ipvae_kernels.cells import Draw, make_cell
 from ipvae_kernels.philox import KIND_LOSS, KIND_UPDATE, Stream
 from ipvae_kernels.poisson import eager as poisson
 from ipvae_kernels.poisson.estimators import COMPILED
 from ipvae_kernels.rollout import eager, library
-from ipvae_kernels.rollout.cells import Draw, make_cell
 from ipvae_kernels.rollout.config import RolloutConfig
 
 Problem = Callable[..., tuple[Tensor, Any]]
