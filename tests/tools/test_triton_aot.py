@@ -9,7 +9,7 @@ from ipvae_kernels.backend import triton as triton_backend
 if triton_backend.interpreted() or triton_backend.missing():
     pytest.skip(triton_backend.missing() or "the interpreter compiles nothing", allow_module_level=True)
 
-from ipvae_bench import triton_aot as aot
+import triton_aot as aot
 
 from ipvae_kernels.rollout.triton import resident
 
