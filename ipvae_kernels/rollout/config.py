@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 CELLS = ("poisson", "gaussian", "gaussian_relu")
-"""The models a rollout can run, in the order of the enumeration in csrc/cpu/kernels.h."""
+"""The models a rollout can run, in the order of the enumeration in csrc/common/cells/cell.h."""
 KLS = ("exact", "released")
-"""The formulas of a Poisson KL, in the order of the enumeration in csrc/common/poisson_cell.h."""
+"""The formulas of a Poisson KL, in the order of the enumeration in csrc/common/cells/poisson.h."""
 MATMUL_PRECISIONS = ("float32", "tf32", "bf16")
 
 
