@@ -20,9 +20,11 @@ import ipvae
 import numpy as np
 import pytest
 import torch
-from ipvae import evaluation, metrics, schedules
 from ipvae.data import DataSplits, JitterFeeder, RotationFeeder, SequenceFeeder, load_dataset
 from ipvae.data.patches import whiten
+from ipvae.evaluation import evaluate as evaluation
+from ipvae.evaluation import metrics
+from ipvae.training import schedules
 from torch import Tensor
 
 import ipvae_kernels as ik

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .inputs import dense
+from ..inputs import dense
 
 FLOAT32_EPS = 1.1920929e-07
 Numbers = Tensor | NDArray[Any]
