@@ -21,11 +21,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from ipvae import evaluation, metrics, plots, recipes, schedules
+from ipvae import plots
 from ipvae.data import DataSplits, JitterFeeder, RotationFeeder, SequenceFeeder, load_dataset, load_whole
 from ipvae.data.patches import whiten
 from ipvae.data.photographs import photo_patches
 from ipvae.data.splits import random_split
+from ipvae.evaluation import evaluate as evaluation
+from ipvae.evaluation import metrics
+from ipvae.training import recipes, schedules
 from torch import Tensor
 
 import ipvae_kernels as ik

@@ -53,7 +53,7 @@ def features(
         dictionary: Phi, [M, K].
         shape: of an input: (height, width), or (channels, height, width) with 1 or 3 channels.
         use: [K], what features are sorted by, descending: the variance that each explains
-            (`ipvae.metrics.explained_variance`); None keeps the order. Not the counts: the neurons that fire
+            (`explained_variance`); None keeps the order. Not the counts: the neurons that fire
             most are often the noisiest.
         limit: show the first so many; None: all.
         columns: of the grid; None: as square as the figure.
@@ -291,7 +291,7 @@ def training_curves(
 
     Args:
         history: "step" [R] and any of the logged names [R], NaN where a row has no value
-            (`ipvae.training.read_history`). From "loss", "recon", "kl" and "beta" come the terms as they
+            (`ipvae.read_history`). From "loss", "recon", "kl" and "beta" come the terms as they
             enter the loss, "recon" and "beta kl", whose sum it is.
         panels: (label, names) of each axes; names that the history lacks are left out, and so is a panel
             without any.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ipvae_kernels import checks
 
-from .inputs import dense
+from ..inputs import dense
 
 FLOAT32_EPS = 1.1920929e-07
 Numbers = Tensor | NDArray[Any]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,31 +16,15 @@ from torch import Tensor
 
 from ipvae_kernels import checks
 
-from .extras import explained
-from .inputs import Source, as_labels, as_tensor, gather, labelled, whole
+from ..inputs import Source, as_labels, gather, labelled, whole
+from ..models.base import IterativeVAE, frames
 from .metrics import SparsitySums, StepSums, r2_from_error, steps_to, total_variation
-from .model import IterativeVAE, frames
+from .readout import Readout, linear_readout
 
 SCALARS = ("recon", "kl", "squared_error", "spikes", "zeros")
 # Recorded values of one measure held at once, steps x samples: 16 MiB in float32.
 BLOCK = 2**22
-
 Curve = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Readout:
-    """Logistic regression from the latents to labels.
-
-    Attributes:
-        accuracy: on the evaluated samples, fraction.
-        train_accuracy: on the samples it was fitted to, fraction.
-        converged: whether the solver finished within its iterations.
-    """
-
-    accuracy: float
-    train_accuracy: float
-    converged: bool
 
 
 @dataclass(frozen=True)
@@ -240,48 +223,6 @@ def latents_at(
             done = mark
             rows[mark].append(model.rates(state.log_rate).cpu())
     return {mark: torch.cat(values) for mark, values in rows.items()}
-
-
-@explained()
-def linear_readout(
-    train_x: Tensor, train_y: Tensor, x: Tensor, y: Tensor, *, C: float = 1.0, max_iter: int = 100
-) -> Readout:
-    """Accuracy of scikit-learn's `LogisticRegression`, as in the released analysis (``clf_score``).
-
-    Args:
-        train_x: latents it is fitted to, [L, K].
-        train_y: their labels, [L].
-        x: latents, [N, K].
-        y: their labels, [N].
-        C: inverse strength of the L2 penalty.
-        max_iter: iterations of the solver; the default of 100 is often too few to converge, and is the
-            authors'.
-
-    Raises:
-        TypeError, ValueError: an argument is not as described, or there is one class alone.
-    """
-    from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-
-    train, test = _labelled("train_x", train_x, "train_y", train_y), _labelled("x", x, "y", y)
-    C, max_iter = checks.number("C", C, 0.0, above=True), checks.integer("max_iter", max_iter, 1, 2**31 - 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        fit = LogisticRegression(C=C, max_iter=max_iter).fit(*train)
-    return Readout(
-        accuracy=float(fit.score(*test)),
-        train_accuracy=float(fit.score(*train)),
-        converged=bool((fit.n_iter_ < max_iter).all()),
-    )
-
-
-def _labelled(name: str, x: Tensor, label_name: str, y: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Latents [N, K] and labels [N] as scikit-learn takes them."""
-    x = as_tensor(name, x).detach().cpu()
-    if x.ndim != 2 or not x.numel():
-        raise ValueError(f"{name}: expected shape [N, K], neither of them 0, found {list(x.shape)}")
-    x = x.to(torch.promote_types(x.dtype, torch.float32))  # NumPy has no bfloat16
-    return x.numpy(), as_labels(label_name, y, len(x)).numpy()
 
 
 def _rollout(
