@@ -212,6 +212,14 @@ def seed(value: object, device: torch.device) -> Tensor:
     return torch.full((), integer("seed", value, -(2**63), 2**63 - 1), dtype=torch.int64, device=device)
 
 
+def neuron_offset(value: object, neurons: int) -> int:
+    """The first of so many neurons: four neighbours share a block of random words."""
+    offset = integer("neuron_offset", value, 0, 2**32 - (neurons or 1))
+    if offset % 4:
+        raise ValueError(f"neuron_offset: expected a multiple of 4, found {offset}")
+    return offset
+
+
 def stream(step: object, steps: int, sample_offset: object, batch: int) -> tuple[int, int]:
     """Step and first sample, which the Philox counter can address."""
     return (

@@ -174,10 +174,7 @@ def _stream(
             f"inner: expected 0 with draw={draw!r}, which has no inner iterations; found {inner}"
         )
     step, sample_offset = checks.stream(step, 1, sample_offset, samples)
-    neuron_offset = checks.integer("neuron_offset", neuron_offset, 0, 2**32 - (neurons or 1))
-    if neuron_offset % 4:
-        raise ValueError(f"neuron_offset: expected a multiple of 4, found {neuron_offset}")
-    return kind, inner, step, sample_offset, neuron_offset
+    return kind, inner, step, sample_offset, checks.neuron_offset(neuron_offset, neurons)
 
 
 def _rows(log_rate: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 CELLS = ("poisson", "gaussian", "gaussian_relu")
-"""The models a rollout can run, in the order of the enumeration in csrc/cpu/kernels.h."""
+"""The models a rollout can run, in the order of the enumeration in csrc/common/cells/cell.h."""
 KLS = ("exact", "released")
-"""The formulas of a Poisson KL, in the order of the enumeration in csrc/common/poisson_cell.h."""
+"""The formulas of a Poisson KL, in the order of the enumeration in csrc/common/cells/poisson.h."""
 MATMUL_PRECISIONS = ("float32", "tf32", "bf16")
 
 
@@ -24,6 +24,7 @@ class RolloutConfig(NamedTuple):
         estimator, temperature, n_arrivals: of the counts, see ``poisson_rsample``.
         step: global index of the first step.
         sample_offset: global index of the first row of the batch.
+        neuron_offset: global index of the first neuron, a multiple of 4.
         cell: one of :data:`CELLS`. "gaussian_relu" rectifies the latents before the decoder.
         clamp_xi, clamp_dxi: of Gaussian cells, ceilings of log sigma and of its update.
         matmul_precision: format of matrix products on tensor cores, one of :data:`MATMUL_PRECISIONS`; without
@@ -42,6 +43,7 @@ class RolloutConfig(NamedTuple):
     n_arrivals: int | None = None
     step: int = 0
     sample_offset: int = 0
+    neuron_offset: int = 0
     cell: str = "poisson"
     clamp_xi: float = 2.0
     clamp_dxi: float = 3.0

@@ -13,6 +13,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from .. import _transforms
+from ..backend.choice import BackendError
+
 
 class Decoded(NamedTuple):
     """A decoder at a code.
@@ -63,6 +66,11 @@ class ModuleDecoder:
 
     def __call__(self, code: Tensor) -> Decoded:
         """The module once, and its backward for the drive."""
+        if _transforms.transformed():
+            raise BackendError(
+                "decoder: a module, whose drive autograd computes, is not served inside of torch.func "
+                "transforms and forward mode; call infer and elbo on the whole batch"
+            )
         trained = torch.is_grad_enabled()
         # Inference differentiates the mean by the code too, though nothing else.
         with torch.inference_mode(False), torch.enable_grad():
@@ -76,11 +84,11 @@ class ModuleDecoder:
             raise TypeError(f"decoder: expected means of dtype {code.dtype} as the codes, found {mean.dtype}")
 
         def drive(weighted: Tensor) -> Tensor:
-            (product,) = (
-                torch.autograd.grad(mean, code, weighted, create_graph=trained, allow_unused=True)
-                if mean.requires_grad
-                else (None,)
-            )
+            product: Tensor | None = None
+            if mean.requires_grad:
+                (product,) = torch.autograd.grad(
+                    mean, code, weighted, create_graph=trained, allow_unused=True
+                )
             if product is None:
                 raise ValueError(
                     "decoder: expected a mean that autograd can differentiate by the code, found one that "

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..philox import KIND_LOSS, KIND_UPDATE, Stream
 from ..poisson.eager import Noise, PhiloxNoise
+from . import schedule
 from .cells import Cell, Draw, make_cell
 from .config import RolloutConfig
 from .decoders import Decoded, Decoder, LinearDecoder
@@ -62,7 +62,7 @@ def run(
         frame = x[t] if x.dim() == 3 else x
         step = Step([state], [], [], [])
         for j in range(cfg.n_inner):
-            draw = cell.draw(state, _update_stream(cfg, t, j)) if kept is None else kept
+            draw = cell.draw(state, schedule.update_stream(cfg, t, j)) if kept is None else kept
             decoded = decoder(draw.code)
             error = residual(frame, decoded)
             drive = decoded.drive(error * precision)
@@ -72,7 +72,7 @@ def run(
             step.errors.append(error)
             step.drives.append(drive)
         if fresh:
-            draw = cell.draw(state, Stream(KIND_LOSS, 0, cfg.step + t, cfg.sample_offset))
+            draw = cell.draw(state, schedule.loss_stream(cfg, t))
             step.draws.append(draw)
             step.errors.append(residual(frame, decoder(draw.code)))
             kept = draw if cfg.single_draw else None
@@ -83,13 +83,6 @@ def residual(frame: Tensor, decoded: Decoded) -> Tensor:
     """The input less its mean, [B, M]."""
     checks.shape("mean of the decoder", decoded.mean, frame.shape, "[B, M] of x")
     return frame - decoded.mean
-
-
-def _update_stream(cfg: RolloutConfig, t: int, j: int) -> Stream:
-    step = cfg.step + t
-    if cfg.single_draw and step > 0:
-        return Stream(KIND_LOSS, 0, step - 1, cfg.sample_offset)
-    return Stream(KIND_UPDATE, j, step, cfg.sample_offset)
 
 
 def reconstruction_loss(error: Tensor, log_sigma: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ _OTHERS = {
     "n_arrivals": "SymInt?",
     "step": "SymInt",
     "sample_offset": "SymInt",
+    "neuron_offset": "SymInt",
     "cell": "str",
     "matmul_precision": "str",
 }

@@ -91,6 +91,7 @@ def infer(
     kl: str = "exact",
     single_draw: bool = False,
     sample_offset: int | None = None,
+    neuron_offset: int = 0,
     matmul_precision: str = "float32",
     backend: str = "auto",
     check: bool = True,
@@ -137,6 +138,8 @@ def infer(
         single_draw: the fresh draw of a step also drives the next update: not the paper's rule, and needs
             n_inner = 1.
         sample_offset: global index of the first sample; None takes that of the state, else 0.
+        neuron_offset: global index of the first neuron, a multiple of 4: of a dictionary in parts, whose
+            decoder sums their means.
         matmul_precision: format of matrix products on tensor cores: "float32" (float32-grade), or "tf32" or
             "bf16", whose error ``docs/design/triton.md`` states. Only "triton" has them; others compute in
             full.
@@ -157,7 +160,7 @@ def infer(
     record_every = checks.integer("record_every", record_every, 1, 2**32)
     task = _prepare(
         x, params, steps, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw,
-        sample_offset, matmul_precision,
+        sample_offset, neuron_offset, matmul_precision,
     )  # fmt: skip
     backend = choice.select(backend)
     names = [name for name in RECORDS if name in record]
@@ -209,6 +212,7 @@ def elbo(
     kl: str = "exact",
     single_draw: bool = False,
     sample_offset: int | None = None,
+    neuron_offset: int = 0,
     matmul_precision: str = "float32",
     backend: str = "auto",
     check: bool = True,
@@ -247,6 +251,7 @@ def elbo(
         kl: "exact" or "released"; the published values of beta belong to "released".
         single_draw: draw once per step.
         sample_offset: global index of the first sample.
+        neuron_offset: global index of the first neuron.
         matmul_precision: of matrix products on tensor cores.
         backend: "auto", "cpu", "cuda", "triton", "eager" or "autograd".
         check: raise where a tensor, the result or, in the backward by hand, a gradient is not finite.
@@ -267,7 +272,7 @@ def elbo(
         checkpoint = checks.integer("checkpoint", checkpoint, 1, 2**32)
     task = _prepare(
         x, params, steps, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw,
-        sample_offset, matmul_precision,
+        sample_offset, neuron_offset, matmul_precision,
     )  # fmt: skip
     if isinstance(params, PoissonParams):
         task = task._replace(
@@ -335,6 +340,7 @@ def _prepare(
     kl: str,
     single_draw: bool,
     sample_offset: int | None,
+    neuron_offset: int,
     matmul_precision: str,
 ) -> _Task:
     """Checks the arguments that ``infer`` and ``elbo`` share."""
@@ -359,6 +365,7 @@ def _prepare(
     cfg = RolloutConfig(
         steps=steps, n_inner=n_inner, beta_inner=beta_inner, kl=kl, single_draw=single_draw,
         step=step, sample_offset=offset, matmul_precision=matmul_precision,
+        neuron_offset=checks.neuron_offset(neuron_offset, len(tensors[3])),
     )  # fmt: skip
     if isinstance(params, GaussianParams):
         (u, xi), (du, dxi) = (

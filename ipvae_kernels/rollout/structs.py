@@ -39,6 +39,7 @@ def rollout(module: Any, x: Tensor, dictionary: Tensor, log_rate: Tensor, cfg: R
         n_latents=neurons,
         step=cfg.step,
         sample_offset=cfg.sample_offset,
+        neuron_offset=cfg.neuron_offset,
         leak=cfg.leak,
         clamp_u=cfg.clamp_u,
         clamp_du=cfg.clamp_du,

@@ -75,7 +75,7 @@ def add_decoded(acc, latents, phi, DECODE: tl.constexpr):
 
 
 @autotune(FORWARD_CONFIGS, key=("n_pixels", "n_neurons", "PRODUCT", "ESTIMATOR", "CELL"))
-@triton.jit(do_not_specialize=("n_updates", "first_step", "sample_offset", "record_every"))
+@triton.jit(do_not_specialize=("n_updates", "first_step", "sample_offset", "neuron_offset", "record_every"))
 def forward_kernel(
     x_ptr,  # [B, M], or [T, B, M]
     dictionary_ptr,  # [M, K]
@@ -100,6 +100,7 @@ def forward_kernel(
     n_updates,
     first_step,
     sample_offset,
+    neuron_offset,
     record_every,
     x_step,
     n_rows,
@@ -179,9 +180,9 @@ def forward_kernel(
                     tl.store(drives_ptr + i * wide + at, drive, mask=inside)
                 inhibition = exp(tl.load(log_bias_ptr + neuron, mask=neuron < n_neurons, other=0.0))
                 u, xi, prior, prior_xi = advance(
-                    drive, path_ptr, inhibition, rate, rate_xi, k0, k1, sample, begin, first_step, i, j,
-                    n_inner, path_slots, wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi,
-                    NEURONS, SINGLE, CELL,
+                    drive, path_ptr, inhibition, rate, rate_xi, k0, k1, sample, begin + neuron_offset,
+                    first_step, i, j, n_inner, path_slots, wide, at, inside, leak, clamp_u, clamp_du,
+                    clamp_xi, clamp_dxi, NEURONS, SINGLE, CELL,
                 )  # fmt: skip
                 if kl_ptr is not None:
                     if recorded:
@@ -197,7 +198,7 @@ def forward_kernel(
             for draw in range(first_draw, end_draw):
                 step, high = stream_of(draw, first_step, n_inner, SINGLE)
                 counts, slopes = draw_from(
-                    u, xi, inside, k0, k1, sample, step, high, begin, temperature, n_arrivals,
+                    u, xi, inside, k0, k1, sample, step, high, begin + neuron_offset, temperature, n_arrivals,
                     NEURONS, ESTIMATOR, CELL,
                 )  # fmt: skip
                 if counts_ptr is not None:
@@ -425,7 +426,7 @@ def forward(
     forward_kernel[(backend.check_grid(backend.ceil_div(rows, ROWS)),)](
         *(x, dictionary, log_sigma, log_bias, log_lr, log_rate, seed, path, errors, *trajectory),
         *(records.get(name) for name in names),
-        *(cfg.steps * cfg.n_inner, cfg.step, cfg.sample_offset, record_every),
+        *(cfg.steps * cfg.n_inner, cfg.step, cfg.sample_offset, cfg.neuron_offset, record_every),
         *(rows * pixels if x.dim() == 3 else 0, rows, pixels, neurons, cfg.n_inner, len(path), len(errors)),
         *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.clamp_xi, cfg.clamp_dxi),
         *(cfg.temperature, arrival_limit(cfg)),

@@ -30,10 +30,10 @@ from ...backend import triton as backend
 from ...backend.triton.math import exp
 from ...backend.triton.philox import load_key
 from ...backend.triton.tuning import autotune, config
-from ...philox import KIND_LOSS, KIND_UPDATE, Stream
 from ...poisson.estimators import code
 from ...poisson.triton import draw_into
 from ..config import CELLS, RolloutConfig
+from ..schedule import update_stream
 from .parts import (
     COUNTS,
     FEW,
@@ -158,7 +158,7 @@ def residual_kernel(
 
 @autotune(NARROW_FIRST, key=("n_pixels", "n_neurons", "rows_class", "PRODUCT", "ESTIMATOR", "CELL"))
 @triton.jit(
-    do_not_specialize=("update", "first_draw", "n_draws", "first_step", "sample_offset"),
+    do_not_specialize=("update", "first_draw", "n_draws", "first_step", "sample_offset", "neuron_offset"),
     do_not_specialize_on_alignment=("rows_class",),
 )
 def update_kernel(
@@ -179,6 +179,7 @@ def update_kernel(
     n_draws,
     first_step,
     sample_offset,
+    neuron_offset,
     n_rows,
     n_pixels,
     n_neurons,
@@ -227,6 +228,7 @@ def update_kernel(
     inhibition = exp(tl.load(log_bias_ptr + neuron, mask=neuron < n_neurons, other=0.0))
     rate, rate_xi = load_rates(log_lr_ptr, CELL)
     k0, k1 = load_key(seed_ptr)
+    first = tile * NEURONS + neuron_offset
     for begin in range(0, tl.minimum(BLOCK_B, n_rows - first_row), SLICE):
         row = first_row + begin + tl.arange(0, SLICE)[:, None]
         inside = (row < n_rows) & (neuron < n_neurons)
@@ -234,7 +236,7 @@ def update_kernel(
         drive = tl.load(drive_ptr + at, mask=inside, other=0.0)
         sample = (row + sample_offset).to(tl.uint32)
         u, xi, prior, prior_xi = advance(
-            drive, path_ptr, inhibition, rate, rate_xi, k0, k1, sample, tile * NEURONS, first_step,
+            drive, path_ptr, inhibition, rate, rate_xi, k0, k1, sample, first, first_step,
             update, j, n_inner, path_slots, wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi,
             NEURONS, SINGLE, CELL,
         )  # fmt: skip
@@ -246,7 +248,7 @@ def update_kernel(
         for draw in range(first_draw, first_draw + n_draws):
             step, high = stream_of(draw, first_step, n_inner, SINGLE)
             counts, slopes = draw_from(
-                u, xi, inside, k0, k1, sample, step, high, tile * NEURONS, temperature, n_arrivals,
+                u, xi, inside, k0, k1, sample, step, high, first, temperature, n_arrivals,
                 NEURONS, ESTIMATOR, CELL,
             )  # fmt: skip
             slot = tl.cast(draw, tl.int64) % draw_slots
@@ -259,7 +261,7 @@ def update_kernel(
                 tl.store(largest_ptr + largest_at, largest, mask=row < n_rows)
 
 
-@triton.jit(do_not_specialize=("high", "step", "sample_offset"))
+@triton.jit(do_not_specialize=("high", "step", "sample_offset", "neuron_offset"))
 def latents_kernel(
     state_ptr,  # [2, B, K]
     seed_ptr,  # int64 []
@@ -270,6 +272,7 @@ def latents_kernel(
     high,
     step,
     sample_offset,
+    neuron_offset,
     CELL: tl.constexpr,
     ROWS: tl.constexpr,
     NEURONS: tl.constexpr,
@@ -285,8 +288,8 @@ def latents_kernel(
     k0, k1 = load_key(seed_ptr)
     sample = (row + sample_offset).to(tl.uint32)
     latents, normals = draw_from(
-        mean, xi, inside, k0, k1, sample, step.to(tl.uint32), high.to(tl.uint32), first, 0.0, None,
-        NEURONS, 0, CELL,
+        mean, xi, inside, k0, k1, sample, step.to(tl.uint32), high.to(tl.uint32),
+        first + neuron_offset, 0.0, None, NEURONS, 0, CELL,
     )  # fmt: skip
     tl.store(latents_ptr + at, latents, mask=inside)
     if normals_ptr is not None:
@@ -523,7 +526,7 @@ def forward(
         update_kernel[grid](
             *(buffers.errors, dictionary, log_sigma, log_bias, log_lr, seed, buffers.path, buffers.drives),
             *(buffers.counts, buffers.slopes, buffers.kl_sums, buffers.largest),
-            *(i, first, count, cfg.step, cfg.sample_offset),
+            *(i, first, count, cfg.step, cfg.sample_offset, cfg.neuron_offset),
             *(rows, pixels, neurons, n, path_slots, drive_slots, draw_slots, rows_class),
             *(cfg.leak, cfg.clamp_u, cfg.clamp_du, cfg.clamp_xi, cfg.clamp_dxi),
             *(cfg.temperature, arrival_limit(cfg)),
@@ -555,9 +558,7 @@ def forward(
 
 def _first_draw(buffers: Buffers, seed: Tensor, cfg: RolloutConfig) -> None:
     """Draw 0, from the initial state."""
-    stream = Stream(KIND_UPDATE, 0, cfg.step, cfg.sample_offset)
-    if cfg.single_draw and cfg.step > 0:
-        stream = Stream(KIND_LOSS, 0, cfg.step - 1, cfg.sample_offset)
+    stream = update_stream(cfg, 0, 0)
     start, counts = buffers.path[0], buffers.counts[0]
     slopes = None if buffers.slopes is None else buffers.slopes[0]
     if cfg.cell == "poisson":
@@ -568,7 +569,8 @@ def _first_draw(buffers: Buffers, seed: Tensor, cfg: RolloutConfig) -> None:
     rows, neurons = counts.shape
     tiles = backend.ceil_div(rows, SLICE) * backend.ceil_div(neurons, NEURONS)
     latents_kernel[(backend.check_grid(tiles),)](
-        *(start, seed, counts, slopes, rows, neurons, stream.high_word, stream.step, stream.sample_offset),
+        *(start, seed, counts, slopes, rows, neurons, stream.high_word, stream.step),
+        *(stream.sample_offset, stream.neuron_offset),
         CELL=CELLS.index(cfg.cell),
         ROWS=SLICE,
         NEURONS=NEURONS,

@@ -148,7 +148,9 @@ def _run(
     )  # fmt: skip
     timings: list[Timing] = []
     if timing_seconds > 0:
-        console.print("[bold]4 of 4[/]  Speed: the same loop in plain PyTorch (experiments/baseline.py), in turns")
+        console.print(
+            "[bold]4 of 4[/]  Speed: the same loop in plain PyTorch (experiments/baseline.py), in turns"
+        )
         timings = compare(model, splits.train[: train_config.batch_size], timing_seconds, progress=progress)
     metrics: dict[str, Any] = {
         "by": BY,

@@ -135,7 +135,8 @@ def _everything(
     params = (
         ik.GaussianParams(*tensors, activation=params.activation) if gaussian else ik.PoissonParams(*tensors)
     )
-    shared = {key: arguments[key] for key in ("n_inner", "beta_inner", "single_draw") if key in arguments}
+    names = ("n_inner", "beta_inner", "single_draw", "neuron_offset")
+    shared = {key: arguments[key] for key in names if key in arguments}
     state, records = ik.infer(x, params, steps, seed=3, record=RECORDS, kl=kl, backend=backend, **shared)
     result = ik.elbo(x, params, steps, seed=3, beta=1.7, kl=kl, backend=backend, **arguments)
     weights = torch.linspace(-1, 1, result.state.log_rate.numel()).to(dtype)
@@ -168,7 +169,13 @@ def _agrees(x: Tensor, params: Any, steps: int, **arguments: Any) -> None:
 @pytest.mark.parametrize("gaussian", ["", "relu"])
 @pytest.mark.parametrize(
     ("steps", "arguments"),
-    [(1, {}), (3, {}), (3, {"single_draw": True}), (2, {"n_inner": 3, "beta_inner": 0.6})],
+    [
+        (1, {}),
+        (1, {"neuron_offset": 8}),
+        (3, {}),
+        (3, {"single_draw": True}),
+        (2, {"n_inner": 3, "beta_inner": 0.6}),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("moving", [False, True], ids=["static", "moving"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise, repeat
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import ipvae_kernels as ik
 from ipvae_kernels.rollout.cells import poisson_kl
 
 STEPS = 4
-HOW: dict[str, Any] = {"seed": 11, "sample_offset": 3}
+HOW: dict[str, Any] = {"seed": 11, "sample_offset": 3, "neuron_offset": 2**31 + 8}
 ESTIMATORS = [("hard", 0.0), ("sigmoid", 0.5), ("cubic", 0.2), ("fini2", 0.0)]
 SCHEDULES = [(1, False), (3, False), (1, True)]
 Draw = Callable[..., Tensor]
@@ -105,3 +107,45 @@ def test_elbo_equals_its_composition(
     exact = dtype == torch.float64
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10 if exact else 2e-5, atol=1e-10 if exact else 2e-5)
+
+
+class Part:
+    """The decoder of some neurons; the means of the others are given, draw by draw.
+
+    Args:
+        dictionary: of these neurons, [M, k].
+        others: what the other neurons add to the mean of each draw, [B, M].
+    """
+
+    def __init__(self, dictionary: Tensor, others: Iterator[Tensor]) -> None:
+        self.linear, self.others, self.codes = ik.LinearDecoder(dictionary), others, list[Tensor]()
+
+    def __call__(self, code: Tensor) -> ik.Decoded:
+        """The sum over all neurons, as processes that share them would form it."""
+        self.codes.append(code)
+        own = self.linear(code)
+        return own._replace(mean=own.mean + next(self.others))
+
+
+@pytest.mark.parametrize("parts", [(0, 4, 10), (0, 8, 10)], ids=str)
+def test_parts_of_the_neurons_draw_and_move_as_in_the_whole(
+    parts: tuple[int, ...], backend: str, dtype: torch.dtype
+) -> None:
+    """All that a process with some of the neurons needs of the others is their share of each mean."""
+    x, params = exact_problem(dtype)
+    assert params.dictionary is not None
+    how: dict[str, Any] = {"n_inner": 2, "seed": 5, "record": ["counts"], "backend": backend}
+    whole = Part(params.dictionary, repeat(torch.zeros_like(x)))
+    bare = dataclasses.replace(params, dictionary=None)
+    state, records = ik.infer(x, bare, STEPS, decoder=whole, **how)
+    assert torch.equal(records["counts"], ik.infer(x, params, STEPS, **how).records["counts"])
+    for begin, end in pairwise(parts):
+        left_out = params.dictionary.clone()
+        left_out[:, begin:end] = 0
+        part = Part(params.dictionary[:, begin:end], (code @ left_out.T for code in whole.codes))
+        own = dataclasses.replace(
+            bare, log_bias=params.log_bias[begin:end], log_rate_init=params.log_rate_init[begin:end]
+        )
+        ours = ik.infer(x, own, STEPS, decoder=part, neuron_offset=begin, **how)
+        assert torch.equal(ours.records["counts"], records["counts"][..., begin:end])
+        assert torch.equal(ours.state.log_rate, state.log_rate[:, begin:end])

@@ -200,6 +200,15 @@ def test_gaussian_ops_are_not_compiled(problem: Problem) -> None:
         ik.infer(x, without_dictionary(params), 2, decoder=network(), backend="cpu")
 
 
+def test_transforms_are_refused(problem: Problem) -> None:
+    x, params = problem(pixels=9, neurons=8)
+    bare, module = without_dictionary(params), network()
+    with pytest.raises(ik.BackendError, match="not served inside of"):
+        torch.vmap(
+            lambda row: ik.elbo(row[None], bare, 2, decoder=module, backend="eager").loss, randomness="same"
+        )(x)
+
+
 class Detached(nn.Module):
     """A decoder that autograd cannot differentiate."""
 

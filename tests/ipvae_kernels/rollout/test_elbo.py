@@ -179,6 +179,7 @@ def test_every_number_of_the_trace_follows_from_the_others(
             "clamp_u": 4.0,
             "step": 3,
             "sample_offset": 2,
+            "neuron_offset": 2**32 - 64,
             **config,
         }
     )
@@ -210,11 +211,10 @@ def test_every_number_of_the_trace_follows_from_the_others(
     divergences = [cell.kl(*states).sum(-1) for states in zip(path[n::n], path[:-1:n], strict=True)]
     close("kl", kl, torch.stack(divergences))
     for t, j in product(range(cfg.steps), range(n + 1)):
-        stream = Stream(
-            KIND_LOSS if j == n else KIND_UPDATE, j % n if j < n else 0, cfg.step + t, cfg.sample_offset
-        )
+        offsets = cfg.sample_offset, cfg.neuron_offset
+        stream = Stream(KIND_LOSS if j == n else KIND_UPDATE, j % n if j < n else 0, cfg.step + t, *offsets)
         if cfg.single_draw and j < n:
-            stream = Stream(KIND_LOSS, 0, cfg.step + t - 1, cfg.sample_offset)
+            stream = Stream(KIND_LOSS, 0, cfg.step + t - 1, *offsets)
         expected = cell.draw(path[t * n + j].to(dtype), stream)
         # Counts within rounding of a threshold; normals have none.
         share = 2e-3 if dtype == torch.float32 and cfg.cell == "poisson" else 0.0

@@ -485,6 +485,8 @@ BAD = [
         "single_draw: expected n_inner = 1 with it, found 2",
     ),
     (None, {"sample_offset": -1}, ValueError, "sample_offset: expected an int from 0"),
+    (None, {"neuron_offset": 2}, ValueError, "neuron_offset: expected a multiple of 4, found 2"),
+    (None, {"neuron_offset": 2**32 - 4}, ValueError, "neuron_offset: expected an int from 0 to 4294967287"),
     (None, {"check": "yes"}, TypeError, "check: expected a bool, found str"),
     (None, {"backend": "numpy"}, ValueError, "backend: expected one of"),
 ]
