@@ -80,13 +80,13 @@ $(VENV)/.bench: $(BIN)/python $(SOURCES)
 comma := ,
 
 triton-matrix: $(VENV)/.dev
-	$(BIN)/python bench/triton_matrix.py --all --out bench/results/triton_versions.md
+	$(BIN)/python tools/triton_matrix.py --all --out bench/results/triton_versions.md
 
 triton-interpreter: $(VENV)/.dev
 	TRITON_INTERPRET=1 $(BIN)/pytest -q -k triton --ignore tests/ipvae_kernels/poisson/test_poisson_laws.py tests/ipvae_kernels
 
 aot: $(VENV)/.dev
-	$(BIN)/python bench/triton_aot.py --all --out bench/results/triton_aot.md
+	$(BIN)/python tools/triton_aot.py --all --out bench/results/triton_aot.md
 
 wheels: $(BIN)/python
 	$(BIN)/python tools/environments.py wheels $(addprefix --python ,$(PYTHONS))

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from ipvae import IPVAE, baseline
+from ipvae import IPVAE
+from ipvae.experiments import baseline
 from torch import Tensor
 
 from . import states

@@ -123,7 +123,7 @@ def _trained(name: str, updates: int, folder: Path, tell: Callable[[str], None])
 def _train(name: str, updates: int, where: Path, tell: Callable[[str], None]) -> None:
     """Trains into a temporary folder, which takes its name when it is whole."""
     from ipvae import train
-    from ipvae.recipes import DEMO_MODEL, DEMO_TRAIN
+    from ipvae.training.recipes import DEMO_MODEL, DEMO_TRAIN
 
     spec = STATES[name]
     tell(f"training the state {name}: {spec.neurons} neurons, {updates:,} updates; kept in {where}")

@@ -191,7 +191,7 @@ def test_make_builds_again_for_what_is_compiled_alone(tmp_path: Path) -> None:
     (tmp_path / "bin" / "python").touch()
     stamp = tmp_path / ".installed"
     stamp.touch()
-    for changed, status in {"ipvae_kernels/params.py": 0, "csrc/structs.h": 1, "pyproject.toml": 1}.items():
+    for changed, status in {"ipvae_kernels/params.py": 0, "csrc/args.h": 1, "pyproject.toml": 1}.items():
         command = ["make", "-q", "-C", str(ROOT), f"VENV={tmp_path}", "-W", changed, str(stamp)]
         assert subprocess.run(command, capture_output=True, check=False).returncode == status, changed
 

@@ -17,12 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import ipvae
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from ipvae import evaluation, metrics, schedules
-from ipvae.data import DataSplits, JitterFeeder, RotationFeeder, SequenceFeeder, load_dataset
+from ipvae import plots
+from ipvae.data import DataSplits, JitterFeeder, RotationFeeder, SequenceFeeder, load_dataset, load_whole
 from ipvae.data.patches import whiten
+from ipvae.data.photographs import photo_patches
+from ipvae.data.splits import random_split
+from ipvae.evaluation import evaluate as evaluation
+from ipvae.evaluation import metrics
+from ipvae.training import recipes, schedules
 from torch import Tensor
 
 import ipvae_kernels as ik
@@ -671,6 +677,149 @@ WRAPPER = {
 }
 
 
+CURVE = Of(torch.linspace(0.1, 0.9, 5))
+CURVES = {
+    "loss": np.ones(3),
+    "step": np.arange(3.0),
+    "recon": np.ones(3),
+    "beta": np.ones(3),
+    "kl": np.ones(3),
+}
+TITLE = {"title": Of("x", "name")}
+
+
+def drawn(figure: Callable[..., Any]) -> Callable[..., None]:
+    """A figure, drawn to the end."""
+
+    def call(**options: Any) -> None:
+        shown = figure(**options)
+        shown.canvas.draw()
+        plt.close(shown)
+
+    return call
+
+
+FIGURES = {
+    "features": Target(
+        drawn(plots.features),
+        {
+            "dictionary": tensor(M, K),
+            "shape": Of((1, 2, 3), "shape"),
+            "use": tensor(K),
+            "limit": Of(None, "count"),
+            "columns": Of(None, "count"),
+            **TITLE,
+        },
+    ),
+    "convergence": Target(
+        drawn(plots.convergence), {"r2": CURVE, "zeros": CURVE, "trained_steps": Of(None, "count"), **TITLE}
+    ),
+    "raster": Target(
+        drawn(plots.raster),
+        {
+            "counts": Of(torch.ones(4, K)),
+            "first_step": Of(1, "count"),
+            "sort": Of(True, "flag"),
+            "limit": Of(3, "count"),
+            **TITLE,
+        },
+    ),
+    "reconstructions": Target(
+        drawn(plots.reconstructions),
+        {
+            "x": tensor(B, M),
+            "reconstruction": tensor(B, M),
+            "shape": Of((1, 2, 3), "shape"),
+            "limit": Of(2, "count"),
+            **TITLE,
+        },
+    ),
+    "training_curves": Target(
+        drawn(lambda loss, **o: plots.training_curves({**CURVES, "loss": loss}, **o)),
+        {"loss": Of(torch.ones(3)), **TITLE},
+    ),
+}
+PATHS: Numbers = (
+    "",
+    "nothing",
+    ".",
+    Path("nothing"),
+    b"nothing",
+    "a\0b",
+    3,
+    None,
+    [],
+    object(),
+    np.array(["a"]),
+)
+KINDS["path"] = PATHS
+FILES = {
+    "load_model": Target(ipvae.load_model, {"path": Of("nothing", "path")}, (OSError, ipvae.CheckpointError)),
+    "from_pretrained": Target(
+        ipvae.IPVAE.from_pretrained, {"folder": Of("nothing", "path")}, (OSError, ipvae.CheckpointError)
+    ),
+    "from_released": Target(
+        ipvae.IPVAE.from_released,
+        {"path": Of("nothing", "path"), "settings": Of(None, "path"), "config": Of(None, "name")},
+        (OSError, ipvae.CheckpointError),
+    ),
+    "save_pretrained": Target(
+        lambda folder: model().save_pretrained(folder), {"folder": Of("model", "path")}, (OSError,)
+    ),
+    "read_history": Target(ipvae.read_history, {"out_dir": Of("nothing", "path")}, (OSError,)),
+    "load_whole": Target(load_whole, {"name": Of("nothing", "path"), "seed": Of(0, "word")}, (OSError,)),
+    "photo_patches": Target(
+        photo_patches,
+        {"folder": Of("nothing", "path"), "size": Of(8, "count"), "seed": Of(0, "word")},
+        (OSError,),
+    ),
+}
+NUMBERS = {
+    "eps": Target(
+        schedules.eps, {**SCHEDULE, "anneal_portion": Of(0.1, "real"), "const_portion": Of(0.1, "real")}
+    ),
+    "warming_up": Target(schedules.warming_up, {**SCHEDULE, "portion": Of(0.5, "real")}),
+    "clamp": Target(
+        schedules.clamp, {"final": Of(6.0, "real"), "eps": Of(0.5, "real"), "init": Of(2.0, "real")}
+    ),
+    "squared_error": Target(metrics.squared_error, {"x": tensor(B, M), "reconstruction": tensor(B, M)}),
+    "explained_variance": Target(
+        metrics.explained_variance,
+        {"x": tensor(B, M), "latents": tensor(B, K), "dictionary": tensor(M, K)},
+    ),
+    "steps_to": Target(
+        metrics.steps_to, {"curve": Of(torch.linspace(0, 1, 5).numpy(), "real"), "fraction": Of(0.9, "real")}
+    ),
+    "linear_readout": Target(
+        evaluation.linear_readout,
+        {
+            "train_x": tensor(6, K),
+            "train_y": Of(torch.tensor([0, 1, 0, 1, 0, 1])),
+            "x": tensor(3, K),
+            "y": LABELS,
+            "C": Of(1.0, "real"),
+            "max_iter": Of(5, "count"),
+        },
+    ),
+    "random_split": Target(
+        lambda n, share, seed: random_split(n, {"train": share, "test": 1.0}, seed),
+        {"n": Of(10, "count"), "share": Of(0.5, "real"), "seed": Of(0, "word")},
+    ),
+    "paper_recipe": Target(
+        recipes.paper_recipe,
+        {
+            "data": Of("mnist", "name"),
+            "shape": Of((1, 2, 3), "shape"),
+            "kind": Of("poisson", "name"),
+            "activation": Of("identity", "name"),
+        },
+    ),
+    "self_test": Target(
+        lambda device: ik.self_test(device), {"device": Of("cpu", "path")}, (RuntimeError,), 0.02
+    ),
+}
+
+
 @pytest.fixture
 def calls(request: pytest.FixtureRequest) -> Iterator[int]:
     """Random calls of each function; on one thread, since the tensors are tiny."""
@@ -688,6 +837,21 @@ def test_kernels(name: str, calls: int) -> None:
 @pytest.mark.parametrize("name", WRAPPER)
 def test_wrapper(name: str, calls: int) -> None:
     assert not sweep(name, WRAPPER[name], calls)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures(name: str, calls: int) -> None:
+    assert not sweep(name, FIGURES[name], calls // 4)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files(name: str, calls: int) -> None:
+    assert not sweep(name, FILES[name], calls)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers(name: str, calls: int) -> None:
+    assert not sweep(name, NUMBERS[name], calls)
 
 
 TRAINED = {

@@ -1,11 +1,12 @@
-"""The released loop in plain PyTorch, `ipvae.baseline`, and for hard counts `torch.poisson`."""
+"""The released loop in plain PyTorch, `ipvae.experiments.baseline`, and for hard counts `torch.poisson`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from ipvae import IPVAE, baseline
+from ipvae import IPVAE
+from ipvae.experiments import baseline
 from torch import Tensor
 
 from ..problem import BETA, Optimiser, Output, Prepared, Problem, Settings, upstream

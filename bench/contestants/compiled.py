@@ -1,4 +1,4 @@
-"""`ipvae.baseline` through torch.compile (inductor)."""
+"""`ipvae.experiments.baseline` through torch.compile (inductor)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from ipvae import baseline as plain
+from ipvae.experiments import baseline as plain
 from torch._inductor import config
 
 from ..problem import Output, Prepared, Problem, Settings, Unavailable

@@ -1,4 +1,4 @@
-"""`ipvae.baseline` as one CUDA graph: the whole run captured once, then replayed without Python."""
+"""`ipvae.experiments.baseline` as one CUDA graph: the whole run captured once, then replayed."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ import os
 import time
 from typing import Any
 
-from ipvae.baseline import FLOOR, RATE_FLOOR
-from ipvae.model import SIGMA_CLAMP
+from ipvae.experiments.baseline import FLOOR, RATE_FLOOR
+from ipvae.models.base import SIGMA_CLAMP
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
@@ -145,7 +145,7 @@ def _rollout(problem: Problem) -> tuple[Any, list[Any]]:
 
 
 def _draw(u: Any, key: Any, estimator: str, temperature: float, cut: int) -> Any:
-    """Counts of log rates, differentiable unless hard; estimators as in `ipvae.baseline`."""
+    """Counts of log rates, differentiable unless hard; estimators as in `ipvae.experiments.baseline`."""
     import jax
     import jax.numpy as jnp
 

@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checkpoint import CheckpointError
-    from .config import ConfigError, ModelConfig, TrainConfig, released_recipe
-    from .evaluation import Evaluation, Readout, evaluate
-    from .model import IGVAE, IPVAE, IterativeVAE, build_model, load_model
-    from .training import Training, TrainingError, TrainResult, read_history, train
+    from .evaluation.evaluate import Evaluation, evaluate
+    from .evaluation.readout import Readout
+    from .fields import ConfigError
+    from .models.base import IterativeVAE
+    from .models.config import ModelConfig
+    from .models.gaussian import IGVAE
+    from .models.poisson import IPVAE
+    from .models.registry import build_model, load_model
+    from .training.config import TrainConfig
+    from .training.history import read_history
+    from .training.module import Training
+    from .training.outcome import TrainingError
+    from .training.recipes import released_recipe
+    from .training.run import TrainResult, train
 
 __all__ = [
     "IGVAE",
@@ -38,10 +48,20 @@ __all__ = [
 
 _HOMES = {
     "checkpoint": ("CheckpointError",),
-    "config": ("ConfigError", "ModelConfig", "TrainConfig", "released_recipe"),
-    "evaluation": ("Evaluation", "Readout", "evaluate"),
-    "model": ("IGVAE", "IPVAE", "IterativeVAE", "build_model", "load_model"),
-    "training": ("TrainResult", "Training", "TrainingError", "read_history", "train"),
+    "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "evaluation.readout": ("Readout",),
+    "fields": ("ConfigError",),
+    "models.base": ("IterativeVAE",),
+    "models.config": ("ModelConfig",),
+    "models.gaussian": ("IGVAE",),
+    "models.poisson": ("IPVAE",),
+    "models.registry": ("build_model", "load_model"),
+    "training.config": ("TrainConfig",),
+    "training.history": ("read_history",),
+    "training.module": ("Training",),
+    "training.outcome": ("TrainingError",),
+    "training.recipes": ("released_recipe",),
+    "training.run": ("TrainResult", "train"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

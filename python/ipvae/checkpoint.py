@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .config import ConfigError, ModelConfig
 from .extras import explained
+from .fields import ConfigError
+from .models.config import ModelConfig
 
 with explained():
     from safetensors import SafetensorError, safe_open

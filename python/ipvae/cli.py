@@ -18,8 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
-from .config import ESTIMATORS
 from .extras import DISTRIBUTION, explained
+from .models.config import ESTIMATORS
 
 with explained():
     import typer
@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from .config import ModelConfig, TrainConfig
     from .data import DataSplits
-    from .model import IterativeVAE
-    from .training import Frames, TrainResult
+    from .models.base import IterativeVAE
+    from .models.config import ModelConfig
+    from .training.config import TrainConfig
+    from .training.module import Frames
+    from .training.run import TrainResult
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -264,7 +266,7 @@ def demo(
     [bold]Next:[/] ipvae eval demo/model --data patches
     """
     _machine(threads)
-    from .demo import run
+    from .experiments.demo import run
 
     run(
         out, steps=steps, seed=seed, n_latents=latents, eval_steps=eval_steps,
@@ -348,8 +350,8 @@ def train(
         train_config = dataclasses.replace(train_config, max_steps=max_steps, epochs=epochs)
     typer.echo(f"{splits.about}\n{_describe(model_config, train_config, len(splits.train))}")
 
-    from .model import build_model
-    from .training import train as run
+    from .models.registry import build_model
+    from .training.run import train as run
 
     model = build_model(model_config)
     model.matmul_precision = matmul_precision
@@ -419,7 +421,7 @@ def evaluate(
 
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-    from .evaluation import evaluate as run
+    from .evaluation.evaluate import evaluate as run
 
     marks = _marks(steps)
     if fit is not None:
@@ -553,9 +555,9 @@ def plot(
 
     from tqdm.auto import tqdm
 
-    from .evaluation import evaluate as run
+    from .evaluation.evaluate import evaluate as run
     from .figures import draw
-    from .training import read_history
+    from .training.history import read_history
 
     folder = model if model.is_dir() else model.parent
     histories = (read_history(run_dir) for run_dir in (folder, folder.parent))
@@ -661,7 +663,7 @@ def _load_data(data: str, data_dir: Path | None, split: Split | None = None) -> 
 
 def _load_model(path: Path, splits: DataSplits, data: str) -> IterativeVAE:
     """A model's folder, a run's, or a checkpoint of the authors' code, checked against the data's size."""
-    from .model import load_model
+    from .models.registry import load_model
 
     net = load_model(path)
     if net.config.n_inputs != splits.train.shape[1]:
@@ -703,7 +705,7 @@ def _readout_data(splits: DataSplits, split: str, data: str, limit: int | None) 
 def _recipe(
     recipe: Recipe, data: str, splits: DataSplits, kind: KindName, activation: str
 ) -> tuple[ModelConfig, TrainConfig]:
-    from .recipes import paper_recipe, short_recipe
+    from .training.recipes import paper_recipe, short_recipe
 
     if recipe is Recipe.SHORT:
         return short_recipe(splits, kind.value, activation)  # type: ignore[arg-type]
@@ -751,7 +753,7 @@ def _report_training(
     """Prints the last validation, and R2 and sparsity of the test set after T steps and at the end."""
     import numpy as np
 
-    from .evaluation import evaluate as run
+    from .evaluation.evaluate import evaluate as run
 
     typer.echo(f"Trained {result.steps:,} steps, {result.seconds:.0f} s in this session.")
     validated = {

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from . import plots
 from .checkpoint import atomic_file
-from .metrics import explained_variance
-from .model import IterativeVAE
+from .evaluation.metrics import explained_variance
+from .models.base import IterativeVAE
 
 FIGURES = ("features.png", "convergence.png", "raster.png", "reconstructions.png", "training.png")
 RASTER_STEPS = 200
@@ -41,7 +41,7 @@ def draw(
         x: inputs, [N, M].
         r2: [steps], of the evaluation of `x`.
         zeros: [steps], likewise, as fractions.
-        history: of the training (`ipvae.training.read_history`); without rows there are no training curves.
+        history: of the training (`ipvae.read_history`); without rows there are no training curves.
         out: folder; created.
         about: what `x` is, for titles.
         seed: of the noise.

@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ipvae_kernels import checks
 
 from .extras import explained
+from .inputs import dense
 
 with explained():
     from matplotlib.axes import Axes
@@ -49,7 +53,7 @@ def features(
         dictionary: Phi, [M, K].
         shape: of an input: (height, width), or (channels, height, width) with 1 or 3 channels.
         use: [K], what features are sorted by, descending: the variance that each explains
-            (`ipvae.metrics.explained_variance`); None keeps the order. Not the counts: the neurons that fire
+            (`explained_variance`); None keeps the order. Not the counts: the neurons that fire
             most are often the noisiest.
         limit: show the first so many; None: all.
         columns: of the grid; None: as square as the figure.
@@ -62,10 +66,14 @@ def features(
     Raises:
         ValueError: for shapes that do not fit together.
     """
-    phi = _matrix("dictionary", dictionary)
+    phi, limit, columns = (
+        _matrix("dictionary", dictionary),
+        _limit("limit", limit),
+        _limit("columns", columns),
+    )
     order = np.arange(phi.shape[1])
     if use is not None:
-        used = np.asarray(use, dtype=np.float64)
+        used = _numbers("use", use)
         if used.shape != (phi.shape[1],):
             raise ValueError(f"use: expected shape ({phi.shape[1]},), found {used.shape}")
         order = np.argsort(-used, kind="stable")
@@ -107,6 +115,7 @@ def convergence(
         A figure with two axes, steps on a logarithmic scale.
     """
     curves = (_vector("r2", r2), _vector("zeros", zeros))
+    trained_steps = _limit("trained_steps", trained_steps)
     figure, axes = _figure((9.0, 3.8), 1, 2)
     for i, (ax, curve, color, name) in enumerate(
         zip(axes, curves, (BLUE, ORANGE), ("$R^2$", "silent neurons"), strict=True)
@@ -162,7 +171,8 @@ def raster(
         (the legend shows how) and never wider than its cell, so that dots do not merge at any rate; and their
         sum.
     """
-    z = _matrix("counts", counts)
+    z, limit, sort = _matrix("counts", counts), _limit("limit", limit), checks.flag("sort", sort)
+    first_step = checks.integer("first_step", first_step, 0, 2**53)
     totals = z.sum(axis=0)
     order = np.arange(z.shape[1])
     if sort:
@@ -234,7 +244,8 @@ def reconstructions(
         A figure with 3 x min(N, limit) axes of one image each. Input and reconstruction share one grey scale
         per column; residuals share one symmetric scale.
     """
-    inputs, outputs = _matrix("x", x)[:limit], _matrix("reconstruction", reconstruction)[:limit]
+    n_shown = _limit("limit", limit)
+    inputs, outputs = _matrix("x", x)[:n_shown], _matrix("reconstruction", reconstruction)[:n_shown]
     if inputs.shape != outputs.shape:
         raise ValueError(f"reconstruction: expected shape {inputs.shape}, found {outputs.shape}")
     images = [_images("x", a, shape) for a in (inputs, outputs, inputs - outputs)]
@@ -280,7 +291,7 @@ def training_curves(
 
     Args:
         history: "step" [R] and any of the logged names [R], NaN where a row has no value
-            (`ipvae.training.read_history`). From "loss", "recon", "kl" and "beta" come the terms as they
+            (`ipvae.read_history`). From "loss", "recon", "kl" and "beta" come the terms as they
             enter the loss, "recon" and "beta kl", whose sum it is.
         panels: (label, names) of each axes; names that the history lacks are left out, and so is a panel
             without any.
@@ -292,7 +303,11 @@ def training_curves(
     Raises:
         ValueError: if no panel has a curve.
     """
-    columns, scale = _loss_terms({name: _vector(name, values) for name, values in history.items()})
+    vectors = {name: _vector(name, values) for name, values in history.items()}
+    if len({len(values) for values in vectors.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in vectors.items())
+        raise ValueError(f"history: expected columns of one length, found {lengths}")
+    columns, scale = _loss_terms(vectors)
     shown = [
         (label, [n for n in names if n in columns and np.isfinite(columns[n]).any()])
         for label, names in panels
@@ -396,24 +411,56 @@ def _bare(ax: Axes) -> None:
 
 
 def _title(ax: Axes, text: str) -> None:
-    ax.set_title(text, loc="left", fontsize=12, color=INK, fontweight="bold", pad=8)
+    ax.set_title(_text(text), loc="left", fontsize=12, color=INK, fontweight="bold", pad=8)
 
 
 def _suptitle(figure: Figure, text: str, note: str = "") -> None:
-    figure.suptitle(text, x=0.012, ha="left", fontsize=12, color=INK, fontweight="bold")
+    figure.suptitle(_text(text), x=0.012, ha="left", fontsize=12, color=INK, fontweight="bold")
     if note:
         figure.axes[0].set_title(note, loc="left", fontsize=9, color=MUTED)
 
 
+def _numbers(name: str, values: ArrayLike) -> Array:
+    """An array of real numbers: of an array, a list, or a tensor, also one that is differentiated."""
+    if isinstance(values, Tensor):
+        dense(name, values)
+        values = values.detach().cpu()
+        values = (values if values.is_complex() else values.double()).numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an array of numbers ({error})") from None
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name}: expected real numbers, found {array.dtype}")
+    return array.astype(np.float64)
+
+
+def _shape(shape: object) -> tuple[int, ...]:
+    """(height, width) or (channels, height, width)."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) not in (2, 3):
+        raise ValueError(f"shape: expected (height, width) or (channels, height, width), found {shape!r}")
+    return tuple(checks.integer("shape", side, 1, 2**31 - 1) for side in shape)
+
+
+def _text(title: object) -> str:
+    if not isinstance(title, str):
+        raise TypeError(f"title: expected a string, found {type(title).__name__}")
+    return title
+
+
+def _limit(name: str, value: object) -> int | None:
+    return None if value is None else checks.integer(name, value, 1, 2**31 - 1)
+
+
 def _matrix(name: str, values: ArrayLike) -> Array:
-    array = np.asarray(values, dtype=np.float64)
+    array = _numbers(name, values)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"{name}: expected two dimensions and at least one entry, found shape {array.shape}")
     return array
 
 
 def _vector(name: str, values: ArrayLike) -> Array:
-    array = np.asarray(values, dtype=np.float64)
+    array = _numbers(name, values)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name}: expected one non-empty dimension, found shape {array.shape}")
     return array
@@ -426,7 +473,8 @@ def is_image(shape: Sequence[int]) -> bool:
 
 def _images(name: str, rows: Array, shape: Sequence[int]) -> Array:
     """Rows [N, M] as images [N, height, width, channels]."""
-    full = (1, *shape) if len(shape) == 2 else tuple(shape)
+    shape = _shape(shape)
+    full = (1, *shape) if len(shape) == 2 else shape
     if not is_image(full) or math.prod(full) != rows.shape[1]:
         raise ValueError(
             f"shape: expected (height, width) or (1 or 3, height, width) with {rows.shape[1]} pixels "

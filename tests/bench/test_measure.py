@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
-from ipvae import baseline as plain
+from ipvae.experiments import baseline as plain
 from ipvae_bench import check, measure, memory, roofline
 from ipvae_bench.cases import CASES
 from ipvae_bench.contestants import baseline, names, prepare

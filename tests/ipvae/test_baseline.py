@@ -1,11 +1,12 @@
-"""`ipvae.baseline`: the plain PyTorch loop has the law of the kernels, and equals them without chance."""
+"""`ipvae.experiments.baseline`: plain PyTorch has the kernels' law, and equals them without chance."""
 
 import math
 
 import pytest
 import torch
-from ipvae import IPVAE, ModelConfig, baseline
-from ipvae.training import arrivals_quantile
+from ipvae import IPVAE, ModelConfig
+from ipvae.experiments import baseline
+from ipvae.models.arrivals import arrivals_quantile
 from torch import Tensor
 
 import ipvae_kernels

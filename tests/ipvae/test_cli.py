@@ -20,8 +20,9 @@ import torch
 from ipvae import IPVAE, ModelConfig, build_model, cli
 from ipvae.data import DataSplits, load_whole
 from ipvae.figures import FIGURES
-from ipvae.recipes import SHORT, paper_recipe, short_recipe
-from ipvae.training import CollapseWarning, Training
+from ipvae.training.module import Training
+from ipvae.training.outcome import CollapseWarning
+from ipvae.training.recipes import SHORT, paper_recipe, short_recipe
 from typer.testing import CliRunner
 
 import ipvae_kernels

@@ -1,4 +1,4 @@
-"""`ipvae.config`: values that cannot work are refused by name, the rest survives a round trip."""
+"""`ipvae.models.config`: values that cannot work are refused by name, the rest survives a round trip."""
 
 import dataclasses
 import json

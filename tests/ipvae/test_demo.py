@@ -1,4 +1,4 @@
-"""`ipvae.demo`: a tiny one end to end, what it claims, and whose folders it touches."""
+"""`ipvae.experiments.demo`: a tiny one end to end, what it claims, and whose folders it touches."""
 
 import io
 import json
@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ipvae import IPVAE, demo, evaluate
+from ipvae import IPVAE, evaluate
 from ipvae.data import DataSplits
-from ipvae.training import TrainingError, alone_in
+from ipvae.experiments import demo, timing
+from ipvae.training.folder import alone_in
+from ipvae.training.outcome import TrainingError
 from rich.console import Console
 
 
@@ -83,12 +85,12 @@ def test_foreign_folders_are_refused(tmp_path: Path, data: DataSplits, content: 
 
 def test_speed_is_measured_only_where_both_agree(data: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
     model = IPVAE(demo.dataclasses.replace(demo.DEMO_MODEL, n_inputs=36, input_shape=(6, 6), n_latents=8))
-    timings = demo.compare(model, data.train, 0.2, progress=False)
+    timings = timing.compare(model, data.train, 0.2, progress=False)
     assert [t["what"].split(",")[0] for t in timings] == ["training step", "training step", "inference"]
-    for timing in timings:
-        assert timing["repeats"] >= demo.MIN_REPEATS
-        assert timing["speedup"] == pytest.approx(timing["plain_seconds"] / timing["ours_seconds"])
-        assert timing["recon_plain"] == pytest.approx(timing["recon_ours"], rel=0.05)
+    for case in timings:
+        assert case["repeats"] >= timing.MIN_REPEATS
+        assert case["speedup"] == pytest.approx(case["plain_seconds"] / case["ours_seconds"])
+        assert case["recon_plain"] == pytest.approx(case["recon_ours"], rel=0.05)
     infer = model.infer
 
     def wrong(*args: object, **kwargs: object) -> object:
@@ -99,17 +101,17 @@ def test_speed_is_measured_only_where_both_agree(data: DataSplits, monkeypatch: 
 
     monkeypatch.setattr(model, "infer", wrong)
     with pytest.raises(RuntimeError, match="differ"):
-        demo.compare(model, data.train, 0.2, progress=False)
+        timing.compare(model, data.train, 0.2, progress=False)
 
 
 def test_a_slow_baseline_gets_a_smaller_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     # A clock that charges 1 ms a sample for everything.
-    monkeypatch.setattr(demo, "_seconds", lambda function, x, threads: 0.001 * len(x))
-    monkeypatch.setattr(demo.torch, "get_num_threads", lambda: 1)
-    timing = demo._in_turns("slow", lambda x: x.T, lambda x: x.T, torch.rand(80, 2), seconds=0.11)
+    monkeypatch.setattr(timing, "_seconds", lambda function, x, threads: 0.001 * len(x))
+    monkeypatch.setattr(timing.torch, "get_num_threads", lambda: 1)
+    case = timing._in_turns("slow", lambda x: x.T, lambda x: x.T, torch.rand(80, 2), seconds=0.11)
     # 3 repeats of 80 or 40 ms are more than 0.11 s, 3 of 20 ms are not.
-    assert timing["batch"] == 20
-    assert timing["plain_seconds"] == timing["ours_seconds"] == pytest.approx(0.02)
+    assert case["batch"] == 20
+    assert case["plain_seconds"] == case["ours_seconds"] == pytest.approx(0.02)
 
 
 def test_the_verdict_hides_nothing() -> None:

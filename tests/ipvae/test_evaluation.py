@@ -1,4 +1,4 @@
-"""`ipvae.evaluation` against records of the whole, however it is cut."""
+"""`ipvae.evaluation.evaluate` against records of the whole, however it is cut."""
 
 import json
 from typing import Any
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from ipvae import Evaluation, IterativeVAE, ModelConfig, build_model, evaluate
-from ipvae import metrics as measures
-from ipvae.evaluation import latents_at, linear_readout
+from ipvae.evaluation import metrics as measures
+from ipvae.evaluation.evaluate import latents_at
+from ipvae.evaluation.readout import linear_readout
 from torch import Tensor
 
 STEPS = 12
@@ -63,7 +64,7 @@ def test_cutting_samples_and_time_changes_nothing(
     if moving:
         x = torch.randn(STEPS, 11, 10, generator=torch.Generator().manual_seed(2))
     whole = evaluate(model, x, STEPS, marks=(1, 5, STEPS))
-    monkeypatch.setattr("ipvae.evaluation.BLOCK", block)
+    monkeypatch.setattr("ipvae.evaluation.evaluate.BLOCK", block)
     cut = evaluate(model, x, STEPS, batch_size=batch_size, marks=(1, 5, STEPS))
     for name in ("r2", "zeros", "spikes", "kl", "nelbo"):
         expected = getattr(whole, name)

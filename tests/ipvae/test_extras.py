@@ -18,10 +18,10 @@ USES = {
     "matplotlib": "import ipvae.plots",
     "pillow": "from ipvae.data import load_dataset; load_dataset('patches')",
     "pooch": "from ipvae.data import load_dataset; load_dataset('mnist')",
-    "rich": "import ipvae.demo",
+    "rich": "import ipvae.experiments.demo",
     "safetensors": "from ipvae import IPVAE",
     "scikit-learn": "from ipvae.data import load_dataset; load_dataset('digits')",
-    "tensorboard": "from ipvae.training import _logger; _logger('tensorboard', 'run')",
+    "tensorboard": "from ipvae.training.run import _logger; _logger('tensorboard', 'run')",
     "tqdm": "from ipvae import train",
     "typer": "import ipvae.cli",
 }

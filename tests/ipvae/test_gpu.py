@@ -12,8 +12,8 @@ import pytest
 import torch
 from ipvae import IterativeVAE, ModelConfig, TrainConfig, build_model, load_model, train
 from ipvae.cli import app
-from ipvae.evaluation import evaluate
-from ipvae.training import read_history
+from ipvae.evaluation.evaluate import evaluate
+from ipvae.training.history import read_history
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from typer.testing import CliRunner
@@ -71,7 +71,7 @@ def run(model: IterativeVAE, x: Tensor, folder: Path, **options: Any) -> dict[st
     return {name: value.cpu() for name, value in result.model.state_dict().items()}
 
 
-@pytest.mark.filterwarnings("ignore::ipvae.training.CollapseWarning")
+@pytest.mark.filterwarnings("ignore::ipvae.training.outcome.CollapseWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_equals_an_uninterrupted_one(kind: str, x: Tensor, tmp_path: Path) -> None:
     whole = run(small(**KINDS[kind]), x, tmp_path / "whole")
@@ -81,7 +81,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kind: str, x: Tensor, tmp_pat
         assert torch.equal(halves[name], value), name
 
 
-@pytest.mark.filterwarnings("ignore::ipvae.training.CollapseWarning")
+@pytest.mark.filterwarnings("ignore::ipvae.training.outcome.CollapseWarning")
 def test_a_run_on_the_gpu_is_close_to_the_run_on_the_cpu(x: Tensor, tmp_path: Path) -> None:
     """The same batches and the same noise; a draw within a rounding of its threshold may fall otherwise."""
     histories, recipe = [], dataclasses.replace(RECIPE, lr=1e-3)
@@ -133,7 +133,7 @@ def test_saved_models_move_between_devices(model: IterativeVAE, x: Tensor, tmp_p
     assert load_model(tmp_path / "model").encode(x, seed=1).isfinite().all()
 
 
-@pytest.mark.filterwarnings("ignore::ipvae.training.CollapseWarning")
+@pytest.mark.filterwarnings("ignore::ipvae.training.outcome.CollapseWarning")
 def test_the_command_line_trains_and_evaluates(x: Tensor, tmp_path: Path) -> None:
     data = tmp_path / "x.npy"
     np.save(data, x.numpy())

@@ -1,9 +1,9 @@
-"""`ipvae.metrics` against direct formulas, and streams against the whole."""
+"""`ipvae.evaluation.metrics` against direct formulas, and streams against the whole."""
 
 import numpy as np
 import pytest
 import torch
-from ipvae import metrics
+from ipvae.evaluation import metrics
 
 
 @pytest.fixture

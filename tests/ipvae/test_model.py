@@ -1,4 +1,4 @@
-"""`ipvae.model`: what the modules hand to the kernels and get back."""
+"""`ipvae.models.base`: what the modules hand to the kernels and get back."""
 
 import copy
 import pickle
@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 from ipvae import IGVAE, IPVAE, ConfigError, IterativeVAE, ModelConfig, build_model
-from ipvae.evaluation import evaluate, latents_at
+from ipvae.evaluation.evaluate import evaluate, latents_at
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -233,8 +233,8 @@ def test_a_gpu_is_asked_for_a_constant_only_after_a_change(monkeypatch: pytest.M
         asked.append(float(buffer.max()))
         return asked[-1]
 
-    monkeypatch.setattr("ipvae.model._is_read_each_time", lambda _: False)
-    monkeypatch.setattr("ipvae.model._number", number)
+    monkeypatch.setattr("ipvae.models.layer._is_read_each_time", lambda _: False)
+    monkeypatch.setattr("ipvae.models.layer._number", number)
     model = annealed()
     for step in range(3):
         model.set_annealing(temperature=0.5**step, eps=step / 2)
@@ -362,7 +362,7 @@ def test_encode_averages_the_last_steps(
     torch.testing.assert_close(model.encode(x, 9, seed=5), rates[-1])
     torch.testing.assert_close(model.encode(x, 9, last=9, seed=5), rates.mean(0))
     torch.testing.assert_close(model.encode(x, 9, last=4, counts=True, seed=5), counts[-4:].mean(0))
-    monkeypatch.setattr("ipvae.model.RECORD_ENTRIES", 2 * 6 * 7)
+    monkeypatch.setattr("ipvae.models.base.RECORD_ENTRIES", 2 * 6 * 7)
     torch.testing.assert_close(model.encode(x, 9, last=7, seed=5), rates[-7:].mean(0))
     moving = torch.randn(9, 6, 12)
     expected = model.rates(model.infer(moving, 9, record=("log_rate",), seed=5).records["log_rate"])
@@ -386,7 +386,7 @@ def test_a_loop_over_batches_equals_one_call(
     for call in (model.encode, model.reconstruct):
         whole = call(x, 6, **options)
         assert not torch.equal(whole[11], whole[2])  # equal rows, other noise
-        monkeypatch.setattr("ipvae.model.RECORD_ENTRIES", 2 * 9 * 7)
+        monkeypatch.setattr("ipvae.models.base.RECORD_ENTRIES", 2 * 9 * 7)
         for size in (1, 4, 9):
             parts = [call(x[i : i + size], 6, sample_offset=i, **options) for i in range(0, len(x), size)]
             assert torch.equal(torch.cat(parts), whole)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ipvae import plots
-from ipvae.metrics import explained_variance, squared_error, total_variation
+from ipvae.evaluation.metrics import explained_variance, squared_error, total_variation
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 

@@ -1,10 +1,10 @@
-"""`ipvae.schedules` against the arrays that the released code fills."""
+"""`ipvae.training.schedules` against the arrays that the released code fills."""
 
 import math
 
 import numpy as np
 import pytest
-from ipvae import schedules
+from ipvae.training import schedules
 
 TOTALS = [1, 2, 7, 20, 199, 200, 1000, 1201]
 

@@ -1,4 +1,4 @@
-"""`ipvae.training`: the recipe, and that a resumed run is the run that was not interrupted."""
+"""`ipvae.training.module`: the recipe, and that a resumed run is the run that was not interrupted."""
 
 import dataclasses
 import functools
@@ -15,16 +15,14 @@ import lightning.pytorch as lightning
 import numpy as np
 import pytest
 import torch
-from ipvae import CheckpointError, IterativeVAE, ModelConfig, TrainConfig, build_model, schedules, train
-from ipvae.training import (
-    Batches,
-    TrainingError,
-    TrainResult,
-    alone_in,
-    arrivals_quantile,
-    mix,
-    read_history,
-)
+from ipvae import CheckpointError, IterativeVAE, ModelConfig, TrainConfig, build_model, train
+from ipvae.models.arrivals import arrivals_quantile
+from ipvae.training import schedules
+from ipvae.training.batches import Batches, mix
+from ipvae.training.folder import alone_in
+from ipvae.training.history import read_history
+from ipvae.training.outcome import TrainingError
+from ipvae.training.run import TrainResult
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
 from torch import Tensor
 
@@ -108,7 +106,7 @@ class Cut(lightning.Callback):
 def test_a_resumed_run_equals_an_uninterrupted_one(
     step: int, options: dict[str, Any], x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvae.training.N_EXP_EVERY", 3)
+    monkeypatch.setattr("ipvae.training.module.N_EXP_EVERY", 3)
     whole = run(fresh(**options), x, tmp_path / "whole", checkpoint_every=7)
     with pytest.raises(Stop):
         run(fresh(**options), x, tmp_path / "cut", checkpoint_every=step, callbacks=[Cut(step, Stop)])

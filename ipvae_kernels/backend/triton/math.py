@@ -107,7 +107,7 @@ def _log1p_unit(q):
 
 @triton.jit
 def soft_clamp(v, ceiling):
-    """C - softplus(c - v) and its derivative sigmoid(c - v), with no digits cancelled for v far below c."""
+    """c - softplus(c - v) and its derivative sigmoid(c - v), with no digits cancelled for v far below c."""
     room = ceiling - v
     below = room > 0.0
     q = exp(tl.where(below, -room, room))

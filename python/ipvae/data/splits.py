@@ -91,6 +91,8 @@ def random_split(n: int, fractions: Mapping[str, float], seed: int) -> list[Tens
     Raises:
         ValueError: for a share outside [0, 1), or where no sample is left for the rest.
     """
+    n = checks.integer("n", n, 0, 2**53)
+    fractions = {name: checks.number(name, fraction) for name, fraction in fractions.items()}
     for name, fraction in fractions.items():
         if not 0 <= fraction < 1:
             raise ValueError(f"{name}: expected a share in [0, 1), found {fraction}")

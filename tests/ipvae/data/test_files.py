@@ -153,7 +153,7 @@ def test_random_split_is_a_partition() -> None:
 
 @pytest.mark.parametrize(
     ("n", "fraction", "message"),
-    [(9, 1.0, "share in"), (9, -0.1, "share in"), (9, float("nan"), "share in"), (1, 0.1, "nothing")],
+    [(9, 1.0, "share in"), (9, -0.1, "share in"), (9, float("nan"), "finite number"), (1, 0.1, "nothing")],
 )
 def test_random_split_errors(n: int, fraction: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -6,8 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
+import cuda_resources
 import pytest
-from ipvae_bench import cuda_resources
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -1,23 +1,13 @@
-"""The models `IPVAE` (spiking) and `IGVAE` (Gaussian), whose state dict is that of the released code.
-
-Parameters live in a submodule `layer` under the released names and shapes (``layer.phi.weight`` [M, K],
-``layer.dec_log_sigma`` [1, M], ``layer.log_bias`` [1, K], ``layer.log_lr.0`` [1], ``layer.u_init.0`` [1, K],
-and the buffers ``layer.temp``, ``layer.beta_inner``, ``layer.eps``, ``layer.n_exp``). So weights go to and
-from the authors' checkpoints by `load_state_dict`, and there is no table of names that could be wrong.
-"""
+"""What the families of iterative models share: `IterativeVAE`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
 from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import Self
 
 import ipvae_kernels
@@ -25,154 +15,18 @@ from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams
 from ipvae_kernels.philox import KIND_LOSS, Stream
 from ipvae_kernels.poisson.eager import PhiloxNoise
 
-from . import checkpoint, schedules
-from .config import ConfigError, Kind, ModelConfig
-from .inputs import Inputs, as_tensor, whole
+from .. import checkpoint
+from ..fields import ConfigError
+from ..inputs import Inputs, as_tensor, whole
+from ..training import schedules
+from .config import Kind, ModelConfig
+from .layer import Layer
 
 SIGMA_CLAMP = 3.45
-# What the released code starts from: the 0.999 quantile of Poisson(3).
-INITIAL_N_EXP = 10
 # Recorded values held at once while latents are averaged over steps: 64 MiB in float32.
 RECORD_ENTRIES = 2**24
 # Rows decoded by one product: docs/design/randomness.md, "A row's noise is a function of its global index".
 DECODED_ROWS = 32
-
-# What was read from a buffer on a device, and the version of the buffer at that time.
-_READ: MutableMapping[Tensor, tuple[int, float]] = WeakTensorKeyDictionary()
-
-
-def _constant(value: float, *shape: int) -> Tensor:
-    """Filled with a value, in float32 whatever torch's default: a model is the same wherever it is made."""
-    return torch.full(shape, value, dtype=torch.float32)
-
-
-class _Dictionary(nn.Module):
-    weight: nn.Parameter
-
-    def __init__(self, n_inputs: int, n_latents: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(_constant(0.0, n_inputs, n_latents))
-
-
-class _Gain(nn.Module):
-    log_gain: nn.Parameter
-
-    def __init__(self, n_latents: int) -> None:
-        super().__init__()
-        self.log_gain = nn.Parameter(_constant(0.0, 1, n_latents))
-
-
-class _Layer(nn.Module):
-    """Parameters and buffers under the names of the released ``PoissonLayer`` and ``GaussianLayer``.
-
-    The buffers are the only place where temperature, opening of the clamps, weight of the leak and cut of the
-    arrivals are kept: whatever writes them (an average of weights, `functional_call`, `fill_`, a file) is
-    what inference follows.
-    """
-
-    temp: Tensor
-    beta_inner: Tensor
-    eps: Tensor
-    n_exp: Tensor
-
-    def __init__(self, config: ModelConfig, n_states: int) -> None:
-        super().__init__()
-        m, k = config.n_inputs, config.n_latents
-        self.kind = config.kind
-        self.phi = _Dictionary(m, k)
-        self.dec_log_sigma = nn.Parameter(_constant(0.0, 1, m))
-        if config.activation == "relu":
-            self.activation = _Gain(k)
-        self.log_bias = nn.Parameter(_constant(0.0, 1, k))
-        self.log_lr = nn.ParameterList([nn.Parameter(_constant(0.0, 1)) for _ in range(n_states)])
-        self.u_init = nn.ParameterList(
-            [nn.Parameter(_constant(0.0, 1, k), requires_grad=config.fit_prior) for _ in range(n_states)]
-        )
-        self._known: dict[str, float] = {}
-        for name in ("temp", "beta_inner", "eps"):
-            self.register_buffer(name, _constant(1.0))
-        if config.kind == "poisson":
-            self.register_buffer("n_exp", torch.full((config.t_train,), INITIAL_N_EXP, dtype=torch.int32))
-        self.register_load_state_dict_post_hook(_read_all)  # type: ignore[no-untyped-call]
-
-    @torch.no_grad()
-    def reset_constants(self, config: ModelConfig) -> None:
-        """Brings every buffer back to where training starts."""
-        self.write("temp", 1.0)
-        self.write("eps", 1.0)
-        self.write("beta_inner", config.beta_inner)
-        if self.kind == "poisson":
-            self.n_exp = self.n_exp.new_full((config.t_train,), INITIAL_N_EXP)
-            self.write("n_exp", INITIAL_N_EXP)
-
-    def write(self, name: str, value: float) -> None:
-        """Fills a buffer, and notes the number so that no device has to be asked for it.
-
-        It is rounded to float32, as the buffers are, so that a loaded model computes the same numbers.
-        """
-        buffer: Tensor = getattr(self, name)
-        value = float(np.float32(value))
-        buffer.fill_(value)
-        self._known[name] = value
-        if not _is_read_each_time(buffer):
-            _READ[buffer] = (buffer._version, value)
-
-    def read(self, name: str) -> float:
-        """The number in a buffer (of `n_exp`, the largest).
-
-        On the CPU it is looked at each time, which takes microseconds and sees writes that leave no trace
-        (through ``.data``). On a GPU the host would have to wait, so it is read again only where the tensor
-        is another one or has a new version. Where there is no number to look at (in a graph that
-        torch.compile makes, on the meta device, among fake tensors) the last one known holds.
-        """
-        buffer: Tensor = getattr(self, name)
-        if torch.compiler.is_compiling() or _has_no_number(buffer):
-            return self._known[name]
-        if _is_read_each_time(buffer):
-            value = _number(buffer)
-        else:
-            version, value = _READ.get(buffer, (-1, 0.0))
-            if version != buffer._version:
-                value = _number(buffer)
-                _READ[buffer] = (buffer._version, value)
-        self._known[name] = value
-        return value
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Takes over a cut of the arrivals for any number of steps, and keeps a Gaussian temperature at 1.
-
-        Gaussian models trained by earlier versions of this package hold the annealed .01, which the released
-        code multiplies sigma by.
-        """
-        n_exp = state_dict.get(f"{prefix}n_exp")
-        if self.kind == "gaussian":
-            if f"{prefix}temp" in state_dict:
-                state_dict[f"{prefix}temp"] = torch.ones_like(state_dict[f"{prefix}temp"])
-        elif isinstance(n_exp, Tensor) and n_exp.ndim == 1 and n_exp.numel():
-            self.n_exp = self.n_exp.new_full(n_exp.shape, INITIAL_N_EXP)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _number(buffer: Tensor) -> float:
-    """The largest number in a buffer; of one on a GPU, this waits for it."""
-    return float(buffer.max() if buffer.ndim else buffer)
-
-
-def _has_no_number(buffer: Tensor) -> bool:
-    """Whether a buffer has no data, or may not be looked at while other tensors have none."""
-    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
-    return buffer.is_meta or isinstance(buffer, FakeTensor) or mode is not None
-
-
-def _is_read_each_time(buffer: Tensor) -> bool:
-    return buffer.device.type == "cpu" or buffer.is_inference()
-
-
-def _read_all(module: nn.Module, _: object) -> None:
-    """After a load: notes the new numbers where a compiled graph looks for them."""
-    assert isinstance(module, _Layer)
-    for name, _ in module.named_buffers(recurse=False):
-        module.read(name)
 
 
 class IterativeVAE(nn.Module):
@@ -197,7 +51,7 @@ class IterativeVAE(nn.Module):
         if config.kind != self.kind:
             raise ConfigError(f"kind: {type(self).__name__} needs {self.kind!r}, found {config.kind!r}")
         self.config = config
-        self.layer = _Layer(config, self.n_states)
+        self.layer = Layer(config, self.n_states)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -588,6 +442,8 @@ class IterativeVAE(nn.Module):
         Raises:
             CheckpointError: for files that are missing, damaged, from elsewhere, or of the other kind.
         """
+        from .registry import with_weights
+
         file = checkpoint.locate(folder)
         if file is None:
             raise checkpoint.CheckpointError(
@@ -598,7 +454,7 @@ class IterativeVAE(nn.Module):
             raise checkpoint.CheckpointError(
                 f"{file}: not a model of ipvae; from_released reads weights of the authors' code"
             )
-        return cls._checked(_with_weights(config, state, str(file)), str(file)).to(device)
+        return cls._checked(with_weights(config, state, str(file)), str(file)).to(device)
 
     @classmethod
     def from_released(
@@ -608,7 +464,7 @@ class IterativeVAE(nn.Module):
         config: ModelConfig | None = None,
         settings: str | PathLike[str] | dict[str, Any] | None = None,
     ) -> Self:
-        """A model with the weights of a checkpoint of the authors' code; see `ipvae.released.load`.
+        """A model with the weights of a checkpoint of the authors' code; see `ipvae.interop.released.load`.
 
         Args:
             source: a ``.pt`` file, its folder (the last one in it counts), a loaded checkpoint or state dict.
@@ -620,154 +476,17 @@ class IterativeVAE(nn.Module):
             CheckpointError: where there are no settings; or listing every key that is missing, unknown, or of
                 another shape.
         """
-        from . import released
+        from ..interop import released
+        from .registry import with_weights
 
         found, state, name = released.load(source, config, settings)
-        return cls._checked(_with_weights(found, state, name), name)
+        return cls._checked(with_weights(found, state, name), name)
 
     @classmethod
     def _checked(cls, model: IterativeVAE, name: str) -> Self:
         if not isinstance(model, cls):
             raise checkpoint.CheckpointError(f"{name}: expected {cls.__name__}, found a {model.kind} model")
         return model
-
-
-class IPVAE(IterativeVAE):
-    """The iterative Poisson VAE: spikes, and log rates as membrane potentials (arXiv 2410.19315).
-
-    Example:
-        >>> model = IPVAE(ModelConfig(n_inputs=784, n_latents=512))
-        >>> loss = model(torch.rand(8, 784), beta=24.0).loss
-        >>> spikes = model.infer(torch.rand(8, 784), 100, record=("spikes",)).records["spikes"]
-    """
-
-    kind = "poisson"
-    n_states = 1
-    clamp_init = 2.0
-
-    def _reset_prior(self, generator: torch.Generator) -> None:
-        low, high = self.config.init_log_rate
-        shape = (1, self.config.n_latents)
-        draw = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
-        self.layer.u_init[0].copy_(low + (high - low) * draw)
-
-    @property
-    def params(self) -> PoissonParams:
-        """The parameters as `ipvae_kernels` takes them."""
-        layer = self.layer
-        return PoissonParams(
-            dictionary=self.dictionary, log_sigma=self.log_sigma, log_bias=layer.log_bias[0],
-            log_lr=layer.log_lr[0][0], log_rate_init=layer.u_init[0][0],
-        )  # fmt: skip
-
-    @property
-    def n_arrivals(self) -> int | None:
-        """The cut of the arrivals in force in training, None for no cut."""
-        value = self.config.n_arrivals
-        return int(self.layer.read("n_exp")) if value == "released" else value
-
-    def set_n_arrivals(self, n: int) -> None:
-        """Sets the cut used with ``n_arrivals="released"``, that is, the buffer that is saved.
-
-        Raises:
-            TypeError, ValueError: for what is not a number of arrivals.
-        """
-        self.layer.write("n_exp", checks.integer("n", n, 1, checkpoint.ARRIVALS_MAX))
-
-    def rates(self, log_rate: Inputs) -> Tensor:
-        """exp(u), of the shape of the log rates."""
-        return self._taken("log_rate", log_rate).exp()
-
-    def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
-        log_rate = self.params.log_rate_init.expand(n, -1)
-        return ipvae_kernels.poisson_sample(log_rate, seed=seed, sample_offset=sample_offset)
-
-
-class IGVAE(IterativeVAE):
-    """The Gaussian relative, iG-VAE; with ``activation="relu"`` the iG-relu-VAE.
-
-    The released rectified model learns a gain per neuron. Since gain times relu equals relu with that column
-    of the dictionary scaled, in the decoder and in its transpose alike, `dictionary` includes the gain and
-    the kernels need not know of it.
-    """
-
-    kind = "gaussian"
-    n_states = 2
-    clamp_init = 1.0
-
-    def _reset_prior(self, generator: torch.Generator) -> None:
-        for u_init in self.layer.u_init:
-            u_init.zero_()
-
-    @property
-    def dictionary(self) -> Tensor:
-        """Phi, [M, K], each column times its gain where the model is rectified."""
-        if self.config.activation == "relu":
-            return self.layer.phi.weight * self.layer.activation.log_gain.exp()
-        return self.layer.phi.weight
-
-    @property
-    def params(self) -> GaussianParams:
-        """The parameters as `ipvae_kernels` takes them."""
-        layer = self.layer
-        return GaussianParams(
-            dictionary=self.dictionary, log_sigma=self.log_sigma, log_bias=layer.log_bias[0],
-            log_lr=torch.cat(list(layer.log_lr)), state_init=torch.cat(list(layer.u_init)),
-            activation=self.config.activation,
-        )  # fmt: skip
-
-    def rates(self, log_rate: Inputs) -> Tensor:
-        """The activated mean, [..., 2, B, K] to [..., B, K]."""
-        states = self._taken("log_rate", log_rate)
-        if states.ndim < 3 or states.shape[-3] != self.n_states:
-            raise ValueError(f"log_rate: expected shape [..., 2, B, K], found {list(states.shape)}")
-        mean: Tensor = states.select(-3, 0)
-        return mean.relu() if self.config.activation == "relu" else mean
-
-    def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
-        mean, log_sigma = self.params.state_init[:, None].expand(-1, n, -1).unbind()
-        noise = PhiloxNoise(seed).normal(mean, Stream(sample_offset=sample_offset))
-        sample = mean + log_sigma.exp() * noise
-        return sample.relu() if self.config.activation == "relu" else sample
-
-
-def build_model(config: ModelConfig) -> IPVAE | IGVAE:
-    """The model that a configuration describes, with freshly drawn weights."""
-    return IPVAE(config) if config.kind == "poisson" else IGVAE(config)
-
-
-def load_model(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> IPVAE | IGVAE:
-    """A model from whatever holds one; what it is, the content says.
-
-    Args:
-        path: what `IterativeVAE.from_pretrained` takes; or weights of the authors' code with their settings,
-            a file or a folder, see `ipvae.released.load`.
-        device: where to put the model.
-
-    Raises:
-        CheckpointError: for files that are missing, damaged, or hold no such model.
-    """
-    from . import released
-
-    path = Path(path)
-    file = checkpoint.locate(path) or released.locate(path)
-    if file is None:
-        raise checkpoint.CheckpointError(
-            f"{path}: no model there; expected {', '.join(checkpoint.PLACES)}, or a .pt file of the authors' "
-            "code with its settings"
-        )
-    config, state = checkpoint.read_model(file)
-    if config is None:
-        config, state, _ = released.read(state, str(file), file)
-    return _with_weights(config, state, str(file)).to(device)
-
-
-def _with_weights(config: ModelConfig, state: Mapping[str, Any], name: str) -> IPVAE | IGVAE:
-    """A model of loaded weights; no memory is taken before they are known to fit the configuration."""
-    with torch.device("meta"):
-        model = build_model(config)
-    checkpoint.load_state(model, state, name)
-    return model
 
 
 def frames(x: Tensor, first: int, stop: int) -> Tensor:

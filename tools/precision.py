@@ -1,4 +1,4 @@
-"""What a precision of the matrix products costs in accuracy, emulated: ``python bench/precision.py``.
+"""What a precision of the matrix products costs in accuracy, emulated: ``python tools/precision.py``.
 
 Factors are rounded as tensor cores round them and multiplied exactly (float64), so that a row shows the
 rounding of factors alone; "float32" is torch's own product. Errors are the largest of a product, over the

@@ -16,12 +16,12 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import CheckpointError, load_pickled
-from .config import RELEASED_LOG_RATE, ConfigError, ModelConfig
+from ..checkpoint import CheckpointError, load_pickled
+from ..fields import ConfigError
+from ..models.config import RELEASED_LOG_RATE, ModelConfig
 
 DICTIONARY = "layer.phi.weight"
 SETTINGS = {"poisson": "ConfigPoisVAE.json", "gaussian": "ConfigGausVAE.json"}
-
 # Settings that must be there, as theirs always are; what else is read has a value that says "as usual".
 _REQUIRED = ("t_train", "n_iters_inner", "clamp_u", "clamp_du")
 _SHAPES = {256: (1, 16, 16), 784: (1, 28, 28), 1024: (1, 32, 32), 3072: (3, 32, 32)}

@@ -1,6 +1,6 @@
 """Registers, shared memory, spills and theoretical occupancy of the CUDA kernels, as ptxas reports them.
 
-Needs nvcc, but no GPU. In the repository, ``python bench/cuda_resources.py`` compiles every kernel for every
+Needs nvcc, but no GPU. In the repository, ``python tools/cuda_resources.py`` compiles every kernel for every
 architecture and writes bench/results/cuda_resources.md.
 """
 
@@ -128,7 +128,7 @@ def table(kernels: list[Kernel]) -> str:
     lines = [
         "# CUDA kernels: what the compiler gives them",
         "",
-        "Written by `python bench/cuda_resources.py` from what `ptxas -v` reports; no GPU was needed, "
+        "Written by `python tools/cuda_resources.py` from what `ptxas -v` reports; no GPU was needed, "
         "and nothing here was timed. Occupancy is theoretical: resident warps of an SM as a share of 64. "
         "Rollouts are persistent and take one block of 256 threads per SM on purpose; their dynamic shared "
         "memory is that of the plan for B 200, K 512, M 256 with the rows named.",

@@ -1,6 +1,6 @@
 """Are successive Poisson draws on a GPU independent? ``torch.poisson`` (pytorch#136750) and ours.
 
-    python bench/poisson_correlation.py [--out FILE] [--device cuda]
+    python tools/poisson_correlation.py [--out FILE] [--device cuda]
 
 For each rate two successive calls draw n counts each; of independent calls the correlation is 0 with standard
 deviation n^-1/2. Prints a table of correlations in units of that deviation, the largest over all pairs of

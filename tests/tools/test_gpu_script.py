@@ -1,4 +1,4 @@
-"""bench/gpu.sh as far as it goes without a GPU."""
+"""tools/gpu.sh as far as it goes without a GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ipvae_bench.cases import CASES
 
-SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "gpu.sh"
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "gpu.sh"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""How far the Triton kernels are from what a GPU could do: ``python bench/gpu_limits.py [--out FILE]``.
+"""How far the Triton kernels are from what a GPU could do: ``python tools/gpu_limits.py [--out FILE]``.
 
 Three tables: relaxed counts with gradient against the bandwidth of a copy; a step of inference with a large
 dictionary against its two matrix products alone; and the error of each ``matmul_precision`` against float64,

@@ -1,7 +1,7 @@
 """Every CUDA kernel once, in every layout, at small sizes: what to run under a checker or a profiler.
 
-    compute-sanitizer --tool memcheck python bench/cuda_small.py      (also racecheck, synccheck, initcheck)
-    ncu --kernel-name regex:rollout --set full python bench/cuda_small.py --paper
+    compute-sanitizer --tool memcheck python tools/cuda_small.py      (also racecheck, synccheck, initcheck)
+    ncu --kernel-name regex:rollout --set full python tools/cuda_small.py --paper
 
 Needs a CUDA device; nothing is compared here (tests/ipvae_kernels/cuda does that), and nothing is timed.
 """

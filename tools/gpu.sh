@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds, tests and measures on a machine with an NVIDIA GPU that has its own torch and Triton; under ten minutes.
 #
-#   bench/gpu.sh [--reference CHECKOUT] [--python PYTHON] [--wheel FILE] [--out FOLDER] [--only REGEX] [--seconds N] [--dry-run]
+#   tools/gpu.sh [--reference CHECKOUT] [--python PYTHON] [--wheel FILE] [--out FOLDER] [--only REGEX] [--seconds N] [--dry-run]
 #
 # CHECKOUT is one of hadivafaii/IterativeVAE, the authors' code. Results: FOLDER, or bench/results/<device>-<commit>/, with
 # environment.txt, a log of each part, tables, and summary.txt. Once built, every part runs, whatever the others did; the
@@ -66,11 +66,11 @@ if [[ $dry ]]; then
     out=bench/results/DEVICE-COMMIT bin=BIN work=.
 else
     if ! command -v nvidia-smi > /dev/null || ! nvidia-smi -L > /dev/null 2>&1; then
-        echo "bench/gpu.sh: no NVIDIA GPU: nvidia-smi is missing or finds none" >&2
+        echo "tools/gpu.sh: no NVIDIA GPU: nvidia-smi is missing or finds none" >&2
         exit 2
     fi
     if ! "$python" -c 'import pip, torch, triton; assert torch.cuda.is_available()' 2> /dev/null; then
-        echo "bench/gpu.sh: $python needs pip, a CUDA build of torch that sees the GPU, and triton (see --python)" >&2
+        echo "tools/gpu.sh: $python needs pip, a CUDA build of torch that sees the GPU, and triton (see --python)" >&2
         exit 2
     fi
     device=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr ' /' '--')
@@ -114,7 +114,7 @@ tests triton 180 "$root/tests/ipvae_kernels/test_gpu.py"
 tests wrapper 120 "$root/tests/ipvae" "$root/tests/bench"
 if [[ $dry ]] || command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck synccheck; do
-        part "cuda-$tool" 60 compute-sanitizer --tool $tool --error-exitcode 1 "$bin/python" "$root/bench/cuda_small.py"
+        part "cuda-$tool" 60 compute-sanitizer --tool $tool --error-exitcode 1 "$bin/python" "$root/tools/cuda_small.py"
     done
     part triton-memcheck 90 compute-sanitizer --error-exitcode 1 "$bin/python" -m pytest -m gpu -q \
         "$root/tests/ipvae_kernels/test_gpu.py" -k "3x7x9 or test_update"
@@ -130,13 +130,13 @@ for case in $cases; do
     bench "bench-$case" 60 "$case" --without compiled
 done
 part train 60 "$bin/ipvae" train --data patches --device cuda --out "$work/run"
-part poisson-correlation 40 "$bin/python" "$root/bench/poisson_correlation.py" --out "$out/poisson_correlation.md"
-part limits 90 "$bin/python" "$root/bench/gpu_limits.py" --out "$out/limits.md"
+part poisson-correlation 40 "$bin/python" "$root/tools/poisson_correlation.py" --out "$out/poisson_correlation.md"
+part limits 90 "$bin/python" "$root/tools/gpu_limits.py" --out "$out/limits.md"
 for case in $compiled; do
     bench "compiled-$case" 110 "$case" --without jax_scan
 done
 if [[ $dry ]] || command -v ncu > /dev/null; then
-    part ncu 60 ncu --kernel-name regex:rollout --set full "$bin/python" "$root/bench/cuda_small.py" --paper
+    part ncu 60 ncu --kernel-name regex:rollout --set full "$bin/python" "$root/tools/cuda_small.py" --paper
 else
     skip ncu "it is not on the PATH"
 fi

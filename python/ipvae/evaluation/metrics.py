@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .inputs import dense
+from ipvae_kernels import checks
+
+from ..inputs import dense
 
 FLOAT32_EPS = 1.1920929e-07
 Numbers = Tensor | NDArray[Any]
@@ -109,6 +111,16 @@ def explained_variance(x: Tensor, latents: Tensor, dictionary: Tensor) -> Tensor
         [K], as shares of the inputs' variation (`total_variation`). Features that share their work both get
         little, so these do not add up to R2; below zero where a feature does harm.
     """
+    x, latents, dictionary = (
+        _numbers(name, value).double()
+        for name, value in {"x": x, "latents": latents, "dictionary": dictionary}.items()
+    )
+    if x.ndim != 2 or dictionary.ndim != 2 or latents.shape != (len(x), dictionary.shape[1]):
+        raise ValueError(
+            "latents: expected x [N, M], latents [N, K] and dictionary [M, K], "
+            f"found {list(x.shape)}, {list(latents.shape)} and {list(dictionary.shape)}"
+        )
+    checks.shape("dictionary", dictionary, (x.shape[1], latents.shape[1]), "[M, K]")
     residual = x - latents @ dictionary.T
     energy = dictionary.square().sum(0) * latents.square().sum(0)
     gain = 2.0 * ((residual @ dictionary) * latents).sum(0) + energy
@@ -125,11 +137,10 @@ def steps_to(curve: NDArray[np.floating], fraction: float) -> int:
     Raises:
         ValueError: for an empty curve, a last value that is not positive, or a fraction out of range.
     """
-    values = np.asarray(curve, dtype=np.float64)
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"curve: expected one non-empty dimension, found shape {values.shape}")
-    if not 0.0 < fraction <= 1.0:
-        raise ValueError(f"fraction: expected a number in (0, 1], found {fraction}")
+    values = np.asarray(curve)
+    if values.ndim != 1 or values.size == 0 or values.dtype.kind not in "biuf":
+        raise ValueError(f"curve: expected [steps] numbers, found {values.dtype} of shape {values.shape}")
+    fraction = checks.number("fraction", fraction, 0.0, 1.0, above=True)
     if not values[-1] > 0.0:
         raise ValueError(f"curve: expected a positive last value, found {values[-1]}")
     return int(np.argmax(values >= fraction * values[-1])) + 1

@@ -1,6 +1,6 @@
 """Compiles every Triton kernel to machine code without a GPU, and writes what each needs of the device.
 
-    python bench/triton_aot.py [--all] [--arch 80 90 100] [--out FILE] [--json FILE]
+    python tools/triton_aot.py [--all] [--arch 80 90 100] [--out FILE] [--json FILE]
 
 Without ``--all`` the default configuration of every kernel, with it every configuration the tuner may pick
 and every estimator and format of products. A row is one kernel in one configuration: registers of a thread,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict
@@ -16,24 +15,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import ipvae_kernels
 from ipvae_kernels.info import info
 
-from . import baseline
-from .checkpoint import atomic_file
-from .config import ModelConfig, TrainConfig
-from .data import DataSplits, load_dataset
-from .evaluation import evaluate
-from .extras import explained
-from .figures import FIGURES, draw
-from .metrics import r2_from_error, total_variation
-from .model import IPVAE, IterativeVAE
-from .recipes import DEMO_MODEL, DEMO_TRAIN
+from ..checkpoint import atomic_file
+from ..data import DataSplits, load_dataset
+from ..evaluation.evaluate import evaluate
+from ..evaluation.metrics import r2_from_error, total_variation
+from ..extras import explained
+from ..figures import FIGURES, draw
+from ..models.base import IterativeVAE
+from ..models.config import ModelConfig
+from ..models.poisson import IPVAE
+from ..training.config import TrainConfig
+from ..training.recipes import DEMO_MODEL, DEMO_TRAIN
+from .timing import Timing, compare
 
 with explained():
     from rich.console import Console
     from rich.table import Table
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
 
 EVAL_STEPS = 1000
 MARKS = (1, 16, 64, 128, 256, 1000)
@@ -45,17 +46,12 @@ PUBLISHED = {
     256: (0.830, 0.746),
     1000: (0.830, 0.773),
 }
-TIMED_INFERENCE_STEPS = 64
-MIN_REPEATS, MAX_REPEATS = 3, 30
 # What tells the demo's own folder from any other, and what of it a new run replaces.
 METRICS = "metrics.json"
 FOLDERS = ("model", "checkpoints", "logs")
 BY = "ipvae demo"
 # Held for the whole of a demo; that of the training inside is another one.
 LOCK = ".demo.lock"
-
-# Inputs [B, M] to reconstruction terms [T, B].
-Run = Callable[[Tensor], Tensor]
 
 
 class Mark(TypedDict):
@@ -66,21 +62,6 @@ class Mark(TypedDict):
     r2_standard_error: float
     zeros: float
     spikes: float
-
-
-class Timing(TypedDict):
-    """Medians of interleaved repeats, in seconds, and what was run."""
-
-    what: str
-    batch: int
-    repeats: int
-    plain_seconds: float
-    ours_seconds: float
-    speedup: float
-    plain_threads: int
-    ours_threads: int
-    recon_plain: float
-    recon_ours: float
 
 
 def run(
@@ -115,7 +96,7 @@ def run(
         FileExistsError: `out` is not empty and not a demo's.
         TrainingError: another demo, or a training, runs in `out`.
     """
-    from .training import alone_in
+    from ..training.folder import alone_in
 
     out = Path(out)
     _refuse_foreign(out)  # before a lock lies in it
@@ -137,7 +118,8 @@ def _run(
     console: Console,
 ) -> dict[str, Any]:
     """`run` in a folder that no other demo touches meanwhile."""
-    from .training import alone_in, train
+    from ..training.folder import alone_in
+    from ..training.run import train
 
     model_config = dataclasses.replace(
         DEMO_MODEL, seed=seed, n_latents=DEMO_MODEL.n_latents if n_latents is None else n_latents
@@ -166,7 +148,9 @@ def _run(
     )  # fmt: skip
     timings: list[Timing] = []
     if timing_seconds > 0:
-        console.print("[bold]4 of 4[/]  Speed: the same loop in plain PyTorch (ipvae/baseline.py), in turns")
+        console.print(
+            "[bold]4 of 4[/]  Speed: the same loop in plain PyTorch (experiments/baseline.py), in turns"
+        )
         timings = compare(model, splits.train[: train_config.batch_size], timing_seconds, progress=progress)
     metrics: dict[str, Any] = {
         "by": BY,
@@ -223,108 +207,6 @@ def measure(
             )
         )  # fmt: skip
     return marks, {"r2": result.r2, "zeros": result.zeros, "spikes": result.spikes}
-
-
-def compare(model: IPVAE, x: Tensor, seconds: float = 15.0, *, progress: bool = True) -> list[Timing]:
-    """How much faster than the plain PyTorch loop a training step (forward and backward) and inference run.
-
-    Checks first that both compute the same thing: that their mean reconstruction terms agree. Then they take
-    turns, so that whatever else the machine does slows both, each with one thread and with all of them, and
-    the better counts: on a busy machine two threads can be slower than one. Where plain PyTorch would take
-    too long, both get a smaller batch.
-
-    Args:
-        model: trained.
-        x: a batch, [B, M].
-        seconds: about how long all may take.
-        progress: draw a progress bar.
-
-    Raises:
-        RuntimeError: the two disagree, so that a comparison would mean nothing.
-    """
-    t, temperature, beta = model.config.t_train, 0.1, DEMO_TRAIN.beta_outer
-    arrivals = baseline.released_arrivals(model, x, t)
-
-    def training(estimator: str, n_arrivals: int | None) -> tuple[Run, Run]:
-        def plain(x: Tensor) -> Tensor:
-            result = baseline.loss(model, x, t, beta, estimator, temperature, arrivals)
-            return backward(result.loss, result.recon)
-
-        def ours(x: Tensor) -> Tensor:
-            result = ipvae_kernels.elbo(
-                x, model.params, t, beta=beta, estimator=estimator, temperature=temperature,
-                n_arrivals=n_arrivals, kl=model.config.kl, **model.clamps,
-            )  # fmt: skip
-            return backward(result.loss, result.recon)
-
-        return plain, ours
-
-    def backward(loss: Tensor, recon: Tensor) -> Tensor:
-        model.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return recon.detach()
-
-    def plain_inference(x: Tensor) -> Tensor:
-        return baseline.infer(model, x, TIMED_INFERENCE_STEPS).recon
-
-    def our_inference(x: Tensor) -> Tensor:
-        return model.infer(x, TIMED_INFERENCE_STEPS, record=("recon", "kl")).records["recon"]
-
-    estimator = model.config.estimator
-    cases = {f"training step, T = {t}, {estimator}": training(estimator, model.n_arrivals)}
-    if estimator != "sigmoid":
-        cases[f"training step, T = {t}, sigmoid*"] = training("sigmoid", max(arrivals))
-    cases[f"inference, {TIMED_INFERENCE_STEPS} steps"] = (plain_inference, our_inference)
-    timings = []
-    with tqdm(total=len(cases), desc="timing", unit="case", disable=not progress) as bar:
-        for what, (plain, ours) in cases.items():
-            timings.append(_in_turns(what, plain, ours, x, seconds / len(cases)))
-            bar.update()
-    model.zero_grad()
-    return timings
-
-
-def _in_turns(what: str, plain: Run, ours: Run, x: Tensor, seconds: float) -> Timing:
-    """Checks that two ways to the same numbers [T, B] agree, then times them in turns for so long."""
-    probe = x[: max(1, len(x) // 10)]
-    counts = sorted({1, torch.get_num_threads()})
-    plain(probe)  # the warm-up
-    each = min(_seconds(plain, probe, n) for n in counts) / len(probe)
-    batch = len(x)
-    while batch > len(probe) and MIN_REPEATS * len(counts) * each * batch > seconds:
-        batch //= 2
-    x = x[:batch]
-    a, b = plain(x).mean(0).double(), ours(x).mean(0).double()
-    # Both saw the same inputs: what differs is the noise of each, so pairs tell its size.
-    noise = (a - b).std() / batch**0.5 if batch > 1 else a.abs().mean()
-    if not (a - b).mean().abs() < 6.0 * noise + 0.01 * a.abs().mean():
-        raise RuntimeError(
-            f"{what}: mean reconstruction terms differ: {a.mean():.4f} in plain PyTorch, {b.mean():.4f} here"
-        )
-    times: dict[tuple[Run, int], list[float]] = {(f, n): [] for n in counts for f in (plain, ours)}
-    repeats, stop = 0, time.perf_counter() + seconds
-    while repeats < MIN_REPEATS or (time.perf_counter() < stop and repeats < MAX_REPEATS):
-        for (function, n), taken in times.items():
-            taken.append(_seconds(function, x, n))
-        repeats += 1
-    medians = [min((statistics.median(times[f, n]), n) for n in counts) for f in (plain, ours)]
-    (slow, slow_threads), (fast, fast_threads) = medians
-    return Timing(
-        what=what, batch=batch, repeats=repeats, plain_seconds=slow, ours_seconds=fast, speedup=slow / fast,
-        plain_threads=slow_threads, ours_threads=fast_threads,
-        recon_plain=float(a.mean()), recon_ours=float(b.mean()),
-    )  # fmt: skip
-
-
-def _seconds(function: Run, x: Tensor, threads: int) -> float:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        begin = time.perf_counter()
-        function(x)
-        return time.perf_counter() - begin
-    finally:
-        torch.set_num_threads(before)
 
 
 def report(metrics: dict[str, Any], out: Path, console: Console) -> None:

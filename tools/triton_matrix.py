@@ -1,6 +1,6 @@
 """Runs ``triton_aot.py`` with several versions of Triton, which pip installs into folders thrown away after.
 
-    python bench/triton_matrix.py [--all] [--arch 80 90 100] [--versions 3.3.0 ...] [--out FILE]
+    python tools/triton_matrix.py [--all] [--arch 80 90 100] [--versions 3.3.0 ...] [--out FILE]
 
 The table has a row for each kernel and architecture that spills, or has another fault, with any version; the
 figures are bytes spilled by the default configuration. Without ``--all`` a version takes a minute or two. The

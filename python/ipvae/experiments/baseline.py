@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .model import IPVAE
+from ..models.poisson import IPVAE
 
 FLOOR = -8.0
 RATE_FLOOR = 1.1920929e-07
@@ -170,7 +170,7 @@ def sample(log_rate: Tensor, estimator: str, temperature: float, n_arrivals: int
 
 def released_quantile(rate: Tensor) -> int:
     """The released number of arrivals, the 0.999 quantile of Poisson(largest rate)."""
-    from .training import arrivals_quantile
+    from ..models.arrivals import arrivals_quantile
 
     return arrivals_quantile(rate.detach().max().item())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,31 +16,15 @@ from torch import Tensor
 
 from ipvae_kernels import checks
 
-from .extras import explained
-from .inputs import Source, as_labels, gather, labelled, whole
+from ..inputs import Source, as_labels, gather, labelled, whole
+from ..models.base import IterativeVAE, frames
 from .metrics import SparsitySums, StepSums, r2_from_error, steps_to, total_variation
-from .model import IterativeVAE, frames
+from .readout import Readout, linear_readout
 
 SCALARS = ("recon", "kl", "squared_error", "spikes", "zeros")
 # Recorded values of one measure held at once, steps x samples: 16 MiB in float32.
 BLOCK = 2**22
-
 Curve = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Readout:
-    """Logistic regression from the latents to labels.
-
-    Attributes:
-        accuracy: on the evaluated samples, fraction.
-        train_accuracy: on the samples it was fitted to, fraction.
-        converged: whether the solver finished within its iterations.
-    """
-
-    accuracy: float
-    train_accuracy: float
-    converged: bool
 
 
 @dataclass(frozen=True)
@@ -240,34 +223,6 @@ def latents_at(
             done = mark
             rows[mark].append(model.rates(state.log_rate).cpu())
     return {mark: torch.cat(values) for mark, values in rows.items()}
-
-
-@explained()
-def linear_readout(
-    train_x: Tensor, train_y: Tensor, x: Tensor, y: Tensor, *, C: float = 1.0, max_iter: int = 100
-) -> Readout:
-    """Accuracy of scikit-learn's `LogisticRegression`, as in the released analysis (``clf_score``).
-
-    Args:
-        train_x: latents it is fitted to, [L, K].
-        train_y: their labels, [L].
-        x: latents, [N, K].
-        y: their labels, [N].
-        C: inverse strength of the L2 penalty.
-        max_iter: iterations of the solver; the default of 100 is often too few to converge, and is the
-            authors'.
-    """
-    from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        fit = LogisticRegression(C=C, max_iter=max_iter).fit(train_x.cpu().numpy(), train_y.cpu().numpy())
-    return Readout(
-        accuracy=float(fit.score(x.cpu().numpy(), y.cpu().numpy())),
-        train_accuracy=float(fit.score(train_x.cpu().numpy(), train_y.cpu().numpy())),
-        converged=bool((fit.n_iter_ < max_iter).all()),
-    )
 
 
 def _rollout(

@@ -1,0 +1,1 @@
+"""What `ipvae` runs as a whole: the demo, and what it is timed against."""

@@ -1,0 +1,1 @@
+"""What others' code and files need to be used here."""

@@ -1,0 +1,1 @@
+"""The models and their configurations: a file a family, listed in `registry`."""

@@ -1,0 +1,64 @@
+"""The iterative Poisson VAE, `IPVAE`: spikes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import ipvae_kernels
+from ipvae_kernels import PoissonParams, checks
+
+from .. import checkpoint
+from ..inputs import Inputs
+from .base import IterativeVAE
+
+
+class IPVAE(IterativeVAE):
+    """The iterative Poisson VAE: spikes, and log rates as membrane potentials (arXiv 2410.19315).
+
+    Example:
+        >>> model = IPVAE(ModelConfig(n_inputs=784, n_latents=512))
+        >>> loss = model(torch.rand(8, 784), beta=24.0).loss
+        >>> spikes = model.infer(torch.rand(8, 784), 100, record=("spikes",)).records["spikes"]
+    """
+
+    kind = "poisson"
+    n_states = 1
+    clamp_init = 2.0
+
+    def _reset_prior(self, generator: torch.Generator) -> None:
+        low, high = self.config.init_log_rate
+        shape = (1, self.config.n_latents)
+        draw = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+        self.layer.u_init[0].copy_(low + (high - low) * draw)
+
+    @property
+    def params(self) -> PoissonParams:
+        """The parameters as `ipvae_kernels` takes them."""
+        layer = self.layer
+        return PoissonParams(
+            dictionary=self.dictionary, log_sigma=self.log_sigma, log_bias=layer.log_bias[0],
+            log_lr=layer.log_lr[0][0], log_rate_init=layer.u_init[0][0],
+        )  # fmt: skip
+
+    @property
+    def n_arrivals(self) -> int | None:
+        """The cut of the arrivals in force in training, None for no cut."""
+        value = self.config.n_arrivals
+        return int(self.layer.read("n_exp")) if value == "released" else value
+
+    def set_n_arrivals(self, n: int) -> None:
+        """Sets the cut used with ``n_arrivals="released"``, that is, the buffer that is saved.
+
+        Raises:
+            TypeError, ValueError: for what is not a number of arrivals.
+        """
+        self.layer.write("n_exp", checks.integer("n", n, 1, checkpoint.ARRIVALS_MAX))
+
+    def rates(self, log_rate: Inputs) -> Tensor:
+        """exp(u), of the shape of the log rates."""
+        return self._taken("log_rate", log_rate).exp()
+
+    def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
+        log_rate = self.params.log_rate_init.expand(n, -1)
+        return ipvae_kernels.poisson_sample(log_rate, seed=seed, sample_offset=sample_offset)

@@ -1,0 +1,1 @@
+"""Training with the released recipe, on Lightning."""
