@@ -1,9 +1,11 @@
 // The kernels of one instruction set. CMake compiles this file once per set, with IPVAE_TARGET naming it and the
 // compiler's flags for it. Nothing here may instantiate a template of the standard library: the linker would merge it
 // with the other sets' copies.
-#include "gaussian_rows.h"
-#include "poisson_rows.h"
-#include "rollout.h"
+#include "cells/gaussian.h"
+#include "cells/poisson.h"
+#include "rollout/backward.h"
+#include "rollout/dictionary_grad.h"
+#include "rollout/forward.h"
 
 IPVAE_BEGIN
 

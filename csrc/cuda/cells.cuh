@@ -1,5 +1,5 @@
-// The cells of the rollout driver (rollout.cuh), four neighbouring neurons at a time. The arithmetic is that of
-// csrc/cpu/poisson_rows.h and csrc/cpu/gaussian_rows.h.
+// The cells of the rollout driver (cuda/rollout), four neighbouring neurons at a time. The arithmetic is that of
+// csrc/cpu/cells.
 #pragma once
 
 #include "draw.cuh"

@@ -2,7 +2,8 @@
 #pragma once
 
 #include "launch.cuh"
-#include "rollout.cuh"
+#include "rollout/forward.cuh"
+#include "rollout/backward.cuh"
 
 namespace ipvae::cuda {
 

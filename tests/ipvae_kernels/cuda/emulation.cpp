@@ -7,7 +7,8 @@
 
 #include "../../../csrc/bindings/cuda.h"
 #include "../../../csrc/cuda/pointwise.cuh"
-#include "../../../csrc/cuda/rollout.cuh"
+#include "../../../csrc/cuda/rollout/forward.cuh"
+#include "../../../csrc/cuda/rollout/backward.cuh"
 
 namespace ipvae {
 

@@ -1,11 +1,11 @@
-// The Poisson cell of the rollout driver (rollout.h), a row at a time: log rates in, counts out.
+// The Poisson cell of the rollout driver (cpu/rollout), a row at a time: log rates in, counts out.
 #pragma once
 
-#include "draw.h"
-#include "kernels.h"
-#include "rows.h"
+#include "../draw.h"
+#include "../kernels.h"
+#include "../rows.h"
 
-#include "../common/cells/poisson.h"
+#include "../../common/cells/poisson.h"
 
 IPVAE_BEGIN
 

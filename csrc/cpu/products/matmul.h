@@ -5,7 +5,7 @@
 // tile with nor on whether zero coefficients were skipped.
 #pragma once
 
-#include "rows.h"
+#include "../rows.h"
 
 #if defined(__AMX_BF16__)
 #include "amx_outer.h"

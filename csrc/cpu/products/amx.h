@@ -1,7 +1,7 @@
 // AMX tiles: eight registers of 16 rows of 64 bytes.
 #pragma once
 
-#include "rows.h"
+#include "../rows.h"
 
 IPVAE_BEGIN
 

@@ -1,13 +1,13 @@
-// The Gaussian cell of the rollout driver (rollout.h), a row at a time: means and log sigmas in, activated samples out.
+// The Gaussian cell of the rollout driver (cpu/rollout), a row at a time: means and log sigmas in, activated samples out.
 #pragma once
 
-#include "draw.h"
-#include "kernels.h"
-#include "rows.h"
+#include "../draw.h"
+#include "../kernels.h"
+#include "../rows.h"
 
-#include "../common/cells/cell.h"
-#include "../common/cells/gaussian.h"
-#include "../common/normal.h"
+#include "../../common/cells/cell.h"
+#include "../../common/cells/gaussian.h"
+#include "../../common/normal.h"
 
 IPVAE_BEGIN
 
