@@ -317,7 +317,7 @@ def test_infer_refuses_unknown_and_endless_records(run: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("command", ["train", "eval", "infer", "plot"])
 def test_help_lists_every_backend_and_precision(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ipvae_kernels.choice.NAMES", (*NAMES, "abacus"))
+    monkeypatch.setattr("ipvae_kernels.backend.choice.NAMES", (*NAMES, "abacus"))
     text = re.sub(r"\W+", " ", call(command, "--help").output)
     assert " ".join((*NAMES, "abacus")) in text
     assert " ".join(MATMUL_PRECISIONS) in text

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, cast
 
 import pytest
@@ -492,3 +493,30 @@ def test_the_check_for_finite_values_can_be_turned_off(model: IterativeVAE, x: T
     with pytest.raises(ValueError, match="finite"):
         latents_at(model, x, [2])
     assert latents_at(model, x, [2], check=False)[2].shape == (6, 7)
+
+
+# What a model has of its configuration, its buffers or its weights, so that a call need not say it.
+CONFIGURED = {"params", "n_inner", "beta_inner", "kl", "clamp_u", "clamp_du", "n_arrivals"}
+NOT_OF_A_MODEL = {"decoder", "neuron_offset"}  # it has a decoder of its own, and all neurons
+
+
+@pytest.mark.parametrize(
+    ("method", "op"), [(IPVAE.forward, ipvae_kernels.elbo), (IPVAE.infer, ipvae_kernels.infer)]
+)
+def test_a_model_passes_on_every_option_of_a_rollout(method: Any, op: Any) -> None:
+    options = set(signature(op).parameters) - CONFIGURED - NOT_OF_A_MODEL
+    assert options == set(signature(method).parameters) - {"self"}
+
+
+def test_options_of_a_call_reach_the_rollout(x: Tensor) -> None:
+    model = small(init_log_rate=(-1.0, 1.0))
+    options = {"single_draw": True, "seed": 3}
+    ours = model(x, 4, checkpoint=2, **options)
+    loss = ipvae_kernels.elbo(
+        x, model.params, 4, estimator=model.config.estimator, temperature=model.temperature,
+        clamp_u=model.clamps["clamp_u"], clamp_du=model.clamps["clamp_du"], **options,
+    ).loss  # fmt: skip
+    assert torch.equal(ours.loss, loss)
+    assert not torch.equal(ours.loss, model(x, 4, seed=3).loss)
+    with pytest.raises(ValueError, match="matmul_precision: expected one of float32, tf32, bf16"):
+        model(x, 4, matmul_precision="half")

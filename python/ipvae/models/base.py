@@ -191,6 +191,9 @@ class IterativeVAE(nn.Module):
         temperature: float | None = None,
         estimator: str | None = None,
         truncate: int | None = None,
+        checkpoint: int | None = None,
+        single_draw: bool = False,
+        matmul_precision: str | None = None,
         state: State | None = None,
         seed: int | Tensor | None = None,
         sample_offset: int | None = None,
@@ -206,6 +209,10 @@ class IterativeVAE(nn.Module):
             temperature: of the relaxed counts; None: the attribute.
             estimator: of d(counts)/d(log rate); None: the configuration's.
             truncate: cut the gradient after every so many steps; None: never.
+            checkpoint: keep the trajectory of so many steps at a time, and run them once more in the
+                backward; None: of as many as fit in 64 MiB.
+            single_draw: use the counts of one step's loss for the next step's update.
+            matmul_precision: format of products on a GPU's tensor cores; None: the attribute.
             state: to continue from; None: the learned initial state.
             seed: of the noise; None: drawn from torch's generator.
             sample_offset: global index of the first row; None: the state's, or 0. The noise of a row is a
@@ -219,10 +226,11 @@ class IterativeVAE(nn.Module):
         """
         return ipvae_kernels.elbo(
             self.flatten(x), self.params, self._steps(steps),
-            state=state, beta=beta, truncate=truncate, seed=seed, sample_offset=sample_offset,
-            backend=backend, check=check, n_arrivals=self.n_arrivals,
+            state=state, beta=beta, truncate=truncate, checkpoint=checkpoint, single_draw=single_draw,
+            seed=seed, sample_offset=sample_offset, backend=backend, check=check, n_arrivals=self.n_arrivals,
             estimator=self.config.estimator if estimator is None else estimator,
-            temperature=self.temperature if temperature is None else temperature, **self._cell_options(),
+            temperature=self.temperature if temperature is None else temperature,
+            **self._cell_options(matmul_precision),
         )  # fmt: skip
 
     def infer(
@@ -235,6 +243,7 @@ class IterativeVAE(nn.Module):
         state: State | None = None,
         seed: int | Tensor | None = None,
         single_draw: bool = False,
+        matmul_precision: str | None = None,
         sample_offset: int | None = None,
         backend: str = "auto",
         check: bool = True,
@@ -249,6 +258,7 @@ class IterativeVAE(nn.Module):
             state: to continue from; None: the learned initial state.
             seed: of the noise; None: drawn from torch's generator.
             single_draw: use the counts of one step's loss for the next step's update.
+            matmul_precision: format of products on a GPU's tensor cores; None: the attribute.
             sample_offset: global index of the first row, as in `forward`; None: the state's, or 0.
             backend: of `ipvae_kernels`.
             check: raise where an input or the result is not finite; False saves a pass over each.
@@ -260,18 +270,21 @@ class IterativeVAE(nn.Module):
             return ipvae_kernels.infer(
                 self.flatten(x), self.params, self._steps(steps),
                 state=state, record=record, record_every=record_every, seed=seed, single_draw=single_draw,
-                sample_offset=sample_offset, backend=backend, check=check, **self._cell_options(),
+                sample_offset=sample_offset, backend=backend, check=check,
+                **self._cell_options(matmul_precision),
             )  # fmt: skip
 
     def _steps(self, steps: int | None) -> int:
         return self.config.t_train if steps is None else steps
 
-    def _cell_options(self) -> dict[str, Any]:
+    def _cell_options(self, matmul_precision: str | None) -> dict[str, Any]:
+        """What a rollout takes from the configuration, the buffers and the attributes."""
         config = self.config
         leak = self.layer.read("beta_inner") if config.n_inner > 1 else 0.0
         return {
             "n_inner": config.n_inner, "beta_inner": leak, "kl": config.kl,
-            "matmul_precision": self.matmul_precision, **self.clamps,
+            "matmul_precision": self.matmul_precision if matmul_precision is None else matmul_precision,
+            **self.clamps,
         }  # fmt: skip
 
     def rates(self, log_rate: Inputs) -> Tensor:

@@ -14,10 +14,12 @@ from .config import ModelConfig
 from .gaussian import IGVAE
 from .poisson import IPVAE
 
+FAMILIES: dict[str, type[IPVAE] | type[IGVAE]] = {family.kind: family for family in (IPVAE, IGVAE)}
+
 
 def build_model(config: ModelConfig) -> IPVAE | IGVAE:
     """The model that a configuration describes, with freshly drawn weights."""
-    return IPVAE(config) if config.kind == "poisson" else IGVAE(config)
+    return FAMILIES[config.kind](config)
 
 
 def load_model(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> IPVAE | IGVAE:

@@ -1,0 +1,214 @@
+"""``ipvae train``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from ..extras import explained
+from ..models.config import ESTIMATORS
+from .app import TERMINATED, app, clear_errors, fail
+from .loading import load_data, machine
+from .options import (
+    Backend,
+    Data,
+    DataDir,
+    Device,
+    KernelCommand,
+    KindName,
+    LoggerName,
+    Motion,
+    Precision,
+    Recipe,
+    Seed,
+    Threads,
+)  # fmt: skip
+
+with explained():
+    import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..data import DataSplits
+    from ..models.config import ModelConfig
+    from ..training.config import TrainConfig
+    from ..training.module import Frames
+    from ..training.run import TrainResult
+
+
+@app.command(cls=KernelCommand)
+@clear_errors
+def train(
+    data: Data = "patches",
+    data_dir: DataDir = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("run"),
+    recipe: Annotated[
+        Recipe,
+        typer.Option(help="short: ours, minutes; released: the paper's, for patches and 28x28 images."),
+    ] = Recipe.SHORT,
+    latents: Annotated[int | None, typer.Option(help="Neurons K.")] = None,
+    t_train: Annotated[int | None, typer.Option(help="Inference steps T unrolled in training.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps; excludes --epochs.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; excludes --max-steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Inputs per optimizer step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of the KL: larger is sparser.")] = None,
+    kl: Annotated[
+        str | None, typer.Option(help="exact, or released (to which the paper's betas belong).")
+    ] = None,
+    estimator: Annotated[
+        str | None,
+        typer.Option(autocompletion=lambda: ESTIMATORS, help=f"Gradient of counts: {', '.join(ESTIMATORS)}."),
+    ] = None,
+    kind: Annotated[KindName, typer.Option(help="poisson: iP-VAE; gaussian: iG-VAE.")] = KindName.POISSON,
+    activation: Annotated[str, typer.Option(help="Of a gaussian model: identity or relu.")] = "identity",
+    motion: Annotated[
+        Motion, typer.Option(help="Train on moving images, a frame per inference step.")
+    ] = Motion.NONE,
+    seed: Seed = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out where it stopped.")
+    ] = False,
+    logger: Annotated[LoggerName, typer.Option(help="Format of the log in OUT/logs.")] = LoggerName.CSV,
+    eval_steps: Annotated[
+        int, typer.Option(min=0, help="Inference steps of the final test; 0: no test.")
+    ] = 1000,
+    device: Device = "auto",
+    backend: Backend = "auto",
+    matmul_precision: Precision = "float32",
+    threads: Threads = None,
+) -> None:
+    """Train a model and leave it in OUT/model.
+
+    Starts from a recipe; every option given overrides it.
+
+    Ctrl-C stops after the step at hand and saves; the same command with --resume continues bit for bit.
+
+    [bold]Examples:[/]
+
+    ipvae train --data digits --out digits
+
+    ipvae train --data patches --recipe released --max-steps 20000 --out patches
+
+    [bold]Next:[/] ipvae eval digits --data digits --readout
+    """
+    from ..checkpoint import LAST
+
+    place = machine(threads, backend, device, matmul_precision)
+    last = out / LAST
+    if last.exists() and not resume:
+        raise FileExistsError(f"{out} holds a run: --resume continues it, another --out starts a new one")
+    if resume and not last.exists():
+        raise FileNotFoundError(f"--resume: no {last} to continue from; leave it out to start a run")
+    splits = load_data(data, data_dir)
+    model_config, train_config = _recipe(recipe, data, splits, kind, activation)
+    model_config = _override(
+        model_config, n_latents=latents, t_train=t_train, kl=kl, estimator=estimator, seed=seed
+    )
+    train_config = _override(train_config, batch_size=batch_size, lr=lr, beta_outer=beta, seed=seed)
+    if lr is not None and lr < train_config.lr_min:
+        train_config = dataclasses.replace(train_config, lr_min=lr)
+    if max_steps is not None or epochs is not None:
+        train_config = dataclasses.replace(train_config, max_steps=max_steps, epochs=epochs)
+    typer.echo(f"{splits.about}\n{_describe(model_config, train_config, len(splits.train))}")
+
+    from ..models.registry import build_model
+    from ..training.run import train as run
+
+    model = build_model(model_config)
+    model.matmul_precision = matmul_precision
+    frames = _frames(motion, splits, train_config.steps or model_config.t_train)
+    try:
+        result = run(
+            model, splits, train_config, out, resume=resume, logger=logger.value, frames=frames,
+            backend=backend, accelerator=place.type, devices=1 if place.index is None else [place.index],
+        )  # fmt: skip
+    except KeyboardInterrupt as error:
+        hint = "the same command with --resume continues" if last.exists() else "nothing was saved yet"
+        raise KeyboardInterrupt(f"interrupted; {hint}") from error
+    if not result.complete:  # no callback of a user's runs here: it was a SIGTERM
+        fail(f"terminated after step {result.steps:,}; the same command with --resume continues", TERMINATED)
+    result.model.to(place)
+    _report_training(result, splits, eval_steps, seed, backend, moving=frames is not None)
+    source = f"{data} --data-dir {data_dir}" if data_dir is not None else data
+    typer.echo(f"Model in {result.model_dir}; next: ipvae eval {result.model_dir} --data {source}")
+
+
+def _recipe(
+    recipe: Recipe, data: str, splits: DataSplits, kind: KindName, activation: str
+) -> tuple[ModelConfig, TrainConfig]:
+    from ..training.recipes import paper_recipe, short_recipe
+
+    if recipe is Recipe.SHORT:
+        return short_recipe(splits, kind.value, activation)  # type: ignore[arg-type]
+    return paper_recipe(data, splits.shape, kind.value, activation)  # type: ignore[arg-type]
+
+
+C = TypeVar("C", "ModelConfig", "TrainConfig")
+
+
+def _override(config: C, **options: Any) -> C:
+    return dataclasses.replace(config, **{name: v for name, v in options.items() if v is not None})
+
+
+def _frames(motion: Motion, splits: DataSplits, steps: int) -> Frames | None:
+    """Makes `steps` frames of each input, as `train` asks for them; None for still ones."""
+    if motion is Motion.NONE:
+        return None
+    from ..data import JitterFeeder, RotationFeeder
+
+    shape = splits.shape  # a checkpoint knows `frames` by the plain values that it holds
+
+    def frames(x: Tensor, seed: int) -> Tensor:
+        images = x.reshape(-1, *shape)
+        if motion is Motion.JITTER:
+            return JitterFeeder(images, seed=seed).frames(0, steps)
+        return RotationFeeder(images).frames(0, steps)
+
+    return frames
+
+
+def _describe(model: ModelConfig, train: TrainConfig, n: int) -> str:
+    extra = (
+        f"estimator {model.estimator}, " if model.kind == "poisson" else f"activation {model.activation}, "
+    )
+    return (
+        f"{model.kind} model, {model.n_latents} neurons, {model.t_train} inference steps; "
+        f"{train.total_steps(n):,} updates of {train.batch_size} inputs, lr {train.lr:g}, "
+        f"beta {train.beta_outer:g} ({model.kl} KL), {extra}seed {train.seed}"
+    )
+
+
+def _report_training(
+    result: TrainResult, splits: DataSplits, eval_steps: int, seed: int, backend: str, *, moving: bool
+) -> None:
+    """Prints the last validation, and R2 and sparsity of the test set after T steps and at the end."""
+    import numpy as np
+
+    from ..evaluation.evaluate import evaluate as run
+
+    typer.echo(f"Trained {result.steps:,} steps, {result.seconds:.0f} s in this session.")
+    validated = {
+        name: values[np.isfinite(values)]
+        for name, values in result.history.items()
+        if name.startswith("val_")
+    }
+    if validated.get("val_r2", np.empty(0)).size:
+        typer.echo(
+            f"Validation: R2 {validated['val_r2'][-1]:.4f}, silent {100 * validated['val_zeros'][-1]:.1f} %, "
+            f"-ELBO {validated['val_nelbo'][-1]:.2f} nats"
+        )
+    if eval_steps and len(splits.test):
+        t_train = result.model.config.t_train
+        last = max(eval_steps, t_train)
+        found = run(
+            result.model, splits.test[:1000], last, marks=(), batch_size=200, seed=seed, backend=backend
+        )
+        still = ", still images" if moving else ""
+        for step in sorted({t_train, last}):
+            typer.echo(
+                f"Test ({found.n_samples:,} samples{still}), step {step:,}: R2 {found.r2[step - 1]:.4f}, "
+                f"silent {100 * found.zeros[step - 1]:.1f} %"
+            )
