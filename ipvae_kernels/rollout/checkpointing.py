@@ -16,6 +16,7 @@ from torch import Tensor
 from ..cells import CELLS
 from .config import RolloutConfig
 from .eager import Trace
+from .problem import Inputs, Trajectory, Upstream
 
 TRAJECTORY_BYTES = 64 * 2**20
 """The trajectory kept at once, unless a single step is larger. T = 16 at B 200, K 512, M 256 keeps 46 MB and
@@ -30,27 +31,20 @@ def steps_kept(cfg: RolloutConfig, x: Tensor, dictionary: Tensor) -> int:
     return max(1, TRAJECTORY_BYTES // max(1, numbers * x.element_size()))
 
 
-def elbo(
-    module: ModuleType,
-    x: Tensor,
-    parameters: list[Tensor],
-    log_rate: Tensor,
-    seed: Tensor,
-    cfg: RolloutConfig,
-    steps: int,
-) -> Trace:
+def elbo(module: ModuleType, inputs: Inputs, seed: Tensor, cfg: RolloutConfig, steps: int) -> Trace:
     """``module.elbo`` by segments of ``steps``.
 
     With one segment it is ``module.elbo``, whole trajectory included; with more, ``path`` holds the state at
     the start of each, and the rest of the trajectory is empty.
     """
     if steps >= cfg.steps:
-        whole: Trace = module.elbo(x, *parameters, log_rate, seed, cfg)
+        whole: Trace = module.elbo(*inputs, seed, cfg)
         return whole
-    recon, kl, checkpoints = [], [], []
-    for part, frames in parts(x, cfg, steps):
+    recon, kl, checkpoints, log_rate = [], [], [], inputs.log_rate
+    for part, frames in parts(inputs.x, cfg, steps):
         checkpoints.append(log_rate)
-        part_recon, part_kl, log_rate, *rest = module.elbo(frames, *parameters, log_rate, seed, part)
+        segment = inputs._replace(x=frames, log_rate=log_rate)
+        part_recon, part_kl, log_rate, *rest = module.elbo(*segment, seed, part)
         recon.append(part_recon)
         kl.append(part_kl)
         empty = [tensor.new_empty((0, *tensor.shape[1:])) for tensor in rest[1:]]
@@ -60,11 +54,10 @@ def elbo(
 
 def elbo_backward(
     module: ModuleType,
-    grads: tuple[Tensor, Tensor, Tensor],
-    x: Tensor,
-    parameters: list[Tensor],
+    upstream: Upstream,
+    inputs: Inputs,
+    trajectory: Trajectory,
     seed: Tensor,
-    trajectory: list[Tensor],
     cfg: RolloutConfig,
     steps: int,
 ) -> tuple[Tensor, ...]:
@@ -72,27 +65,25 @@ def elbo_backward(
 
     Args:
         module: of the backend that serves.
-        grads: upstream gradients of recon and kl, [T, B], and of the final state.
-        x: [B, M] or [T, B, M].
-        parameters: dictionary, log_sigma, log_bias, log_lr.
+        upstream: gradients from above.
+        inputs: of the forward.
+        trajectory: of the forward.
         seed: int64, [].
-        trajectory: path, counts, slopes, errors, drives.
         cfg: constants.
         steps: of a segment.
     """
     if steps >= cfg.steps:
-        whole: tuple[Tensor, ...] = module.elbo_backward(*grads, x, *parameters, *trajectory, cfg)
+        whole: tuple[Tensor, ...] = module.elbo_backward(*upstream, *inputs[:-1], *trajectory, cfg)
         return whole
-    grad_recon, grad_kl, grad = grads
-    checkpoints = trajectory[0]
+    x, grad = inputs.x, upstream.grad_log_rate
     grad_frames: list[Tensor] = []
     totals: list[Tensor] = []
     for i, (part, frames) in reversed(list(enumerate(parts(x, cfg, steps)))):
         rows = slice(part.step - cfg.step, part.step - cfg.step + part.steps)
-        _, _, _, *again = module.elbo(frames, *parameters, checkpoints[i], seed, part)
-        grad_x, *of_parameters, grad = module.elbo_backward(
-            grad_recon[rows], grad_kl[rows], grad, frames, *parameters, *again, part
-        )
+        segment = inputs._replace(x=frames, log_rate=trajectory.path[i])
+        _, _, _, *again = module.elbo(*segment, seed, part)
+        above = Upstream(upstream.grad_recon[rows], upstream.grad_kl[rows], grad)
+        grad_x, *of_parameters, grad = module.elbo_backward(*above, *segment[:-1], *again, part)
         del again
         grad_frames.append(grad_x)
         totals = [a + b for a, b in zip(totals, of_parameters, strict=True)] if totals else of_parameters

@@ -17,10 +17,7 @@ from torch import Tensor
 from .. import _transforms, checks
 from ..backend import choice
 from . import checkpointing, eager, stretches
-from .config import RolloutConfig
-
-Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""x, dictionary, log_sigma, log_bias, log_lr, and the state before the first step."""
+from .problem import Inputs, Trajectory, Upstream, schema, taken
 
 DIVERGED = (
     "the rollout left the range of floating point numbers; are x, the parameters and the clamps reasonable?"
@@ -34,48 +31,10 @@ _NAMES = (
     "params.log_lr",
     "initial state (params or state)",
 )
-# The constants of a rollout: the floats are one tensor (see _transforms.packed), the others arguments.
-_FLOATS = ("beta_inner", "clamp_u", "clamp_du", "temperature", "clamp_xi", "clamp_dxi")
-_OTHERS = {
-    "steps": "SymInt",
-    "n_inner": "SymInt",
-    "kl": "str",
-    "single_draw": "bool",
-    "estimator": "str",
-    "n_arrivals": "SymInt?",
-    "step": "SymInt",
-    "sample_offset": "SymInt",
-    "neuron_offset": "SymInt",
-    "cell": "str",
-    "matmul_precision": "str",
-}
-_TENSORS = "Tensor x, Tensor dictionary, Tensor log_sigma, Tensor log_bias, Tensor log_lr, Tensor log_rate"
-# ``mapped``: how many rows of torch.vmap the indices of the noise are already spread over.
-_CONFIG = (
-    "Tensor seed, Tensor floats, "
-    + ", ".join(f"{kind} {name}" for name, kind in _OTHERS.items())
-    + ", SymInt mapped"
-)
-_TRACE = "Tensor path, Tensor counts, Tensor slopes, Tensor errors, Tensor drives"
-_FIRST = 6  # of the constants among the arguments of the forward ops
-_SIZE = 3 + len(_OTHERS)
 
 
-def constants(seed: Tensor, cfg: RolloutConfig) -> tuple[Any, ...]:
-    """Seed and constants as the arguments of the ops."""
-    floats = _transforms.packed(*(getattr(cfg, name) for name in _FLOATS))
-    return (seed, floats, *(getattr(cfg, name) for name in _OTHERS), 1)
-
-
-def _config(arguments: Sequence[Any], *, fake: bool = False) -> RolloutConfig:
-    """The configuration from the arguments of :func:`constants`; of fake tensors, without the floats."""
-    _, floats, *others = arguments[:-1]
-    numbers = {} if fake else dict(zip(_FLOATS, floats.tolist(), strict=True))
-    return RolloutConfig(**dict(zip(_OTHERS, others, strict=True)), **numbers)
-
-
-def check_finite(tensors: Tensors) -> None:
-    """Refuses arguments that are not finite."""
+def check_finite(tensors: Sequence[Tensor]) -> None:
+    """Refuses :class:`Inputs` that are not finite."""
     checks.finite(**dict(zip(_NAMES, tensors, strict=True)))
 
 
@@ -84,62 +43,57 @@ def check_loss(recon: Tensor, kl: Tensor, state: Tensor) -> None:
     checks.finite_result(DIVERGED, recon=recon.sum(), kl=kl.sum(), state=state)
 
 
-def _serve(backend: str, tensors: Sequence[Tensor]) -> tuple[Any, list[Tensor]]:
-    module = choice.implementation(__package__, backend, *tensors)
-    return module, [tensor.contiguous() for tensor in tensors]
+def _serve(backend: str, *parts: Any) -> tuple[Any, ...]:
+    """The module that serves, and the tensors made dense."""
+    module = choice.implementation(__package__, backend, *(tensor for part in parts for tensor in part))
+    return module, *(type(part)(*(tensor.contiguous() for tensor in part)) for part in parts)
 
 
 def _infer_kernel(*arguments: Any) -> list[Tensor]:
     """The final log rate, then the records named in ``record`` (comma separated, in canonical order)."""
-    tensors, cfg = arguments[:_FIRST], _config(arguments[_FIRST : _FIRST + _SIZE])
-    record, record_every, backend, check = arguments[_FIRST + _SIZE :]
+    inputs, seed, cfg, (record, record_every, backend, check) = taken(arguments, Inputs)
     if check:
-        check_finite(tensors)
-    module, dense = _serve(backend, tensors)
+        check_finite(inputs)
+    module, inputs = _serve(backend, inputs)
     names = tuple(record.split(",")) if record else ()
-    with _transforms.without_autocast(dense[0].device):
-        x, *parameters, log_rate = dense
-        results = stretches.infer(
-            module, x, parameters, log_rate, arguments[_FIRST], cfg, names, record_every
-        )
+    with _transforms.without_autocast(inputs.x.device):
+        results = stretches.infer(module, inputs, seed, cfg, names, record_every)
     if check:
         checks.finite_result(DIVERGED, **dict(zip(("state", *names), results, strict=True)))
     return results
 
 
 def _infer_shapes(*arguments: Any) -> list[Tensor]:
-    x, dictionary, *_, log_rate = arguments[:_FIRST]
-    cfg = _config(arguments[_FIRST : _FIRST + _SIZE], fake=True)
-    record, every = arguments[_FIRST + _SIZE : _FIRST + _SIZE + 2]
+    inputs, _, cfg, (record, every, *_) = taken(arguments, Inputs, fake=True)
+    x, log_rate = inputs.x, inputs.log_rate
     # The first form does not depend on the step, on which a compiled graph then need not specialise.
     rows = (
         cfg.steps // every if cfg.steps % every == 0 else (cfg.step + cfg.steps) // every - cfg.step // every
     )
-    shapes = eager.record_shapes(x.shape[-2], dictionary.shape, log_rate.shape)
+    shapes = eager.record_shapes(x.shape[-2], inputs.dictionary.shape, log_rate.shape)
     names = record.split(",") if record else []
     return [x.new_empty(log_rate.shape), *(x.new_empty((rows, *shapes[name])) for name in names)]
 
 
 def _elbo_kernel(*arguments: Any) -> eager.Trace:
     """What ``checkpointing.elbo`` returns; shapes at ``eager.Trace``."""
-    tensors, cfg = arguments[:_FIRST], _config(arguments[_FIRST : _FIRST + _SIZE])
-    checkpoint, backend, check = arguments[_FIRST + _SIZE :]
+    inputs, seed, cfg, (checkpoint, backend, check) = taken(arguments, Inputs)
     if check:
-        check_finite(tensors)
-    module, (x, *parameters, log_rate) = _serve(backend, tensors)
-    kept = checkpoint or checkpointing.steps_kept(cfg, x, tensors[1])
-    with _transforms.without_autocast(x.device):
-        trace = checkpointing.elbo(module, x, parameters, log_rate, arguments[_FIRST], cfg, kept)
+        check_finite(inputs)
+    module, inputs = _serve(backend, inputs)
+    kept = checkpoint or checkpointing.steps_kept(cfg, inputs.x, inputs.dictionary)
+    with _transforms.without_autocast(inputs.x.device):
+        trace = checkpointing.elbo(module, inputs, seed, cfg, kept)
     if check:
         check_loss(*trace[:3])
     return trace
 
 
 def _elbo_shapes(*arguments: Any) -> eager.Trace:
-    x, dictionary, *_, log_rate = arguments[:_FIRST]
-    cfg = _config(arguments[_FIRST : _FIRST + _SIZE], fake=True)
-    batch, (pixels, neurons) = x.shape[-2], dictionary.shape
-    kept = arguments[_FIRST + _SIZE] or checkpointing.steps_kept(cfg, x, dictionary)
+    inputs, _, cfg, (checkpoint, *_) = taken(arguments, Inputs, fake=True)
+    x, log_rate = inputs.x, inputs.log_rate
+    batch, (pixels, neurons) = x.shape[-2], inputs.dictionary.shape
+    kept = checkpoint or checkpointing.steps_kept(cfg, x, inputs.dictionary)
     whole = cfg.steps if kept >= cfg.steps else 0
     updates, draws = whole * cfg.n_inner, (whole, cfg.n_inner + 1, batch)
     states = updates + 1 if whole else -(-cfg.steps // kept)
@@ -156,29 +110,28 @@ def _elbo_shapes(*arguments: Any) -> eager.Trace:
 
 
 def _elbo_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    """Gradients of x, dictionary, log_sigma, log_bias, log_lr and of the first log rate.
+    """Gradients of all inputs.
 
-    The first log rate is an argument so that a second derivative in it alone is refused as well.
+    The first log rate is an argument so that a second derivative in it alone is refused as well; its numbers
+    are those at the start of the path.
     """
-    grads, tensors, trace = arguments[:3], arguments[3:9], arguments[9:14]
-    cfg = _config(arguments[14 : 14 + _SIZE])
-    checkpoint, backend, check = arguments[14 + _SIZE :]
-    module, dense = _serve(backend, (*grads, *tensors[:5], *trace))
-    x, parameters = dense[3], dense[4:8]
-    kept = checkpoint or checkpointing.steps_kept(cfg, x, tensors[1])
-    with _transforms.without_autocast(x.device):
-        gradients = checkpointing.elbo_backward(
-            module, (dense[0], dense[1], dense[2]), x, parameters, arguments[14], dense[8:], cfg, kept
-        )
+    upstream, inputs, trajectory, seed, cfg, rest = taken(arguments, Upstream, Inputs, Trajectory)
+    checkpoint, backend, check = rest
+    inputs = inputs._replace(log_rate=trajectory.path[0])
+    module, dense, inputs, trajectory = _serve(backend, upstream, inputs, trajectory)
+    kept = checkpoint or checkpointing.steps_kept(cfg, inputs.x, inputs.dictionary)
+    with _transforms.without_autocast(inputs.x.device):
+        gradients = checkpointing.elbo_backward(module, dense, inputs, trajectory, seed, cfg, kept)
     # A loss that is scaled on purpose until it overflows (torch.amp.GradScaler) is not the rollout's fault.
-    if check and checks.is_finite(*grads):
+    if check and checks.is_finite(*upstream):
         names = (f"gradient of {name}" for name in _NAMES)
         checks.finite_result(DIVERGED, **dict(zip(names, gradients, strict=True)))
     return gradients
 
 
 def _elbo_backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in arguments[3:9])
+    _, inputs, *_ = taken(arguments, Upstream, Inputs, Trajectory, fake=True)
+    return tuple(tensor.new_empty(tensor.shape) for tensor in inputs)
 
 
 def _rule(public: str, op: Any, info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Any, Any]:
@@ -200,14 +153,14 @@ def _rule(public: str, op: Any, info: Any, in_dims: Sequence[int | None], *argum
 
 _infer = _transforms.define(
     "infer",
-    f"({_TENSORS}, {_CONFIG}, str record, SymInt record_every, str backend, bool check) -> Tensor[]",
+    f"({schema(Inputs)}, str record, SymInt record_every, str backend, bool check) -> Tensor[]",
     _infer_kernel,
     _infer_shapes,
     functools.partial(_rule, "infer"),
 )
 _elbo = _transforms.define(
     "elbo",
-    f"({_TENSORS}, {_CONFIG}, SymInt? checkpoint, str backend, bool check) -> "
+    f"({schema(Inputs)}, SymInt? checkpoint, str backend, bool check) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _elbo_kernel,
     _elbo_shapes,
@@ -215,8 +168,8 @@ _elbo = _transforms.define(
 )
 _elbo_backward = _transforms.define(
     "elbo_backward",
-    f"(Tensor grad_recon, Tensor grad_kl, Tensor grad_log_rate, {_TENSORS}, {_TRACE}, {_CONFIG}, "
-    "SymInt? checkpoint, str backend, bool check) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({schema(Upstream, Inputs, Trajectory)}, SymInt? checkpoint, str backend, bool check) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _elbo_backward_kernel,
     _elbo_backward_shapes,
     functools.partial(_rule, "elbo"),
@@ -315,11 +268,11 @@ class _Infer(torch.autograd.Function):
 
 def elbo(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """recon, kl and log_rate, differentiable in the tensors; arguments of the op ``elbo``, in order."""
-    if not _transforms.differentiated(*arguments[:_FIRST]):
+    if not _transforms.differentiated(*arguments[: len(Inputs._fields)]):
         recon, kl, log_rate, *_ = _elbo(*arguments)
         return recon, kl, log_rate
     function = _Elbo if torch.compiler.is_compiling() else _ElboOnce
-    tensors, others = arguments[: _FIRST + 2], arguments[_FIRST + 2 :]
+    tensors, others = arguments[: len(Inputs._fields) + 2], arguments[len(Inputs._fields) + 2 :]
     recon, kl, log_rate, *_ = _transforms.apply(function, *tensors, others)
     return recon, kl, log_rate
 

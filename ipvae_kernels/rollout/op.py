@@ -30,7 +30,7 @@ from ..update.op import check_clamp
 from . import composed, eager, library, stretches
 from .config import MATMUL_PRECISIONS, RolloutConfig
 from .decoders import Decoder, LinearDecoder, as_decoder
-from .library import Tensors
+from .problem import Inputs, constants
 
 RECORDS = tuple(eager.RECORDS)
 """What ``infer`` can record of a step."""
@@ -168,7 +168,7 @@ def infer(
             log_rate, *rows = eager.record_run(
                 *_parts(task),
                 _cell("infer", task, backend),
-                task.tensors[5],
+                task.tensors.log_rate,
                 task.cfg,
                 tuple(names),
                 record_every,
@@ -177,10 +177,10 @@ def infer(
                 found = dict(zip(("state", *names), (log_rate, *rows), strict=True))
                 checks.finite_result(library.DIVERGED, **found)
         else:
-            constants = library.constants(task.seed, task.cfg)
+            of_op = constants(task.seed, task.cfg)
             try:
                 log_rate, *rows = library.infer(
-                    *task.tensors, *constants, ",".join(names), record_every, backend, check
+                    *task.tensors, *of_op, ",".join(names), record_every, backend, check
                 )
             except stretches.Interrupted as interrupt:
                 interrupt.result = _infer_result(task, interrupt.steps, names, record, interrupt.tensors)
@@ -276,7 +276,7 @@ def elbo(
             cfg=task.cfg._replace(estimator=estimator, temperature=temperature, n_arrivals=n_arrivals)
         )
     steps, backend = task.cfg.steps, choice.select(backend)
-    frames, log_rate = task.tensors[0], task.tensors[5]
+    frames, log_rate = task.tensors.x, task.tensors.log_rate
     recons, kls = [], []
     # A range over a number that a compiled graph takes as an input would make it a constant.
     for begin in (0,) if truncate is None else range(0, steps, truncate):
@@ -287,7 +287,10 @@ def elbo(
         part = frames[begin:end] if frames.dim() == 3 else frames
         cfg = task.cfg._replace(steps=end - begin, step=task.cfg.step + begin)
         recon, kl_part, log_rate = _elbo_part(
-            task._replace(tensors=(part, *task.tensors[1:5], log_rate), cfg=cfg), checkpoint, backend, check
+            task._replace(tensors=task.tensors._replace(x=part, log_rate=log_rate), cfg=cfg),
+            checkpoint,
+            backend,
+            check,
         )
         recons.append(recon)
         kls.append(kl_part)
@@ -309,14 +312,14 @@ class _Task(NamedTuple):
     """Checked arguments of a rollout.
 
     Attributes:
-        tensors: the floating tensors, see :data:`Tensors`; beside a decoder the dictionary is empty.
+        tensors: the floating tensors, beside a decoder the dictionary is empty.
         decoder: the caller's, or None.
         initial: the initial state in the parameters, for each sample.
         seed: int64, [].
         cfg: constants.
     """
 
-    tensors: Tensors
+    tensors: Inputs
     decoder: Decoder | None
     initial: Tensor
     seed: Tensor
@@ -387,7 +390,7 @@ def _decoder(params: Params, decoder: nn.Module | Decoder | None) -> tuple[Param
 
 def _tensors(
     x: Tensor, params: Params, steps: int, linear: bool, state: State | None
-) -> tuple[Tensors, Tensor]:
+) -> tuple[Inputs, Tensor]:
     """The tensors of a task, and the initial state of the parameters for each sample."""
     checks.tensor("x", x)
     cell = CELLS[name_of(params)]
@@ -427,7 +430,8 @@ def _tensors(
     initial = start.unsqueeze(-2).expand(full)
     if first:
         checks.shape("state.log_rate", first[0], full, f"[{leading}B, K]")
-    return (x, dictionary, log_sigma, log_bias, log_lr, first[0] if first else initial), initial
+    state_before = first[0] if first else initial
+    return Inputs(x, dictionary, log_sigma, log_bias, log_lr, state_before), initial
 
 
 def _clamps(name: str, value: Clamp, default: tuple[float, ...]) -> tuple[float, ...]:
@@ -459,9 +463,11 @@ def _parts(task: _Task) -> tuple[Tensor, Decoder, Tensor]:
 
 def _cell(op: str, task: _Task, backend: str) -> Cell:
     if not _by_autograd(backend, task.cfg):
-        return composed.cell_of(*task.tensors[3:5], task.seed, task.cfg, backend)
+        return composed.cell_of(task.tensors.log_bias, task.tensors.log_lr, task.seed, task.cfg, backend)
     seed = _transforms.one_draw(op, not CELLS[task.cfg.cell].counts, task.seed, *task.tensors)
-    return make_cell(*task.tensors[3:5], PhiloxNoise(seed), task.cfg, differentiable=True)
+    return make_cell(
+        task.tensors.log_bias, task.tensors.log_lr, PhiloxNoise(seed), task.cfg, differentiable=True
+    )
 
 
 def _elbo_part(
@@ -469,15 +475,13 @@ def _elbo_part(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The halves of the loss, recon and kl [T, B], and the final state of steps that share a gradient."""
     if task.decoder is None and not _by_autograd(backend, task.cfg):
-        return library.elbo(
-            *task.tensors, *library.constants(task.seed, task.cfg), checkpoint, backend, check
-        )
+        return library.elbo(*task.tensors, *constants(task.seed, task.cfg), checkpoint, backend, check)
     if check:
         library.check_finite(task.tensors)
     cell = _cell("elbo", task, backend)
     kept = None if task.decoder is None else checkpoint
-    with torch.autocast(task.tensors[0].device.type, enabled=False):
-        recon, kl, log_rate = composed.elbo(*_parts(task), cell, task.tensors[5], task.cfg, kept)
+    with torch.autocast(task.tensors.x.device.type, enabled=False):
+        recon, kl, log_rate = composed.elbo(*_parts(task), cell, task.tensors.log_rate, task.cfg, kept)
     if check:
         library.check_loss(recon, kl, log_rate)
     return recon, kl, log_rate

@@ -7,7 +7,6 @@ and within long ones (``csrc/cpu/cpu.cpp``), Python handles its signals.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from .config import RolloutConfig
 from .eager import RECORDS, record_shapes
+from .problem import Inputs
 
 if TYPE_CHECKING:
     from .op import InferResult
@@ -40,9 +40,7 @@ class Interrupted(KeyboardInterrupt):
 
 def infer(
     module: ModuleType,
-    x: Tensor,
-    parameters: Sequence[Tensor],
-    log_rate: Tensor,
+    inputs: Inputs,
     seed: Tensor,
     cfg: RolloutConfig,
     record: tuple[str, ...],
@@ -55,11 +53,12 @@ def infer(
     Raises:
         Interrupted: without its ``result``, which the public function fills in.
     """
-    length = _first_length(x, parameters[0], cfg, compiled=not module.__name__.endswith("eager"))
+    x, log_rate = inputs.x, inputs.log_rate
+    length = _first_length(x, inputs.dictionary, cfg, compiled=not module.__name__.endswith("eager"))
     done, records = 0, []
 
     def empty(n: int) -> list[Tensor]:
-        shapes = record_shapes(x.shape[-2], parameters[0].shape, log_rate.shape)
+        shapes = record_shapes(x.shape[-2], inputs.dictionary.shape, log_rate.shape)
         return [x.new_empty((n, *shapes[name])) for name in RECORDS if name in record]
 
     def rows(steps: int) -> int:
@@ -67,14 +66,15 @@ def infer(
 
     try:
         if length >= cfg.steps:
-            whole: list[Tensor] = module.infer(x, *parameters, log_rate, seed, cfg, record, record_every)
+            whole: list[Tensor] = module.infer(*inputs, seed, cfg, record, record_every)
             return whole
         records = empty(rows(cfg.steps))
         while done < cfg.steps:
             steps, started = min(length, cfg.steps - done), time.perf_counter()
             part = cfg._replace(step=cfg.step + done, steps=steps)
             frames = x[done : done + steps] if x.dim() == 3 else x
-            state, *new = module.infer(frames, *parameters, log_rate, seed, part, record, record_every)
+            stretch = inputs._replace(x=frames, log_rate=log_rate)
+            state, *new = module.infer(*stretch, seed, part, record, record_every)
             for every, of_part in zip(records, new, strict=True):
                 every[rows(done) : rows(done + steps)] = of_part
             done, log_rate = done + steps, state

@@ -14,6 +14,7 @@ from torch import Tensor
 import ipvae_kernels as ik
 from ipvae_kernels.backend import cuda
 from ipvae_kernels.backend.triton import tuning
+from ipvae_kernels.philox import Stream
 from ipvae_kernels.poisson.estimators import ESTIMATORS
 from ipvae_kernels.rollout import triton as rollout
 from ipvae_kernels.rollout.triton import resident, stepped
@@ -184,14 +185,14 @@ def test_opcheck(problem: Problem, driver: str) -> None:
     seed = torch.tensor(3, device="cuda")
     u = torch.zeros(4, 5, device="cuda")
     operators = torch.ops.ipvae_kernels
-    torch.library.opcheck(operators.poisson_sample.default, (u, seed, 0, 0, "triton", True))
+    torch.library.opcheck(operators.poisson_sample.default, (u, seed, *Stream(), "triton", True))
     temperature = torch.tensor(0.1, dtype=torch.float64)
-    relaxed = (u.clone().requires_grad_(), seed, temperature, 0, 0, "cubic", None, "triton", True)
+    relaxed = (u.clone().requires_grad_(), seed, temperature, *Stream(), "cubic", None, "triton", True)
     torch.library.opcheck(operators.poisson_rsample.default, relaxed)
-    from ipvae_kernels.rollout import library
     from ipvae_kernels.rollout.config import RolloutConfig
+    from ipvae_kernels.rollout.problem import constants as problem_arguments
 
-    constants = library.constants(seed, RolloutConfig(2, estimator="cubic", temperature=0.3))
+    constants = problem_arguments(seed, RolloutConfig(2, estimator="cubic", temperature=0.3))
     start = torch.zeros(2, 9, device="cuda")
     arguments = (*leaves(x, params)[:5], start, *constants, 2, "triton", True)
     torch.library.opcheck(operators.elbo.default, arguments)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ipvae_kernels as ik
 from ipvae_kernels.backend import cuda
+from ipvae_kernels.philox import Stream
 from ipvae_kernels.rollout import cuda as rollout
 from ipvae_kernels.rollout.op import RECORDS
 
@@ -230,7 +231,7 @@ def test_opcheck(problem: Problem) -> None:
     temperature = torch.tensor(0.1, dtype=torch.float64)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     rsample = torch.ops.ipvae_kernels.poisson_rsample
-    relaxed = (u, seed, temperature, 0, 0, "cubic", None, "cuda", True)
+    relaxed = (u, seed, temperature, *Stream(), "cubic", None, "cuda", True)
     torch.library.opcheck(rsample, relaxed, test_utils=tests)
     update = torch.ops.ipvae_kernels.log_rate_update
     bias, lr = torch.zeros(9, device="cuda"), torch.zeros((), device="cuda")
@@ -238,11 +239,11 @@ def test_opcheck(problem: Problem) -> None:
     numbers = torch.tensor([0.0, 10.0, 10.0], dtype=torch.float64)
     torch.library.opcheck(update, (*(plain,) * 3, bias, lr, numbers, "cuda", True), test_utils=tests)
     x, params = _moved(*problem(dtype=torch.float32), "cuda")
-    from ipvae_kernels.rollout import library
     from ipvae_kernels.rollout.config import RolloutConfig
+    from ipvae_kernels.rollout.problem import constants as problem_arguments
 
     *parameters, start = _parameters(params)
-    constants = library.constants(seed, RolloutConfig(2, estimator="cubic"))
+    constants = problem_arguments(seed, RolloutConfig(2, estimator="cubic"))
     arguments = (x, *parameters, start.expand(3, -1).contiguous(), *constants)
     torch.library.opcheck(torch.ops.ipvae_kernels.elbo, (*arguments, 2, "cuda", True), test_utils=tests)
     torch.library.opcheck(

@@ -18,8 +18,9 @@ from ipvae_kernels.cells import Draw, make_cell
 from ipvae_kernels.philox import KIND_LOSS, KIND_UPDATE, Stream
 from ipvae_kernels.poisson import eager as poisson
 from ipvae_kernels.poisson.estimators import COMPILED
-from ipvae_kernels.rollout import eager, library
+from ipvae_kernels.rollout import eager
 from ipvae_kernels.rollout.config import RolloutConfig
+from ipvae_kernels.rollout.problem import constants as problem_arguments
 
 Problem = Callable[..., tuple[Tensor, Any]]
 ESTIMATORS = COMPILED
@@ -439,7 +440,7 @@ def test_opcheck(
     x, params = problem(batch=2, dtype=dtype, gaussian=gaussian)
     *tensors, start = leaves(x, params)
     tensors.append(start.unsqueeze(-2).repeat_interleave(2, -2))
-    constants = (*library.constants(seed, cfg), checkpoint, backend, True)
+    constants = (*problem_arguments(seed, cfg), checkpoint, backend, True)
     forward = torch.ops.ipvae_kernels.elbo.default
     torch.library.opcheck(forward, (*tensors, *constants))
     outputs = forward(*tensors, *constants)

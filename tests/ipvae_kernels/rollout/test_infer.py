@@ -14,8 +14,9 @@ from torch import Tensor
 import ipvae_kernels as ik
 from ipvae_kernels.backend import triton as triton_backend
 from ipvae_kernels.poisson import eager as poisson
-from ipvae_kernels.rollout import eager, library
+from ipvae_kernels.rollout import eager
 from ipvae_kernels.rollout.op import RECORDS
+from ipvae_kernels.rollout.problem import constants as problem_arguments
 
 Problem = Callable[..., tuple[Tensor, Any]]
 
@@ -308,7 +309,7 @@ def test_opcheck(cell: str, problem: Problem, backend: str, dtype: torch.dtype) 
         cfg = eager.RolloutConfig(4, step=3, cell=cell)
         torch.library.opcheck(
             torch.ops.ipvae_kernels.infer.default,
-            (*tensors, *library.constants(torch.tensor(3), cfg), record, every, backend, True),
+            (*tensors, *problem_arguments(torch.tensor(3), cfg), record, every, backend, True),
         )
 
 
