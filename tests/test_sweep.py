@@ -488,7 +488,7 @@ KERNELS = {
 CONFIG = {
     "n_inputs": Of(M, "count"),
     "n_latents": Of(K, "count"),
-    "kind": Of("poisson", "name"),
+    "cell": Of("poisson", "name"),
     "input_shape": Of(None, "shape"),
     "t_train": Of(2, "count"),
     "n_inner": Of(1, "count"),
@@ -543,13 +543,13 @@ SCHEDULE = {"step": Of(1, "count"), "total": Of(4, "count")}
 COUNTS = Of(torch.tensor([[0.0, 1, 2], [3, 0, 0]]))
 
 
-def model(kind: str = "poisson") -> ipvae.IterativeVAE:
-    return ipvae.build_model(ipvae.ModelConfig(n_inputs=M, n_latents=K, t_train=2, kind=kind, init_scale=0.2))  # type: ignore[arg-type]
+def model(cell: str = "poisson") -> ipvae.IterativeVAE:
+    return ipvae.build_model(ipvae.ModelConfig(n_inputs=M, n_latents=K, t_train=2, cell=cell, init_scale=0.2))  # type: ignore[arg-type]
 
 
-def method(name: str, kind: str = "poisson") -> Callable[..., Any]:
+def method(name: str, cell: str = "poisson") -> Callable[..., Any]:
     """A method of a fresh model, which nothing of an earlier call has changed."""
-    return lambda **options: getattr(model(kind), name)(**options)
+    return lambda **options: getattr(model(cell), name)(**options)
 
 
 def evaluate(x: Any, labels: Any, train_x: Any, train_labels: Any, **options: Any) -> Any:
@@ -568,7 +568,7 @@ WRAPPER = {
     "build_model": Target(lambda **o: ipvae.build_model(ipvae.ModelConfig(**o)).state_dict(), CONFIG),
     "released_recipe": Target(
         ipvae.released_recipe,
-        {"name": Of("mnist", "name"), "kind": Of("poisson", "name"), "activation": Of("identity", "name")},
+        {"name": Of("mnist", "name"), "cell": Of("poisson", "name"), "activation": Of("identity", "name")},
     ),
     "forward": Target(
         method("forward"),
@@ -810,7 +810,7 @@ NUMBERS = {
         {
             "data": Of("mnist", "name"),
             "shape": Of((1, 2, 3), "shape"),
-            "kind": Of("poisson", "name"),
+            "cell": Of("poisson", "name"),
             "activation": Of("identity", "name"),
         },
     ),

@@ -37,7 +37,7 @@ def draw(
     """Writes the figures of `FIGURES` that can be drawn.
 
     Args:
-        model: of either kind; what has no spikes gets no raster, what is no image no pictures.
+        model: with either cell; what has no spikes gets no raster, what is no image no pictures.
         x: inputs, [N, M].
         r2: [steps], of the evaluation of `x`.
         zeros: [steps], likewise, as fractions.
@@ -77,7 +77,7 @@ def _figures(
     figures = {"convergence.png": plots.convergence(r2, zeros, trained_steps=t_train, title=title)}
     if plots.is_image(model.config.shape):
         figures |= _images(model, x, steps, title, seed, backend)
-    if model.kind == "poisson":
+    if model.cell == "poisson":
         spikes = model.infer(
             x[:1], min(RASTER_STEPS, steps), record=("counts",), seed=seed, backend=backend
         ).records["counts"]

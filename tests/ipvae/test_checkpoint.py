@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "options",
-    [{"input_shape": (2, 3)}, {"kind": "gaussian", "activation": "relu"}, {"n_arrivals": "released"}],
+    [{"input_shape": (2, 3)}, {"cell": "gaussian", "activation": "relu"}, {"n_arrivals": "released"}],
     ids=["poisson", "relu", "released"],
 )
 def test_a_model_comes_back_as_it_was(options: dict[str, Any], tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_train_on_moving_images(tmp_path: Path, motion: str) -> None:
 
 def test_train_a_gaussian_model_on_a_file(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((60, 12)))
-    options = ("--kind", "gaussian", "--activation", "relu", "--out", tmp_path / "run", "--eval-steps", 4)
+    options = ("--cell", "gaussian", "--activation", "relu", "--out", tmp_path / "run", "--eval-steps", 4)
     result = call("train", *SMALL, "--data", tmp_path / "x.npy", *options)
     assert result.exit_code == 0, result.output
     assert "gaussian model" in result.output
@@ -414,7 +414,7 @@ def test_plot_draws_what_the_demo_draws(run: Path, tmp_path: Path) -> None:
 
 def test_plot_leaves_out_what_a_model_does_not_have(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((20, 3, 5), dtype=np.float32))
-    model = build_model(ModelConfig(n_inputs=15, n_latents=4, kind="gaussian", input_shape=(15,)))
+    model = build_model(ModelConfig(n_inputs=15, n_latents=4, cell="gaussian", input_shape=(15,)))
     model.save_pretrained(tmp_path / "model")
     options = ("--data", tmp_path / "x.npy", "--steps", 3, "--out", tmp_path / "figures")
     result = call("plot", tmp_path / "model", *options)
@@ -491,7 +491,7 @@ def test_recipes_fit_every_shape_and_kind() -> None:
         splits = DataSplits(x, x[:0], x[:0], shape=shape, name="one's own")
         for kind, activation in (("poisson", "identity"), ("gaussian", "relu")):
             model, recipe = short_recipe(splits, kind, activation)  # type: ignore[arg-type]
-            assert (model.shape, model.kind) == (shape, kind)
+            assert (model.shape, model.cell) == (shape, kind)
             assert recipe == SHORT[name][1]
             assert model.n_latents == SHORT[name][0].n_latents
     assert paper_recipe("patches", (1, 16, 16))[1].beta_outer == 24.0

@@ -14,7 +14,7 @@ from ipvae_kernels.cells import CELLS
 from ipvae_kernels.poisson import estimators
 
 BAD_MODEL: list[tuple[str, dict[str, Any]]] = [
-    ("kind", {"kind": "laplace"}),
+    ("cell", {"cell": "laplace"}),
     ("n_inputs", {"n_inputs": 0}),
     ("n_inputs", {"n_inputs": 4.0}),
     ("n_latents", {"n_latents": True}),
@@ -26,14 +26,14 @@ BAD_MODEL: list[tuple[str, dict[str, Any]]] = [
     ("kl", {"kl": "approximate"}),
     ("estimator", {"estimator": "relu"}),
     ("activation", {"activation": "relu"}),
-    ("activation", {"kind": "gaussian", "activation": "tanh"}),
+    ("activation", {"cell": "gaussian", "activation": "tanh"}),
     ("n_arrivals", {"n_arrivals": 0}),
     ("n_arrivals", {"n_arrivals": "all"}),
     ("input_shape", {"input_shape": (2, 3)}),
     ("input_shape", {"input_shape": (1, 4)}),
     ("clamp_u", {"clamp_u": 0.0}),
     ("clamp_u", {"clamp_u": (7.0, 2.0)}),
-    ("clamp_du", {"kind": "gaussian", "clamp_du": 7.0}),
+    ("clamp_du", {"cell": "gaussian", "clamp_du": 7.0}),
     ("init_log_rate", {"init_log_rate": (-4.0, -6.0)}),
     ("init_log_rate", {"init_log_rate": -4.0}),
     ("fit_prior", {"fit_prior": "yes"}),
@@ -75,7 +75,7 @@ def test_train_config_names_the_field_that_cannot_work(field: str, values: dict[
     "config",
     [
         ModelConfig(n_inputs=784, input_shape=(1, 28, 28), n_arrivals="released", seed=-3),
-        ModelConfig(n_inputs=6, kind="gaussian", activation="relu", clamp_u=(5, 1)),
+        ModelConfig(n_inputs=6, cell="gaussian", activation="relu", clamp_u=(5, 1)),
         TrainConfig(epochs=3, grad_clip=None, betas=(0.8, 0.99)),
     ],
     ids=["poisson", "gaussian", "train"],
@@ -119,7 +119,7 @@ def test_defaults_train(name: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "activation", "t_train", "beta", "lr", "batch", "clip", "epochs"),
+    ("name", "cell", "activation", "t_train", "beta", "lr", "batch", "clip", "epochs"),
     [
         ("patches", "poisson", "identity", 16, 24.0, 0.005, 200, 300.0, 300),
         ("patches", "gaussian", "relu", 16, 8.0, 0.005, 200, 300.0, 300),
@@ -130,7 +130,7 @@ def test_defaults_train(name: Any, tmp_path: Path) -> None:
 )
 def test_recipes_are_the_published_ones(
     name: Any,
-    kind: Any,
+    cell: Any,
     activation: Any,
     t_train: int,
     beta: float,
@@ -139,7 +139,7 @@ def test_recipes_are_the_published_ones(
     clip: float,
     epochs: int,
 ) -> None:
-    model, train = released_recipe(name, kind, activation)
+    model, train = released_recipe(name, cell, activation)
     assert (model.t_train, model.kl, model.estimator) == (t_train, "released", "sigmoid")
     assert (train.beta_outer, train.lr, train.batch_size, train.grad_clip, train.epochs) == (
         beta, lr, batch, clip, epochs,
@@ -156,7 +156,7 @@ def test_the_mnist_model_has_the_published_number_of_parameters() -> None:
 def test_recipes_exist_for_what_was_released_only() -> None:
     with pytest.raises(ConfigError, match=r"^name: expected"):
         released_recipe("cifar")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"^kind: no released recipe"):
+    with pytest.raises(ConfigError, match=r"^cell: no released recipe"):
         released_recipe("mnist", "poisson", "relu")
 
 

@@ -44,11 +44,11 @@ def elsewhere(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
     torch.set_default_dtype(torch.float32)
 
 
-def model_of(kind: str) -> IterativeVAE:
+def model_of(cell: str) -> IterativeVAE:
     return build_model(
         ModelConfig(
-            n_inputs=M, n_latents=K, input_shape=(1, 4, 4), t_train=2, init_scale=0.3, kind=kind,  # type: ignore[arg-type]
-            **({} if kind == "gaussian" else {"init_log_rate": (-1.0, 0.0)}),  # type: ignore[arg-type]
+            n_inputs=M, n_latents=K, input_shape=(1, 4, 4), t_train=2, init_scale=0.3, cell=cell,  # type: ignore[arg-type]
+            **({} if cell == "gaussian" else {"init_log_rate": (-1.0, 0.0)}),  # type: ignore[arg-type]
         )
     )  # fmt: skip
 
@@ -119,9 +119,9 @@ def test_ops(elsewhere: Callable[[], None], problem: Callable[..., Any], backend
     equal(before, ops(x, log_rate, params, backend))
 
 
-@pytest.mark.parametrize("kind", ["poisson", "gaussian"])
-def test_models(elsewhere: Callable[[], None], kind: str) -> None:
-    model, x = model_of(kind), torch.randn(5, 1, 4, 4)
+@pytest.mark.parametrize("cell", ["poisson", "gaussian"])
+def test_models(elsewhere: Callable[[], None], cell: str) -> None:
+    model, x = model_of(cell), torch.randn(5, 1, 4, 4)
     before = methods(model, x)
     elsewhere()
     equal(before, methods(model, x))
@@ -136,13 +136,13 @@ def test_data(elsewhere: Callable[[], None]) -> None:
     equal(before, sources(images))
 
 
-@pytest.mark.parametrize("kind", ["poisson", "gaussian"])
-def test_a_fresh_model_and_its_training_do_not_follow_the_default_dtype(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cell", ["poisson", "gaussian"])
+def test_a_fresh_model_and_its_training_do_not_follow_the_default_dtype(cell: str, tmp_path: Path) -> None:
     x, states = torch.randn(9, 1, 4, 4), []
     for dtype in (torch.float32, torch.float64):
         torch.set_default_dtype(dtype)
         try:
-            model = model_of(kind)
+            model = model_of(cell)
             config = TrainConfig(max_steps=3, batch_size=4)
             train(model, x, config, tmp_path / str(dtype), progress=False, logger=None)
         finally:
@@ -151,11 +151,11 @@ def test_a_fresh_model_and_its_training_do_not_follow_the_default_dtype(kind: st
     equal(*states)
 
 
-@pytest.mark.parametrize("kind", ["poisson", "gaussian"])
+@pytest.mark.parametrize("cell", ["poisson", "gaussian"])
 def test_models_are_trained_and_read_elsewhere(
-    elsewhere: Callable[[], None], kind: str, tmp_path: Path
+    elsewhere: Callable[[], None], cell: str, tmp_path: Path
 ) -> None:
-    model, x = model_of(kind), torch.randn(9, 1, 4, 4)
+    model, x = model_of(cell), torch.randn(9, 1, 4, 4)
     torch.save({"model": model.state_dict()}, tmp_path / "theirs.pt")
     before = model.state_dict()
     elsewhere()
@@ -176,7 +176,7 @@ def test_methods_without_a_seed_stay_on_the_device_of_the_model(
     make: type[IterativeVAE], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On fake tensors of a GPU, whose devices are checked and whose numbers are not there."""
-    model = make(ModelConfig(n_inputs=M, n_latents=K, kind=make.kind))
+    model = make(ModelConfig(n_inputs=M, n_latents=K, cell=make.cell))
     real = model.params
     with FakeTensorMode():
         tensors = {

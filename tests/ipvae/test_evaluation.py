@@ -17,7 +17,7 @@ STEPS = 12
 
 @pytest.fixture(params=["poisson", "gaussian"])
 def model(request: pytest.FixtureRequest) -> IterativeVAE:
-    config = ModelConfig(n_inputs=10, n_latents=8, kind=request.param, init_scale=0.2, seed=1)
+    config = ModelConfig(n_inputs=10, n_latents=8, cell=request.param, init_scale=0.2, seed=1)
     return build_model(config)
 
 

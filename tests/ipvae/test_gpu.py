@@ -25,9 +25,9 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 KINDS = {
-    "poisson": {"kind": "poisson", "estimator": "cubic"},
-    "gaussian": {"kind": "gaussian"},
-    "relu": {"kind": "gaussian", "activation": "relu"},
+    "poisson": {"cell": "poisson", "estimator": "cubic"},
+    "gaussian": {"cell": "gaussian"},
+    "relu": {"cell": "gaussian", "activation": "relu"},
 }
 RECIPE = TrainConfig(lr=0.02, max_steps=20, batch_size=8, seed=5)
 
@@ -72,11 +72,11 @@ def run(model: IterativeVAE, x: Tensor, folder: Path, **options: Any) -> dict[st
 
 
 @pytest.mark.filterwarnings("ignore::ipvae.training.outcome.CollapseWarning")
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_equals_an_uninterrupted_one(kind: str, x: Tensor, tmp_path: Path) -> None:
-    whole = run(small(**KINDS[kind]), x, tmp_path / "whole")
-    run(small(**KINDS[kind]), x, tmp_path / "halves", callbacks=[StopAfter(9)])
-    halves = run(small(**KINDS[kind]), x, tmp_path / "halves", resume=True)
+@pytest.mark.parametrize("cell", KINDS)
+def test_a_resumed_run_equals_an_uninterrupted_one(cell: str, x: Tensor, tmp_path: Path) -> None:
+    whole = run(small(**KINDS[cell]), x, tmp_path / "whole")
+    run(small(**KINDS[cell]), x, tmp_path / "halves", callbacks=[StopAfter(9)])
+    halves = run(small(**KINDS[cell]), x, tmp_path / "halves", resume=True)
     for name, value in whole.items():
         assert torch.equal(halves[name], value), name
 

@@ -52,7 +52,7 @@ class Stream(IterableDataset[Any]):
 def test_configurations_take_numbers_of_numpy_and_torch() -> None:
     config = ModelConfig(
         n_inputs=np.int64(6), n_latents=torch.tensor(5), input_shape=np.array([2, 3]), t_train=np.uint8(3),
-        beta_inner=np.float32(0.5), clamp_u=np.array(9.0), fit_prior=np.bool_(True), kind=np.str_("poisson"),
+        beta_inner=np.float32(0.5), clamp_u=np.array(9.0), fit_prior=np.bool_(True), cell=np.str_("poisson"),
         init_log_rate=torch.tensor([-1.0, 0.0]), n_arrivals=np.int32(4), seed=np.int64(-2),
     )  # fmt: skip
     assert config == ModelConfig(

@@ -16,9 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import ipvae_kernels
 
 KINDS = {
-    "poisson": {"kind": "poisson"},
-    "gaussian": {"kind": "gaussian"},
-    "relu": {"kind": "gaussian", "activation": "relu"},
+    "poisson": {"cell": "poisson"},
+    "gaussian": {"cell": "gaussian"},
+    "relu": {"cell": "gaussian", "activation": "relu"},
 }
 
 
@@ -47,7 +47,7 @@ def test_state_dict_has_the_released_names_and_shapes() -> None:
     }  # fmt: skip
     assert shapes == shared | {"layer.n_exp": (5,)}
     gaussian = shared | {"layer.log_lr.1": (1,), "layer.u_init.1": (1, 7)}
-    shapes = {name: tuple(tensor.shape) for name, tensor in small(kind="gaussian").state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in small(cell="gaussian").state_dict().items()}
     assert shapes == gaussian
     relu = small(**KINDS["relu"]).state_dict()
     assert {name: tuple(tensor.shape) for name, tensor in relu.items()} == gaussian | {
@@ -67,7 +67,7 @@ def test_initial_values_are_the_released_ones() -> None:
         0.0,
         1.0,
     )
-    gaussian = small(kind="gaussian")
+    gaussian = small(cell="gaussian")
     assert not any(start.any() for start in gaussian.layer.u_init)
 
 
@@ -130,7 +130,7 @@ def test_clamps_follow_eps() -> None:
     assert model.clamps == {"clamp_u": 10.0, "clamp_du": 10.0}
     model.set_annealing(eps=0.0)
     assert model.clamps == {"clamp_u": 2.0, "clamp_du": 2.0}
-    gaussian = small(kind="gaussian")
+    gaussian = small(cell="gaussian")
     gaussian.set_annealing(eps=0.5)
     assert gaussian.clamps == {"clamp_u": (4.0, 1.5), "clamp_du": (4.0, 2.0)}
 
@@ -294,7 +294,7 @@ def test_annealing_out_of_range_is_refused() -> None:
 @pytest.mark.parametrize("activation", ["identity", "relu"])
 def test_the_temperature_of_a_gaussian_model_stays_1(activation: str) -> None:
     """The released code multiplies sigma by it."""
-    model = small(kind="gaussian", activation=activation)
+    model = small(cell="gaussian", activation=activation)
     model.set_annealing(temperature=0.01, eps=0.5)
     assert (model.temperature, model.eps, float(model.layer.temp)) == (1.0, 0.5, 1.0)
     earlier = model.state_dict() | {"layer.temp": torch.tensor(0.01)}
@@ -460,9 +460,9 @@ def test_generate_of_gaussian_models() -> None:
 
 
 def test_classes_refuse_the_other_kind() -> None:
-    with pytest.raises(ConfigError, match="kind: IPVAE needs 'poisson'"):
-        IPVAE(ModelConfig(n_inputs=4, kind="gaussian"))
-    with pytest.raises(ConfigError, match="kind: IGVAE needs 'gaussian'"):
+    with pytest.raises(ConfigError, match="cell: IPVAE needs 'poisson'"):
+        IPVAE(ModelConfig(n_inputs=4, cell="gaussian"))
+    with pytest.raises(ConfigError, match="cell: IGVAE needs 'gaussian'"):
         IGVAE(ModelConfig(n_inputs=4))
 
 

@@ -99,7 +99,7 @@ class Cut(lightning.Callback):
         (6, {}),  # the end of an epoch
         (1, {}),
         (19, {"n_arrivals": "released", "estimator": "sigmoid", "kl": "released"}),
-        (12, {"kind": "gaussian", "activation": "relu"}),
+        (12, {"cell": "gaussian", "activation": "relu"}),
     ],
     ids=["within an epoch", "epoch end", "first step", "last step, released", "gaussian, epoch end"],
 )
@@ -562,9 +562,9 @@ def test_divergence_is_an_error_and_spares_the_checkpoint(x: Tensor, tmp_path: P
         (1.0, {"estimator": "fini2"}, {"lr": 1e4}),
         (1.0, {"estimator": "gumbel"}, {"lr": 1e30}),
         (1.0, {"estimator": "sigmoid", "n_arrivals": "released"}, {"lr": 1e30}),
-        (1.0, {"kind": "gaussian"}, {"lr": 1e30}),
+        (1.0, {"cell": "gaussian"}, {"lr": 1e30}),
         (1e25, {}, {}),
-        (1e25, {"kind": "gaussian", "activation": "relu"}, {}),
+        (1e25, {"cell": "gaussian", "activation": "relu"}, {}),
     ],
     ids=["cubic", "fini2", "gumbel", "released cut", "gaussian", "huge inputs", "huge inputs, relu"],
 )

@@ -48,8 +48,8 @@ class Recipe(str, Enum):
     RELEASED = "released"
 
 
-class KindName(str, Enum):
-    """Kind of model."""
+class CellName(str, Enum):
+    """The cell of a model: what its latents are."""
 
     POISSON = "poisson"
     GAUSSIAN = "gaussian"

@@ -12,11 +12,11 @@ from .app import TERMINATED, app, clear_errors, fail
 from .loading import load_data, machine
 from .options import (
     Backend,
+    CellName,
     Data,
     DataDir,
     Device,
     KernelCommand,
-    KindName,
     LoggerName,
     Motion,
     Precision,
@@ -62,7 +62,7 @@ def train(
         str | None,
         typer.Option(autocompletion=lambda: ESTIMATORS, help=f"Gradient of counts: {', '.join(ESTIMATORS)}."),
     ] = None,
-    kind: Annotated[KindName, typer.Option(help="poisson: iP-VAE; gaussian: iG-VAE.")] = KindName.POISSON,
+    cell: Annotated[CellName, typer.Option(help="poisson: iP-VAE; gaussian: iG-VAE.")] = CellName.POISSON,
     activation: Annotated[str, typer.Option(help="Of a gaussian model: identity or relu.")] = "identity",
     motion: Annotated[
         Motion, typer.Option(help="Train on moving images, a frame per inference step.")
@@ -103,7 +103,7 @@ def train(
     if resume and not last.exists():
         raise FileNotFoundError(f"--resume: no {last} to continue from; leave it out to start a run")
     splits = load_data(data, data_dir)
-    model_config, train_config = _recipe(recipe, data, splits, kind, activation)
+    model_config, train_config = _recipe(recipe, data, splits, cell, activation)
     model_config = _override(
         model_config, n_latents=latents, t_train=t_train, kl=kl, estimator=estimator, seed=seed
     )
@@ -137,13 +137,13 @@ def train(
 
 
 def _recipe(
-    recipe: Recipe, data: str, splits: DataSplits, kind: KindName, activation: str
+    recipe: Recipe, data: str, splits: DataSplits, cell: CellName, activation: str
 ) -> tuple[ModelConfig, TrainConfig]:
     from ..training.recipes import paper_recipe, short_recipe
 
     if recipe is Recipe.SHORT:
-        return short_recipe(splits, kind.value, activation)  # type: ignore[arg-type]
-    return paper_recipe(data, splits.shape, kind.value, activation)  # type: ignore[arg-type]
+        return short_recipe(splits, cell.value, activation)  # type: ignore[arg-type]
+    return paper_recipe(data, splits.shape, cell.value, activation)  # type: ignore[arg-type]
 
 
 C = TypeVar("C", "ModelConfig", "TrainConfig")
@@ -172,10 +172,10 @@ def _frames(motion: Motion, splits: DataSplits, steps: int) -> Frames | None:
 
 def _describe(model: ModelConfig, train: TrainConfig, n: int) -> str:
     extra = (
-        f"estimator {model.estimator}, " if model.kind == "poisson" else f"activation {model.activation}, "
+        f"estimator {model.estimator}, " if model.cell == "poisson" else f"activation {model.activation}, "
     )
     return (
-        f"{model.kind} model, {model.n_latents} neurons, {model.t_train} inference steps; "
+        f"{model.cell} model, {model.n_latents} neurons, {model.t_train} inference steps; "
         f"{train.total_steps(n):,} updates of {train.batch_size} inputs, lr {train.lr:g}, "
         f"beta {train.beta_outer:g} ({model.kl} KL), {extra}seed {train.seed}"
     )

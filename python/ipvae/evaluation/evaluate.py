@@ -108,7 +108,7 @@ def evaluate(
     The result does not depend on `batch_size` beyond the rounding of sums.
 
     Args:
-        model: of either kind.
+        model: with either cell.
         x: [N, M], or [steps, N, M] for moving input; pixels unflattened if you like. A tensor, a NumPy array,
             or a Dataset or DataLoader of inputs or of (input, class), which is read into memory.
         steps: of inference.
@@ -195,7 +195,7 @@ def latents_at(
     """The latents without noise, rates of a Poisson model, after some steps of inference.
 
     Args:
-        model: of either kind.
+        model: with either cell.
         x: [N, M], as in `evaluate`.
         marks: steps, counted from 1.
         batch_size: samples at a time.

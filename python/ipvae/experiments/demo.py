@@ -176,7 +176,7 @@ def measure(
     """R2 with its standard error over samples, and sparsity, at `MARKS` and the last step; and all curves.
 
     Args:
-        model: of either kind.
+        model: with either cell.
         x: [N, M].
         steps: of inference.
         seed: of the noise.

@@ -87,13 +87,13 @@ def read(
     state = dict(state)
     if config is not None:
         return config, state, name
-    kind = "gaussian" if "layer.log_lr.1" in state else "poisson"
-    found, origin = _settings(settings, path, kind, name)
-    return _config(state, found, kind, origin), state, name
+    cell = "gaussian" if "layer.log_lr.1" in state else "poisson"
+    found, origin = _settings(settings, path, cell, name)
+    return _config(state, found, cell, origin), state, name
 
 
 def _settings(
-    given: str | PathLike[str] | Mapping[str, Any] | None, path: Path | None, kind: str, name: str
+    given: str | PathLike[str] | Mapping[str, Any] | None, path: Path | None, cell: str, name: str
 ) -> tuple[Mapping[str, Any], str]:
     """The authors' settings of a model, and a name of where they come from."""
     if isinstance(given, Mapping):
@@ -101,12 +101,12 @@ def _settings(
     if given is not None:
         return _parse(Path(given)), str(given)
     places = [] if path is None else [path.parent, path.absolute().parent.parent]
-    for file in (place / SETTINGS[kind] for place in places):
+    for file in (place / SETTINGS[cell] for place in places):
         if file.is_file():
             return _parse(file), str(file)
     where = " beside it or one folder above" if places else ""
     raise CheckpointError(
-        f"{name}: no settings ({SETTINGS[kind]}){where}, and weights alone do not tell inner iterations, "
+        f"{name}: no settings ({SETTINGS[cell]}){where}, and weights alone do not tell inner iterations, "
         "clamps and steps; put that file beside the weights, or call from_released with settings= (that "
         "file, or its contents) or config= (a ModelConfig)"
     )
@@ -122,7 +122,7 @@ def _parse(file: Path) -> Mapping[str, Any]:
     return settings
 
 
-def _config(state: Mapping[str, Any], settings: Mapping[str, Any], kind: str, origin: str) -> ModelConfig:
+def _config(state: Mapping[str, Any], settings: Mapping[str, Any], cell: str, origin: str) -> ModelConfig:
     """The configuration that settings and the shapes of the weights make together."""
     if missing := [name for name in _REQUIRED if name not in settings]:
         raise CheckpointError(f"{origin}: missing {', '.join(missing)}")
@@ -143,7 +143,7 @@ def _config(state: Mapping[str, Any], settings: Mapping[str, Any], kind: str, or
             n_inputs=n_inputs,
             n_latents=n_latents,
             input_shape=_SHAPES.get(n_inputs),
-            kind="gaussian" if kind == "gaussian" else "poisson",
+            cell="gaussian" if cell == "gaussian" else "poisson",
             t_train=_count(settings, "t_train") * _count(settings, "n_iters_outer"),
             n_inner=_count(settings, "n_iters_inner"),
             beta_inner=1.0 if beta_inner is None else float(beta_inner),
@@ -154,7 +154,7 @@ def _config(state: Mapping[str, Any], settings: Mapping[str, Any], kind: str, or
             fit_prior=settings.get("fit_prior", True),
             kl="released",
             estimator="sigmoid",
-            n_arrivals="released" if kind == "poisson" else None,
+            n_arrivals="released" if cell == "poisson" else None,
         )
     except ConfigError as error:
         raise CheckpointError(f"{origin}: no model fits it ({error})") from error

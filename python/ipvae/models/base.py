@@ -19,7 +19,7 @@ from .. import checkpoint
 from ..fields import ConfigError
 from ..inputs import Inputs, as_tensor, whole
 from ..training import schedules
-from .config import Kind, ModelConfig
+from .config import Cell, ModelConfig
 from .layer import Layer
 
 SIGMA_CLAMP = 3.45
@@ -33,7 +33,7 @@ class IterativeVAE(nn.Module):
     """What the Poisson and the Gaussian model share; make one with `IPVAE`, `IGVAE` or `build_model`.
 
     Args:
-        config: of the kind of the class.
+        config: with the cell of the class.
 
     Attributes:
         config: as given.
@@ -42,14 +42,14 @@ class IterativeVAE(nn.Module):
     """
 
     matmul_precision: str = "float32"
-    kind: ClassVar[Kind]
+    cell: ClassVar[Cell]
     n_states: ClassVar[int]
     clamp_init: ClassVar[float]
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if config.kind != self.kind:
-            raise ConfigError(f"kind: {type(self).__name__} needs {self.kind!r}, found {config.kind!r}")
+        if config.cell != self.cell:
+            raise ConfigError(f"cell: {type(self).__name__} needs {self.cell!r}, found {config.cell!r}")
         self.config = config
         self.layer = Layer(config, self.n_states)
         self.reset_parameters()
@@ -142,7 +142,7 @@ class IterativeVAE(nn.Module):
         """
         if temperature is not None:
             temperature = checks.number("temperature", temperature, 0.0)
-            if self.kind == "poisson":
+            if self.cell == "poisson":
                 self.layer.write("temp", temperature)
         if eps is not None:
             eps = checks.number("eps", eps, 0.0)
@@ -445,7 +445,7 @@ class IterativeVAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], *, device: str | torch.device = "cpu") -> Self:
-        """Reads a model of this package; on `IterativeVAE` itself, one of either kind.
+        """Reads a model of this package; on `IterativeVAE` itself, one with either cell.
 
         Args:
             folder: what `save_pretrained` wrote, or the folder of a run (its ``model/``, or where training is
@@ -453,7 +453,7 @@ class IterativeVAE(nn.Module):
             device: where to put the model.
 
         Raises:
-            CheckpointError: for files that are missing, damaged, from elsewhere, or of the other kind.
+            CheckpointError: for files that are missing, damaged, from elsewhere, or with the other cell.
         """
         from .registry import with_weights
 
@@ -498,7 +498,7 @@ class IterativeVAE(nn.Module):
     @classmethod
     def _checked(cls, model: IterativeVAE, name: str) -> Self:
         if not isinstance(model, cls):
-            raise checkpoint.CheckpointError(f"{name}: expected {cls.__name__}, found a {model.kind} model")
+            raise checkpoint.CheckpointError(f"{name}: expected {cls.__name__}, found a {model.cell} model")
         return model
 
 

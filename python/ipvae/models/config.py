@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 from ..fields import ConfigError, as_python, choice, from_dict, integer, is_int, is_number, number
 
-Kind = Literal["poisson", "gaussian"]
+Cell = Literal["poisson", "gaussian"]
 Kl = Literal["exact", "released"]
 Activation = Literal["identity", "relu"]
 ESTIMATORS = ("sigmoid", "linear", "cubic", "quintic", "cosine", "fini2", "fini3", "gumbel", "hard")
@@ -34,7 +34,7 @@ class ModelConfig:
     Attributes:
         n_inputs: M, pixels of one input.
         n_latents: K, neurons.
-        kind: "poisson" (iP-VAE, spiking) or "gaussian" (iG-VAE; with ``activation="relu"`` the iG-relu-VAE).
+        cell: "poisson" (iP-VAE, spiking) or "gaussian" (iG-VAE; with ``activation="relu"`` the iG-relu-VAE).
         input_shape: shape of one input, product M; None stands for ``(n_inputs,)``.
         t_train: T, inference steps unrolled in training.
         n_inner: updates within one step (1 in the paper).
@@ -57,7 +57,7 @@ class ModelConfig:
 
     n_inputs: int
     n_latents: int = 512
-    kind: Kind = "poisson"
+    cell: Cell = "poisson"
     input_shape: tuple[int, ...] | None = None
     t_train: int = 16
     n_inner: int = 1
@@ -76,7 +76,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         as_python(self)
-        choice(self, "kind", ("poisson", "gaussian"))
+        choice(self, "cell", ("poisson", "gaussian"))
         for name in ("n_inputs", "n_latents", "t_train"):
             integer(self, name, low=1, high=_MODEL_SIZE_MAX)
         integer(self, "n_inner", low=1, high=256)
@@ -89,7 +89,7 @@ class ModelConfig:
         choice(self, "activation", ("identity", "relu"))
         if not isinstance(self.fit_prior, bool):
             raise ConfigError(f"fit_prior: expected true or false, found {self.fit_prior!r}")
-        if self.kind == "poisson" and self.activation != "identity":
+        if self.cell == "poisson" and self.activation != "identity":
             raise ConfigError(
                 f"activation: expected 'identity' for a poisson model, found {self.activation!r}"
             )
@@ -112,7 +112,7 @@ class ModelConfig:
         object.__setattr__(self, "input_shape", tuple(shape))
 
     def _check_clamps(self) -> None:
-        for name, default in CLAMPS[self.kind].items():
+        for name, default in CLAMPS[self.cell].items():
             value = getattr(self, name)
             given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
             clamps = default if value is None else given

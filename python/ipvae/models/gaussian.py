@@ -21,7 +21,7 @@ class IGVAE(IterativeVAE):
     the kernels need not know of it.
     """
 
-    kind = "gaussian"
+    cell = "gaussian"
     n_states = 2
     clamp_init = 1.0
 

@@ -62,7 +62,7 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig, n_states: int) -> None:
         super().__init__()
         m, k = config.n_inputs, config.n_latents
-        self.kind = config.kind
+        self.cell = config.cell
         self.phi = _Dictionary(m, k)
         self.dec_log_sigma = nn.Parameter(_constant(0.0, 1, m))
         if config.activation == "relu":
@@ -75,7 +75,7 @@ class Layer(nn.Module):
         self._known: dict[str, float] = {}
         for name in ("temp", "beta_inner", "eps"):
             self.register_buffer(name, _constant(1.0))
-        if config.kind == "poisson":
+        if config.cell == "poisson":
             self.register_buffer("n_exp", torch.full((config.t_train,), INITIAL_N_EXP, dtype=torch.int32))
         self.register_load_state_dict_post_hook(_read_all)  # type: ignore[no-untyped-call]
 
@@ -85,7 +85,7 @@ class Layer(nn.Module):
         self.write("temp", 1.0)
         self.write("eps", 1.0)
         self.write("beta_inner", config.beta_inner)
-        if self.kind == "poisson":
+        if self.cell == "poisson":
             self.n_exp = self.n_exp.new_full((config.t_train,), INITIAL_N_EXP)
             self.write("n_exp", INITIAL_N_EXP)
 
@@ -129,7 +129,7 @@ class Layer(nn.Module):
         code multiplies sigma by.
         """
         n_exp = state_dict.get(f"{prefix}n_exp")
-        if self.kind == "gaussian":
+        if self.cell == "gaussian":
             if f"{prefix}temp" in state_dict:
                 state_dict[f"{prefix}temp"] = torch.ones_like(state_dict[f"{prefix}temp"])
         elif isinstance(n_exp, Tensor) and n_exp.ndim == 1 and n_exp.numel():

@@ -22,7 +22,7 @@ class IPVAE(IterativeVAE):
         >>> spikes = model.infer(torch.rand(8, 784), 100, record=("spikes",)).records["spikes"]
     """
 
-    kind = "poisson"
+    cell = "poisson"
     n_states = 1
     clamp_init = 2.0
 

@@ -1,4 +1,4 @@
-"""The families of models, by the kind that a configuration names: the one place that lists them."""
+"""The families of models, by the cell that a configuration names: the one place that lists them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .config import ModelConfig
 from .gaussian import IGVAE
 from .poisson import IPVAE
 
-FAMILIES: dict[str, type[IPVAE] | type[IGVAE]] = {family.kind: family for family in (IPVAE, IGVAE)}
+FAMILIES: dict[str, type[IPVAE] | type[IGVAE]] = {family.cell: family for family in (IPVAE, IGVAE)}
 
 
 def build_model(config: ModelConfig) -> IPVAE | IGVAE:
     """The model that a configuration describes, with freshly drawn weights."""
-    return FAMILIES[config.kind](config)
+    return FAMILIES[config.cell](config)
 
 
 def load_model(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> IPVAE | IGVAE:

@@ -35,7 +35,7 @@ def collapse(r2: float, zeros: float, model: ModelConfig, config: TrainConfig) -
     if config.beta_outer > plain.beta_outer:
         beta = f"beta_outer {config.beta_outer:g}; default {plain.beta_outer:g}"
         advice.append(f"a smaller weight of the KL ({beta})")
-    if model.kind == "poisson" and model.init_log_rate[1] < awake[0]:
+    if model.cell == "poisson" and model.init_log_rate[1] < awake[0]:
         advice.append(f"neurons that start awake (init_log_rate {model.init_log_rate}; default {awake})")
     if r2 < COLLAPSED_R2 and config.lr != plain.lr:
         advice.append(f"another learning rate (lr {config.lr:g}; default {plain.lr:g})")

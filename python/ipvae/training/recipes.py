@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from ..fields import ConfigError
-from ..models.config import RELEASED_CLAMP_U, RELEASED_LOG_RATE, Activation, Kind, ModelConfig
+from ..models.config import RELEASED_CLAMP_U, RELEASED_LOG_RATE, Activation, Cell, ModelConfig
 from .config import TrainConfig
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ SHORT = {
 
 
 def short_recipe(
-    splits: DataSplits, kind: Kind = "poisson", activation: Activation = "identity"
+    splits: DataSplits, cell: Cell = "poisson", activation: Activation = "identity"
 ) -> tuple[ModelConfig, TrainConfig]:
     """Our recipe for a data set, chosen by its numbers, wherever they come from.
 
@@ -47,7 +47,7 @@ def short_recipe(
 
     Args:
         splits: the data; the model takes over the shape of an input.
-        kind: of the model.
+        cell: of the model.
         activation: of a Gaussian model.
     """
     shape = splits.shape
@@ -55,35 +55,35 @@ def short_recipe(
     name = "patches" if signed else "digits" if math.prod(shape) <= SMALL else "images"
     model, train = SHORT[name]
     fitted = dataclasses.replace(
-        model, n_inputs=math.prod(shape), input_shape=shape, kind=kind, activation=activation,
-        clamp_u=model.clamp_u if kind == "poisson" else None, clamp_du=None,
+        model, n_inputs=math.prod(shape), input_shape=shape, cell=cell, activation=activation,
+        clamp_u=model.clamp_u if cell == "poisson" else None, clamp_du=None,
     )  # fmt: skip
     return fitted, train
 
 
 def paper_recipe(
-    data: str, shape: tuple[int, ...], kind: Kind = "poisson", activation: Activation = "identity"
+    data: str, shape: tuple[int, ...], cell: Cell = "poisson", activation: Activation = "identity"
 ) -> tuple[ModelConfig, TrainConfig]:
     """The recipe behind the published figures that fits a data set.
 
     Args:
         data: name of the set.
         shape: of one input; 28x28 images get the recipe of MNIST.
-        kind: of the model.
+        cell: of the model.
         activation: of a Gaussian model.
 
     Raises:
         ConfigError: for data that are neither patches of 16x16 nor images of 28x28.
     """
     if data == "patches":
-        return released_recipe("patches", kind, activation)
+        return released_recipe("patches", cell, activation)
     if shape == (1, 28, 28):
-        return released_recipe("mnist", kind, activation)
+        return released_recipe("mnist", cell, activation)
     size = "x".join(map(str, shape))
     raise ConfigError(f"recipe: no released one for {data} ({size}), only for patches and 28x28 images")
 
 
-# (kind, activation) -> (T, beta) of the released runs, which share everything else of their data set.
+# (cell, activation) -> (T, beta) of the released runs, which share everything else of their data set.
 _PATCHES = {
     ("poisson", "identity"): (16, 24.0),
     ("gaussian", "identity"): (16, 8.0),
@@ -97,13 +97,13 @@ _MNIST = {
 
 
 def released_recipe(
-    name: Literal["patches", "mnist"], kind: Kind = "poisson", activation: Activation = "identity"
+    name: Literal["patches", "mnist"], cell: Cell = "poisson", activation: Activation = "identity"
 ) -> tuple[ModelConfig, TrainConfig]:
     """The recipes behind the published figures.
 
     Args:
         name: "patches" (whitened 16x16 natural patches, 300 epochs) or "mnist" ([0, 1] pixels, 400 epochs).
-        kind: of the model.
+        cell: of the model.
         activation: of a Gaussian model.
 
     Returns:
@@ -117,14 +117,14 @@ def released_recipe(
     recipes = {"patches": _PATCHES, "mnist": _MNIST}
     if name not in recipes:
         raise ConfigError(f"name: expected one of {sorted(recipes)}, found {name!r}")
-    if (kind, activation) not in recipes[name]:
-        raise ConfigError(f"kind: no released recipe for kind={kind!r}, activation={activation!r}")
-    t_train, beta = recipes[name][kind, activation]
+    if (cell, activation) not in recipes[name]:
+        raise ConfigError(f"cell: no released recipe for cell={cell!r}, activation={activation!r}")
+    t_train, beta = recipes[name][cell, activation]
     shape = (1, 16, 16) if name == "patches" else (1, 28, 28)
     model = ModelConfig(
-        n_inputs=math.prod(shape), input_shape=shape, kind=kind, activation=activation, t_train=t_train,
-        kl="released", estimator="sigmoid", n_arrivals="released" if kind == "poisson" else None,
-        init_log_rate=RELEASED_LOG_RATE, clamp_u=RELEASED_CLAMP_U if kind == "poisson" else None,
+        n_inputs=math.prod(shape), input_shape=shape, cell=cell, activation=activation, t_train=t_train,
+        kl="released", estimator="sigmoid", n_arrivals="released" if cell == "poisson" else None,
+        init_log_rate=RELEASED_LOG_RATE, clamp_u=RELEASED_CLAMP_U if cell == "poisson" else None,
     )  # fmt: skip
     if name == "patches":
         return model, TrainConfig(lr=0.005, epochs=300, batch_size=200, beta_outer=beta, grad_clip=300.0)

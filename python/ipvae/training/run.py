@@ -135,7 +135,7 @@ def train(
     on one device.
 
     Args:
-        model: of either kind.
+        model: with either cell.
         splits: inputs [N, M] for training, or an object with such in `train` and in `validation` (which may
             be None): a tensor, a NumPy array, or a Dataset or DataLoader of inputs or of (input, class),
             which is read into memory once. Pixels of 0 to 255 are refused.
