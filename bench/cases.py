@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ipvae_kernels.poisson.estimators import ESTIMATORS
+
 from .states import STATES
 
 Op = Literal["sample", "rsample", "infer", "train"]
@@ -74,7 +76,7 @@ class Case:
         if self.op in ("sample", "rsample"):
             return float(POINTWISE * math.prod(self.shape))
         b, t, k, m = self.sizes.values()
-        hard = self.estimator in ("hard", "fini2", "fini3")
+        hard = ESTIMATORS[self.estimator].half_width is None
         products = 2 * m * k * (1 + 2 * (nonzero if hard else 1.0))
         backward = 2 * products if self.op == "train" else 0.0
         return b * t * (products + backward + 3 * POINTWISE * k)

@@ -57,7 +57,7 @@ class BufferPool {
     }
 
   private:
-    // A fork copies the mutex as it is, and of the threads only the one that forks. So that one holds it meanwhile.
+    // A fork copies the mutex as it is, but only the thread that forks: that thread holds the mutex meanwhile.
     BufferPool() {
         free_.reserve(64);
         pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); }, [] { instance().mutex_.unlock(); });

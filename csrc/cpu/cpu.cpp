@@ -32,7 +32,7 @@ namespace cpu {
 namespace {
 
 #if defined(IPVAE_AMX)
-// Tiles of bfloat16 and bytes, and the permission to use them, which Linux 5.16 and later want asked for once a process.
+// Whether the CPU has tile products of bfloat16 and bytes, and Linux (5.16 and later) lets this process use them.
 bool amx_granted() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;

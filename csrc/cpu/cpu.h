@@ -14,8 +14,8 @@ std::string instruction_set();
 // Throws std::invalid_argument where the machine cannot run it.
 void set_instruction_set(const std::string& name);
 
-// To be called once, before anything else: what it sets up may not be begun by a thread while another forks. `poll` is
-// called some ten times a second on the thread of a call that takes so long, and ends the call by throwing.
+// To be called once, when the module is loaded: a process must not be forked in the middle of what this sets up. During a
+// long call `poll` is called some ten times a second on the caller's thread; it ends the call by throwing.
 void prepare(void (*poll)());
 
 void poisson(const PoissonArgs& args, int64_t n_threads);
@@ -26,7 +26,7 @@ void update_grad(UpdateGradArgs args, float* grad_log_bias, float* grad_log_lr, 
 void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads);
 void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads);
 
-// Whether the size of every element is below the limit; that of NaN is not.
+// Whether |v| < limit for every element v; false where there is a NaN.
 bool all_below(const float* data, int64_t n, float limit, int64_t n_threads);
 // Evaluates one of the functions of csrc/common at n floats, for accuracy tests.
 void evaluate(const std::string& function, const float* in, float* out, int64_t n);

@@ -4,7 +4,7 @@
 // after each parallel operation; threads of ours beside them would share the cores with that. So the work is handed to the
 // same runtime: its entry point is looked up by name at run time (GCC's libgomp and LLVM's and Intel's libomp all have it),
 // and nothing is linked. Where there is none, threads are started for the call, at 54 microseconds each (median). So they
-// are in the child of a fork, where the runtime would wait for ever for threads that only the parent has.
+// are in the child of a fork, where the runtime would wait for ever for threads that exist in the parent only.
 #pragma once
 
 #include <dlfcn.h>
@@ -52,7 +52,7 @@ struct OpenMp {
 };
 
 // Runs function(begin, end) on pieces of [0, n). The first exception of any piece is thrown again here, after all pieces
-// have ended; a piece for which no thread can be had runs on the caller's.
+// have ended; a piece for which no thread could be started runs on the caller's.
 template <class Function> void parallel(int64_t n, int64_t n_threads, Function&& function) {
     n_threads = std::max<int64_t>(1, std::min(n_threads, n));
     std::vector<std::exception_ptr> errors(n_threads);
@@ -86,7 +86,7 @@ template <class Function> void parallel(int64_t n, int64_t n_threads, Function&&
         try {
             for (; started < n_threads; ++started) threads.emplace_back(piece, started);
         } catch (const std::system_error&) {
-            // No more threads to be had.
+            // No further thread could be started.
         }
         piece(0);
         for (int64_t i = started; i < n_threads; ++i) piece(i);

@@ -1,9 +1,9 @@
 // How a rollout is laid out on a GPU: plain C++, so that it can be tested where there is none.
 //
-// Rows of the batch are taken in tiles. A team of blocks serves a tile: each block owns a slice of the neurons, keeps
-// their state for all steps, and meets the others twice per step over the residual. Three kinds of team share one kernel:
+// Rows of the batch are taken in tiles. A team of blocks serves a tile: each block owns a slice of the neurons and keeps
+// their state for all steps; twice a step the team adds up what its slices decode. Three kinds of team share one kernel:
 //
-//   block    one block, which owns all neurons and waits for no other
+//   block    one block, which owns all neurons
 //   cluster  up to 16 blocks of a thread-block cluster (Hopper and later), which exchange through shared memory
 //   grid     any number of blocks of a cooperative launch, which exchange through global memory
 //

@@ -78,7 +78,7 @@ def test_without_chance_the_numbers_are_equal(eps: float) -> None:
     net, x = model(init_log_rate=(-8.0, -8.0), init_scale=0.0, init_log_bias=0.5), inputs(3)
     net.set_annealing(eps=eps)
     result = ipvae_kernels.infer(
-        x, net.params, STEPS, record=("recon", "kl"), seed=0, backend="autograd", **net._cell_options()
+        x, net.params, STEPS, record=("recon", "kl"), seed=0, backend="autograd", **net._cell_options(None)
     )
     plain = baseline.infer(net, x, STEPS)
     torch.testing.assert_close(plain.recon, result.records["recon"])

@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 from ipvae import ConfigError, ModelConfig, TrainConfig, build_model, evaluate, released_recipe, train
 from ipvae.data import load_dataset
+from ipvae.models import config
+
+from ipvae_kernels.cells import CELLS
+from ipvae_kernels.poisson import estimators
 
 BAD_MODEL: list[tuple[str, dict[str, Any]]] = [
     ("cell", {"cell": "laplace"}),
@@ -161,3 +165,12 @@ def test_total_steps_leave_the_incomplete_batch_out() -> None:
     assert config.total_steps(50) == 18
     assert config.total_steps(5) == 3
     assert dataclasses.replace(config, epochs=None, max_steps=7).total_steps(50) == 7
+
+
+def test_estimators_and_clamps_are_those_of_the_kernels() -> None:
+    # Written down twice, so that the command line can list them without importing PyTorch.
+    assert sorted(config.ESTIMATORS) == sorted(estimators.ESTIMATORS)
+    assert config.CLAMPS["gaussian"] == {
+        "clamp_u": CELLS["gaussian"].clamp_u,
+        "clamp_du": CELLS["gaussian"].clamp_du,
+    }

@@ -53,7 +53,7 @@ struct GaussianCell {
             put(state, k, after);
             store(sigma + k, exp(after.xi));
         }
-        // An infinite learning rate times the padding's zero drive is NaN, which nothing of the row may meet.
+        // An infinite learning rate times the padding's zero drive is NaN, which must not reach the row's sums.
         for (int64_t k = n_latents; k < kp; ++k) state[k] = state[kp + k] = kPadding;
         return sum(total);
     }

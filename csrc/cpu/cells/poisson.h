@@ -67,7 +67,7 @@ struct PoissonCell {
             store(u + k, after);
         }
         rates_of(u, kp, draw_options.hard(), r);
-        // An infinite learning rate times the padding's zero drive is NaN, which nothing of the row may meet.
+        // An infinite learning rate times the padding's zero drive is NaN, which must not reach the row's sums.
         for (int64_t k = n_latents; k < kp; ++k) u[k] = kPadding;
         silence_padding(aux);
         return sum(total);

@@ -15,10 +15,10 @@
 // The plan for it is clusters of 4 blocks to 8 rows: 100 blocks, each with a slice of 128 neurons in 128 KB.
 //
 // Both draws that see one state, the fresh one of step t and that of the update of step t + 1, are decoded together: this
-// saves a meeting of the team per step, and a read of the dictionary. The backward does the same with the two encodes.
+// saves a barrier of the team per step, and a read of the dictionary. The backward does the same with the two encodes.
 //
 // Tried: nothing, for want of a GPU; results were compared on a host emulation only. Untried: wgmma; the Gram form; a
-// transposed dictionary for the events of a slice that is not on chip; counts kept in 8 bits; a team meeting split into
+// transposed dictionary for the events of a slice that is not on chip; counts kept in 8 bits; a barrier of the team split into
 // arrive and wait, with the draws of the next state in between; 512 threads.
 #pragma once
 

@@ -127,7 +127,7 @@ def loss(
     """
     if model.config.n_inner != 1:
         raise ValueError(f"model: the baseline has one update per step, found n_inner={model.config.n_inner}")
-    if estimator not in INDICATORS and estimator not in ("fini2", "fini3", "hard"):
+    if estimator not in (*INDICATORS, *SLOPES, "hard"):
         raise ValueError(f"estimator: the baseline does not have {estimator!r}")
     c = constants(model)
     u = model.params.log_rate_init.expand(len(x), -1)
@@ -156,10 +156,10 @@ def infer(model: IPVAE, x: Tensor, steps: int) -> Result:
 def sample(log_rate: Tensor, estimator: str, temperature: float, n_arrivals: int | None) -> Tensor:
     """Counts of log rates [B, K], differentiable unless hard."""
     rate = log_rate.exp() + RATE_FLOOR
-    if estimator.startswith("fini"):
+    if estimator in SLOPES:
         with torch.no_grad():
             z = torch.poisson(rate)
-            slope = 0.5 * (z + rate) if estimator == "fini2" else _fini3(z, rate)
+            slope = SLOPES[estimator](z, rate)
         return z + slope * (log_rate - log_rate.detach())
     if estimator == "hard" or temperature == 0.0:
         return torch.poisson(rate.detach())
@@ -179,10 +179,6 @@ def released_arrivals(model: IPVAE, x: Tensor, steps: int) -> list[int]:
     """The released table of arrivals in training, one number per step from that step's rates; takes a run."""
     rates = model.infer(x, steps, record=("log_rate",), seed=0).records["log_rate"].exp()
     return [released_quantile(rate) for rate in rates]
-
-
-def _fini3(z: Tensor, rate: Tensor) -> Tensor:
-    return (5.0 * rate + 8.0 * z + z * (1.0 - z) / rate) / 12.0
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -208,3 +204,8 @@ INDICATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "cosine": lambda x: 0.5 - 0.5 * torch.cos(math.pi * _unit(x)),
 }
 """Arrivals (1 - t) / temperature to the part of each that counts."""
+SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "fini2": lambda z, rate: 0.5 * (z + rate),
+    "fini3": lambda z, rate: (5.0 * rate + 8.0 * z + z * (1.0 - z) / rate) / 12.0,
+}
+"""Hard counts and their rates to the slope of the counts."""
