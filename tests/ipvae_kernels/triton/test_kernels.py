@@ -232,7 +232,7 @@ def test_triton_offsets_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     # The interpreter copies what a tensor says it has: one element. Addresses are those of the whole.
     pointers = (torch.from_numpy(array.reshape(-1)[:1]) for array in (u, counts))
     draw_kernel.fn[(1,)](
-        next(pointers), torch.tensor(7), next(pointers), None, rows, neurons, 2 << 28, 0, 0, 0.0, None,
+        next(pointers), torch.tensor(7), next(pointers), None, rows, neurons, 2 << 28, 0, 0, 0, 0.0, None,
         ESTIMATOR=0, BLOCK_K=128, TILE=128 * tile_rows,
     )  # fmt: skip
     expected = ik.poisson_sample(torch.ones(3, 128), seed=7, sample_offset=rows - 3, backend="eager")
