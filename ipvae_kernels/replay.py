@@ -33,6 +33,7 @@ from .poisson import eager as poisson
 from .rollout import eager as rollout
 from .rollout.config import RolloutConfig
 from .rollout.decoders import LinearDecoder
+from .rollout.problem import Inputs, Upstream
 
 FLOAT64_TOLERANCE = 1e-8
 FLOAT32_TOLERANCES = {"value": 1e-4, "gradient": 1e-3}
@@ -225,10 +226,10 @@ def _by_hand(golden: Golden) -> Computed:
     dec_log_sigma = golden["dec_log_sigma"].clone().requires_grad_()
     log_sigma = _log_sigma(dec_log_sigma)
     log_bias, log_lr = golden["log_bias"], _step_sizes(golden["log_lr"])
-    shared = (x, golden["weight"], log_sigma.detach(), log_bias, log_lr)
     log_rate = _initial(golden["u_init"], x.shape[-2])
-    recon, kl, _, *saved = rollout.elbo_with(_noise(golden), *shared, log_rate, cfg)
-    path, counts, slopes, errors, drives = saved
+    inputs = Inputs(x, golden["weight"], log_sigma.detach(), log_bias, log_lr, log_rate)
+    recon, kl, _, trajectory = rollout.elbo_with(_noise(golden), inputs, cfg)
+    path, counts, slopes, errors, _ = trajectory
     posterior, prior = path[cfg.n_inner :: cfg.n_inner], path[: -1 : cfg.n_inner]
     cell = make_cell(log_bias, log_lr, _noise(golden), cfg)
     samples = counts
@@ -249,14 +250,16 @@ def _by_hand(golden: Golden) -> Computed:
         computed["loss_kl_exact"] = poisson_kl(posterior, prior, "exact")
     if "grad_weight" in golden:
         scale = 256.0 / x.shape[-1] / recon.numel()
-        upstream = (torch.full_like(recon, scale), torch.full_like(kl, scale * golden.meta["beta_outer"]))
-        grads = rollout.elbo_backward(
-            *upstream, torch.zeros_like(log_rate), *shared, path, counts, slopes, errors, drives, cfg
+        upstream = Upstream(
+            grad_recon=torch.full_like(recon, scale),
+            grad_kl=torch.full_like(kl, scale * golden.meta["beta_outer"]),
+            grad_log_rate=torch.zeros_like(log_rate),
         )
-        _, computed["grad_weight"], grad_sigma, computed["grad_log_bias"], grad_lr, grad_rate = grads
-        (computed["grad_dec_log_sigma"],) = torch.autograd.grad(log_sigma, dec_log_sigma, grad_sigma)
-        computed["grad_log_lr"] = grad_lr.view(-1)
-        computed["grad_u_init"] = grad_rate.sum(-2).view(len(golden["u_init"]), -1)
+        grads = rollout.elbo_backward(upstream, inputs, trajectory, cfg)
+        computed["grad_weight"], computed["grad_log_bias"] = grads.dictionary, grads.log_bias
+        (computed["grad_dec_log_sigma"],) = torch.autograd.grad(log_sigma, dec_log_sigma, grads.log_sigma)
+        computed["grad_log_lr"] = grads.log_lr.view(-1)
+        computed["grad_u_init"] = grads.log_rate.sum(-2).view(len(golden["u_init"]), -1)
     return computed
 
 

@@ -32,7 +32,7 @@ from ipvae_kernels.cells import CELLS
 from ipvae_kernels.poisson import triton as poisson
 from ipvae_kernels.poisson.estimators import COMPILED
 from ipvae_kernels.rollout.config import RolloutConfig
-from ipvae_kernels.rollout.triton import resident, stepped
+from ipvae_kernels.rollout.triton import first_draw, resident, resident_kernels, stepped_kernels
 from ipvae_kernels.rollout.triton.parts import COUNTS, PRODUCTS, decode_product
 from ipvae_kernels.update import triton as update
 
@@ -41,7 +41,7 @@ REGISTERS_MAX = 65536  # of a program, on each of these
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _FLOATS = ("leak", "clamp_u", "clamp_du", "clamp_xi", "clamp_dxi", "temperature", "n_arrivals")
-_PRODUCT_OF_PIXELS = {"PIXELS": stepped.PIXELS, "DEPTH": stepped.DEPTH, "n_inner": 1}
+_PRODUCT_OF_PIXELS = {"PIXELS": stepped_kernels.PIXELS, "DEPTH": stepped_kernels.DEPTH, "n_inner": 1}
 _OFFSETS = ("sample_offset", "neuron_offset")
 _WIDE = (*_OFFSETS, "first_step", "step", "high", "x_step", "n_updates", "update", "first_draw")
 
@@ -91,15 +91,23 @@ def _kernels(complete: bool) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     for code in codes:
         cell = {"ESTIMATOR": code, "n_arrivals": None, "BLOCK_K": 128}
         yield f"poisson draw, {COMPILED[code]}", poisson.draw_kernel, cell
-    latents = {"CELL": 2, "ROWS": stepped.SLICE, "NEURONS": stepped.NEURONS}
-    yield "gaussian_relu draw", stepped.latents_kernel, latents
+    latents = {"CELL": 2, "ROWS": first_draw.ROWS, "NEURONS": first_draw.NEURONS}
+    yield "gaussian_relu draw", first_draw.latents_kernel, latents
     yield "update forward", update.forward_kernel, {"BLOCK_K": 256}
     yield "update backward", update.backward_kernel, {"BLOCK_K": 256, "BLOCK_B": 4}
-    yield "stepped residual, counts", stepped.residual_kernel, {**_PRODUCT_OF_PIXELS, "PRODUCT": COUNTS.value}
+    yield (
+        "stepped residual, counts",
+        stepped_kernels.residual_kernel,
+        {**_PRODUCT_OF_PIXELS, "PRODUCT": COUNTS.value},
+    )
     for matmul_precision, product in matmul_precisions.items():
         of_pixels = {**_PRODUCT_OF_PIXELS, "PRODUCT": product}
-        yield f"stepped residual, {product}", stepped.residual_kernel, {**of_pixels, "largest_ptr": None}
-        yield f"stepped push, {product}", stepped.push_kernel, of_pixels
+        yield (
+            f"stepped residual, {product}",
+            stepped_kernels.residual_kernel,
+            {**of_pixels, "largest_ptr": None},
+        )
+        yield f"stepped push, {product}", stepped_kernels.push_kernel, of_pixels
         widths = sorted({resident.PIXELS_MAX_OLD, resident.pixels_max(9, matmul_precision)})
         full = product == "tf32x3"
         yield from _rollouts(
@@ -114,22 +122,31 @@ def _rollouts(
     """The kernels of both drivers that draw, and their backward; ``single``: one update a step."""
     product = PRODUCTS[matmul_precision]
     given = {"PRODUCT": product, **({"n_inner": 1} if single else {})}
-    of_neurons = {**given, "DEPTH": stepped.DEPTH, "NEURONS": stepped.NEURONS, "SLICE": stepped.SLICE}
+    of_neurons = {
+        **given,
+        "DEPTH": stepped_kernels.DEPTH,
+        "NEURONS": stepped_kernels.NEURONS,
+        "SLICE": stepped_kernels.SLICE,
+    }
     inner = "" if single else ", n_inner > 1"
     drawn = list(_drawn(codes))
     backwards = [_of_backward(cell) for cell in cells]
     for name, cell in backwards:
-        yield f"stepped pull, {product}{name}{inner}", stepped.pull_kernel, {**of_neurons, **cell}
+        yield f"stepped pull, {product}{name}{inner}", stepped_kernels.pull_kernel, {**of_neurons, **cell}
     for name, draw in drawn:
         update_of = {**of_neurons, **draw, "SINGLE": False, "RELEASED": False}
         if _decode_of(draw, matmul_precision) != COUNTS.value:
             update_of["largest_ptr"] = None
-        yield f"stepped update, {product}, {name}{inner}", stepped.update_kernel, update_of
+        yield f"stepped update, {product}, {name}{inner}", stepped_kernels.update_kernel, update_of
     for pixels in widths:
         of_rows = {**given, **resident.blocks(pixels)}
         at = f"{product}, M {pixels}"
         for name, cell in backwards:
-            yield f"resident backward, {at}{name}{inner}", resident.backward_kernel, {**of_rows, **cell}
+            yield (
+                f"resident backward, {at}{name}{inner}",
+                resident_kernels.backward_kernel,
+                {**of_rows, **cell},
+            )
         for name, draw in drawn:
             forward_of = {
                 **of_rows,
@@ -137,7 +154,7 @@ def _rollouts(
                 "RELEASED": False,
                 **_of_forward(draw, matmul_precision),
             }
-            yield f"resident forward, {at}, {name}{inner}", resident.forward_kernel, forward_of
+            yield f"resident forward, {at}, {name}{inner}", resident_kernels.forward_kernel, forward_of
 
 
 def _drawn(codes: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:

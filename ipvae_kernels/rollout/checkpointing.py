@@ -15,41 +15,39 @@ from torch import Tensor
 
 from ..cells import CELLS
 from .config import RolloutConfig
-from .eager import Trace
-from .problem import Inputs, Trajectory, Upstream
+from .problem import PARAMETERS, Forward, Inputs, Trajectory, Upstream
 
 TRAJECTORY_BYTES = 64 * 2**20
 """The trajectory kept at once, unless a single step is larger. T = 16 at B 200, K 512, M 256 keeps 46 MB and
 runs nothing twice; T = 128 at B 100, K 512, M 784 needs 4 segments (docs/design/ops.md)."""
 
 
-def steps_kept(cfg: RolloutConfig, x: Tensor, dictionary: Tensor) -> int:
+def steps_kept(cfg: RolloutConfig, inputs: Inputs) -> int:
     """Steps whose trajectory is kept at once, at least 1; of ``cfg``, ``n_inner`` and ``cell`` count."""
-    batch, (pixels, neurons) = x.shape[-2], dictionary.shape
+    batch, (pixels, neurons) = inputs.x.shape[-2], inputs.dictionary.shape
     draws, updates, states = cfg.n_inner + 1, cfg.n_inner, len(CELLS[cfg.cell].states)
     numbers = batch * (draws * (2 * neurons + pixels) + updates * (1 + states) * neurons)
-    return max(1, TRAJECTORY_BYTES // max(1, numbers * x.element_size()))
+    return max(1, TRAJECTORY_BYTES // max(1, numbers * inputs.x.element_size()))
 
 
-def elbo(module: ModuleType, inputs: Inputs, seed: Tensor, cfg: RolloutConfig, steps: int) -> Trace:
+def elbo(module: ModuleType, inputs: Inputs, seed: Tensor, cfg: RolloutConfig, steps: int) -> Forward:
     """``module.elbo`` by segments of ``steps``.
 
     With one segment it is ``module.elbo``, whole trajectory included; with more, ``path`` holds the state at
     the start of each, and the rest of the trajectory is empty.
     """
     if steps >= cfg.steps:
-        whole: Trace = module.elbo(*inputs, seed, cfg)
+        whole: Forward = module.elbo(inputs, seed, cfg)
         return whole
     recon, kl, checkpoints, log_rate = [], [], [], inputs.log_rate
     for part, frames in parts(inputs.x, cfg, steps):
         checkpoints.append(log_rate)
-        segment = inputs._replace(x=frames, log_rate=log_rate)
-        part_recon, part_kl, log_rate, *rest = module.elbo(*segment, seed, part)
-        recon.append(part_recon)
-        kl.append(part_kl)
-        empty = [tensor.new_empty((0, *tensor.shape[1:])) for tensor in rest[1:]]
-        del rest  # before the next segment takes its own
-    return torch.cat(recon), torch.cat(kl), log_rate, torch.stack(checkpoints), *empty
+        # Of each its trajectory is dropped before the next takes its own.
+        of_part, kl_part, log_rate = module.elbo(inputs._replace(x=frames, log_rate=log_rate), seed, part)[:3]
+        recon.append(of_part)
+        kl.append(kl_part)
+    kept = Trajectory.empty(inputs, cfg._replace(steps=0))._replace(path=torch.stack(checkpoints))
+    return Forward(torch.cat(recon), torch.cat(kl), log_rate, kept)
 
 
 def elbo_backward(
@@ -60,7 +58,7 @@ def elbo_backward(
     seed: Tensor,
     cfg: RolloutConfig,
     steps: int,
-) -> tuple[Tensor, ...]:
+) -> Inputs:
     """Gradients as of ``module.elbo_backward``, from what :func:`elbo` returned.
 
     Args:
@@ -73,22 +71,28 @@ def elbo_backward(
         steps: of a segment.
     """
     if steps >= cfg.steps:
-        whole: tuple[Tensor, ...] = module.elbo_backward(*upstream, *inputs[:-1], *trajectory, cfg)
+        whole: Inputs = module.elbo_backward(upstream, inputs, trajectory, cfg)
         return whole
     x, grad = inputs.x, upstream.grad_log_rate
-    grad_frames: list[Tensor] = []
-    totals: list[Tensor] = []
+    frames_grads: list[Tensor] = []
+    totals: Inputs | None = None
     for i, (part, frames) in reversed(list(enumerate(parts(x, cfg, steps)))):
         rows = slice(part.step - cfg.step, part.step - cfg.step + part.steps)
         segment = inputs._replace(x=frames, log_rate=trajectory.path[i])
-        _, _, _, *again = module.elbo(*segment, seed, part)
         above = Upstream(upstream.grad_recon[rows], upstream.grad_kl[rows], grad)
-        grad_x, *of_parameters, grad = module.elbo_backward(*above, *segment[:-1], *again, part)
+        again = module.elbo(segment, seed, part).trajectory
+        new = module.elbo_backward(above, segment, again, part)
         del again
-        grad_frames.append(grad_x)
-        totals = [a + b for a, b in zip(totals, of_parameters, strict=True)] if totals else of_parameters
-    grad_x = torch.cat(grad_frames[::-1]) if x.dim() == 3 else torch.stack(grad_frames).sum(0)
-    return grad_x, *totals, grad
+        frames_grads.append(new.x)
+        grad = new.log_rate
+        if totals is None:
+            totals = new
+        else:
+            sums = {name: getattr(totals, name) + getattr(new, name) for name in PARAMETERS}
+            totals = totals._replace(**sums)
+    assert totals is not None  # there is at least one segment
+    grad_x = torch.cat(frames_grads[::-1]) if x.dim() == 3 else torch.stack(frames_grads).sum(0)
+    return totals._replace(x=grad_x, log_rate=grad)
 
 
 def parts(x: Tensor, cfg: RolloutConfig, steps: int) -> Iterator[tuple[RolloutConfig, Tensor]]:

@@ -18,6 +18,7 @@ from ..poisson.eager import Noise, PhiloxNoise
 from . import schedule
 from .config import RolloutConfig
 from .decoders import Decoded, Decoder, LinearDecoder
+from .problem import Forward, Inputs, Trajectory, Upstream
 
 
 class Step(NamedTuple):
@@ -152,26 +153,12 @@ def elbo_autograd(
 
 
 def infer(
-    x: Tensor,
-    dictionary: Tensor,
-    log_sigma: Tensor,
-    log_bias: Tensor,
-    log_lr: Tensor,
-    log_rate: Tensor,
-    seed: Tensor,
-    cfg: RolloutConfig,
-    record: tuple[str, ...],
-    record_every: int,
+    inputs: Inputs, seed: Tensor, cfg: RolloutConfig, record: tuple[str, ...], record_every: int
 ) -> list[Tensor]:
     """Inference with hard counts, without gradient.
 
     Args:
-        x: [B, M] or [T, B, M].
-        dictionary: [M, K].
-        log_sigma: [M].
-        log_bias: [K].
-        log_lr: []; Gaussian cells [2].
-        log_rate: state before the first step, [B, K]; Gaussian cells [2, B, K].
+        inputs: the tensors.
         seed: int64, [].
         cfg: constants.
         record: names of :data:`RECORDS`.
@@ -180,111 +167,69 @@ def infer(
     Returns:
         The final state, then the records in canonical order, each [R, ...].
     """
-    cell = make_cell(log_bias, log_lr, PhiloxNoise(seed), cfg)
-    return record_run(x, LinearDecoder(dictionary), log_sigma, cell, log_rate, cfg, record, record_every)
+    cell, decoder = _cell(inputs, PhiloxNoise(seed), cfg), LinearDecoder(inputs.dictionary)
+    return record_run(inputs.x, decoder, inputs.log_sigma, cell, inputs.log_rate, cfg, record, record_every)
 
 
-Trace = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""What :func:`elbo` returns: recon [T, B], kl [T, B], log_rate [B, K], and for the backward
-path [T n_inner + 1, B, K], counts and slopes [T, n_inner + 1, B, K], errors [T, n_inner + 1, B, M] and
-drives [T n_inner, B, K]. Gaussian cells: log_rate and path hold states [2, B, K], counts the activated
-latents, slopes the standard normals."""
+def elbo(inputs: Inputs, seed: Tensor, cfg: RolloutConfig) -> Forward:
+    """Both halves of the loss at every step, and what their gradient needs."""
+    return elbo_with(PhiloxNoise(seed), inputs, cfg)
 
 
-def elbo(
-    x: Tensor,
-    dictionary: Tensor,
-    log_sigma: Tensor,
-    log_bias: Tensor,
-    log_lr: Tensor,
-    log_rate: Tensor,
-    seed: Tensor,
-    cfg: RolloutConfig,
-) -> Trace:
-    """Both halves of the loss at every step, and what their gradient needs. Shapes as in :func:`infer`."""
-    return elbo_with(PhiloxNoise(seed), x, dictionary, log_sigma, log_bias, log_lr, log_rate, cfg)
-
-
-def elbo_with(
-    noise: Noise,
-    x: Tensor,
-    dictionary: Tensor,
-    log_sigma: Tensor,
-    log_bias: Tensor,
-    log_lr: Tensor,
-    log_rate: Tensor,
-    cfg: RolloutConfig,
-) -> Trace:
+def elbo_with(noise: Noise, inputs: Inputs, cfg: RolloutConfig) -> Forward:
     """:func:`elbo` with the draws of any source."""
-    cell = make_cell(log_bias, log_lr, noise, cfg)
-    batch, (pixels, neurons) = x.shape[-2], dictionary.shape
-    updates, draws = cfg.steps * cfg.n_inner, (cfg.steps, cfg.n_inner + 1, batch)
-    recon, kl = x.new_empty((cfg.steps, batch)), x.new_empty((cfg.steps, batch))
-    path, drives = x.new_empty((updates + 1, *log_rate.shape)), x.new_empty((updates, batch, neurons))
-    counts, slopes = x.new_empty((*draws, neurons)), x.new_empty((*draws, neurons))
-    errors = x.new_empty((*draws, pixels))
-    path[0] = log_rate
-    for t, step in enumerate(run(x, LinearDecoder(dictionary), log_sigma, cell, log_rate, cfg)):
+    x, log_sigma = inputs.x, inputs.log_sigma
+    cell, decoder = _cell(inputs, noise, cfg), LinearDecoder(inputs.dictionary)
+    recon, kl = x.new_empty((cfg.steps, x.shape[-2])), x.new_empty((cfg.steps, x.shape[-2]))
+    kept = Trajectory.empty(inputs, cfg)
+    kept.path[0] = inputs.log_rate
+    for t, step in enumerate(run(x, decoder, log_sigma, cell, inputs.log_rate, cfg)):
         first = t * cfg.n_inner
         for j, draw in enumerate(step.draws):
-            counts[t, j], slopes[t, j], errors[t, j] = draw.code, draw.memo, step.errors[j]
+            kept.counts[t, j], kept.slopes[t, j], kept.errors[t, j] = draw.code, draw.memo, step.errors[j]
         for j, drive in enumerate(step.drives):
-            path[first + j + 1], drives[first + j] = step.states[j + 1], drive
+            kept.path[first + j + 1], kept.drives[first + j] = step.states[j + 1], drive
         recon[t] = reconstruction_loss(step.errors[-1], log_sigma)
         kl[t] = cell.kl(step.states[-1], step.states[0]).sum(-1)
-    return recon, kl, path[-1].clone(), path, counts, slopes, errors, drives
+    return Forward(recon, kl, kept.path[-1].clone(), kept)
 
 
-def elbo_backward(
-    grad_recon: Tensor,
-    grad_kl: Tensor,
-    grad_log_rate: Tensor,
-    x: Tensor,
-    dictionary: Tensor,
-    log_sigma: Tensor,
-    log_bias: Tensor,
-    log_lr: Tensor,
-    path: Tensor,
-    counts: Tensor,
-    slopes: Tensor,
-    errors: Tensor,
-    drives: Tensor,
-    cfg: RolloutConfig,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def elbo_backward(upstream: Upstream, inputs: Inputs, trajectory: Trajectory, cfg: RolloutConfig) -> Inputs:
     """Gradients of :func:`elbo` through all steps, by hand; no random numbers are needed.
 
     Per draw one product with the dictionary and, per update, one with its transpose; the gradient of the
     dictionary is gathered over time into two large products at the end.
 
-    Upstream gradients ``grad_recon`` and ``grad_kl`` are [T, B], ``grad_log_rate`` is like a state; the
-    inputs are those of :func:`elbo`, and path, counts, slopes, errors and drives what it returned
-    (:data:`Trace`).
+    Args:
+        upstream: gradients from above.
+        inputs: those of :func:`elbo`.
+        trajectory: what it returned.
+        cfg: constants.
 
     Returns:
-        Gradients of x, dictionary, log_sigma, log_bias, log_lr and of the initial log rate.
+        The gradient of each input.
     """
     n = cfg.n_inner
-    no_seed = log_lr.new_zeros((), dtype=torch.int64)  # nothing is drawn
-    cell = make_cell(log_bias, log_lr, PhiloxNoise(no_seed), cfg)
-    precision = torch.exp(-2.0 * log_sigma)
+    no_seed = inputs.log_lr.new_zeros((), dtype=torch.int64)  # nothing is drawn
+    cell, dictionary = _cell(inputs, PhiloxNoise(no_seed), cfg), inputs.dictionary
+    precision = torch.exp(-2.0 * inputs.log_sigma)
+    path, counts, slopes, errors, drives = trajectory
     grad_errors, grad_drives = torch.empty_like(errors), torch.empty_like(drives)
-    grad_bias, grad_lr = torch.zeros_like(log_bias), torch.zeros_like(log_lr)
-    grad = grad_log_rate
+    grad_bias, grad_lr = torch.zeros_like(inputs.log_bias), torch.zeros_like(inputs.log_lr)
+    grad = upstream.grad_log_rate
     for t in reversed(range(cfg.steps)):
         first = t * n
         prior = path[first]
         # The loss: recon through the fresh draw, kl through posterior and prior.
-        grad_errors[t, n] = grad_recon[t].unsqueeze(-1) * errors[t, n] * precision
+        grad_errors[t, n] = upstream.grad_recon[t].unsqueeze(-1) * errors[t, n] * precision
         posterior = path[first + n]
         kl_posterior, kl_prior = cell.kl_backward(posterior, prior)
-        upstream = grad_kl[t].unsqueeze(-1)
+        of_kl = upstream.grad_kl[t].unsqueeze(-1)
         to_code = -(grad_errors[t, n] @ dictionary)
         grad = (
-            grad
-            + upstream * kl_posterior
-            + cell.draw_backward(to_code, posterior, counts[t, n], slopes[t, n])
+            grad + of_kl * kl_posterior + cell.draw_backward(to_code, posterior, counts[t, n], slopes[t, n])
         )
-        grad_prior = upstream * kl_prior
+        grad_prior = of_kl * kl_prior
         for j in reversed(range(n)):
             i = first + j
             drawn = (counts[t, j], slopes[t, j])
@@ -297,23 +242,24 @@ def elbo_backward(
             grad_bias += to_bias
             grad_lr += to_lr
         grad = grad + grad_prior
-    gathered = gather(grad_recon, x, precision, counts, errors, grad_errors, grad_drives, cfg)
-    return (*gathered, grad_bias, grad_lr, grad)
+    gathered = gather(upstream.grad_recon, inputs, trajectory, grad_errors, grad_drives, cfg)
+    return gathered._replace(log_bias=grad_bias, log_lr=grad_lr, log_rate=grad)
 
 
 def gather(
     grad_recon: Tensor,
-    x: Tensor,
-    precision: Tensor,
-    counts: Tensor,
-    errors: Tensor,
+    inputs: Inputs,
+    trajectory: Trajectory,
     grad_errors: Tensor,
     grad_drives: Tensor,
     cfg: RolloutConfig,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, dictionary and log_sigma from those of all errors and drives, all steps at once."""
-    n = cfg.n_inner
-    weighted = (errors[:, :n] * precision).flatten(0, 2)
+) -> Inputs:
+    """Gradients of x, dictionary and log_sigma from those of all errors and drives, all steps at once.
+
+    In their places among the inputs; those of the others are left to the caller.
+    """
+    n, errors, counts = cfg.n_inner, trajectory.errors, trajectory.counts
+    weighted = (errors[:, :n] * torch.exp(-2.0 * inputs.log_sigma)).flatten(0, 2)
     grad_dictionary = weighted.T @ grad_drives.flatten(0, 1) - grad_errors.flatten(0, 2).T @ counts.flatten(
         0, 2
     )
@@ -321,4 +267,9 @@ def gather(
     shares = (grad_errors * errors).sum(2)
     grad_sigma = grad_recon.sum() - shares[:, n].sum(0) - 2.0 * shares[:, :n].sum((0, 1))
     grad_x = grad_errors.sum(1)
-    return grad_x if x.dim() == 3 else grad_x.sum(0), grad_dictionary, grad_sigma
+    grad_x = grad_x if inputs.x.dim() == 3 else grad_x.sum(0)
+    return inputs._replace(x=grad_x, dictionary=grad_dictionary, log_sigma=grad_sigma)
+
+
+def _cell(inputs: Inputs, noise: Noise, cfg: RolloutConfig) -> Cell:
+    return make_cell(inputs.log_bias, inputs.log_lr, noise, cfg)

@@ -33,6 +33,9 @@ _NAMES = (
 )
 
 
+_Flat = tuple[Tensor, ...]  # the fields of a Forward, then those of its trajectory
+
+
 def check_finite(tensors: Sequence[Tensor]) -> None:
     """Refuses :class:`Inputs` that are not finite."""
     checks.finite(**dict(zip(_NAMES, tensors, strict=True)))
@@ -75,38 +78,29 @@ def _infer_shapes(*arguments: Any) -> list[Tensor]:
     return [x.new_empty(log_rate.shape), *(x.new_empty((rows, *shapes[name])) for name in names)]
 
 
-def _elbo_kernel(*arguments: Any) -> eager.Trace:
-    """What ``checkpointing.elbo`` returns; shapes at ``eager.Trace``."""
+def _elbo_kernel(*arguments: Any) -> _Flat:
+    """What ``checkpointing.elbo`` returns."""
     inputs, seed, cfg, (checkpoint, backend, check) = taken(arguments, Inputs)
     if check:
         check_finite(inputs)
     module, inputs = _serve(backend, inputs)
-    kept = checkpoint or checkpointing.steps_kept(cfg, inputs.x, inputs.dictionary)
+    kept = checkpoint or checkpointing.steps_kept(cfg, inputs)
     with _transforms.without_autocast(inputs.x.device):
-        trace = checkpointing.elbo(module, inputs, seed, cfg, kept)
+        *results, trajectory = checkpointing.elbo(module, inputs, seed, cfg, kept)
     if check:
-        check_loss(*trace[:3])
-    return trace
+        check_loss(*results)
+    return *results, *trajectory
 
 
-def _elbo_shapes(*arguments: Any) -> eager.Trace:
+def _elbo_shapes(*arguments: Any) -> _Flat:
     inputs, _, cfg, (checkpoint, *_) = taken(arguments, Inputs, fake=True)
     x, log_rate = inputs.x, inputs.log_rate
-    batch, (pixels, neurons) = x.shape[-2], inputs.dictionary.shape
-    kept = checkpoint or checkpointing.steps_kept(cfg, x, inputs.dictionary)
-    whole = cfg.steps if kept >= cfg.steps else 0
-    updates, draws = whole * cfg.n_inner, (whole, cfg.n_inner + 1, batch)
-    states = updates + 1 if whole else -(-cfg.steps // kept)
-    return (
-        x.new_empty((cfg.steps, batch)),
-        x.new_empty((cfg.steps, batch)),
-        x.new_empty(log_rate.shape),
-        x.new_empty((states, *log_rate.shape)),
-        x.new_empty((*draws, neurons)),
-        x.new_empty((*draws, neurons)),
-        x.new_empty((*draws, pixels)),
-        x.new_empty((updates, batch, neurons)),
-    )
+    kept = checkpoint or checkpointing.steps_kept(cfg, inputs)
+    trajectory = Trajectory.empty(inputs, cfg if kept >= cfg.steps else cfg._replace(steps=0))
+    if kept < cfg.steps:
+        trajectory = trajectory._replace(path=x.new_empty((-(-cfg.steps // kept), *log_rate.shape)))
+    loss = (x.new_empty((cfg.steps, x.shape[-2])) for _ in range(2))
+    return *loss, x.new_empty(log_rate.shape), *trajectory
 
 
 def _elbo_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
@@ -119,7 +113,7 @@ def _elbo_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     checkpoint, backend, check = rest
     inputs = inputs._replace(log_rate=trajectory.path[0])
     module, dense, inputs, trajectory = _serve(backend, upstream, inputs, trajectory)
-    kept = checkpoint or checkpointing.steps_kept(cfg, inputs.x, inputs.dictionary)
+    kept = checkpoint or checkpointing.steps_kept(cfg, inputs)
     with _transforms.without_autocast(inputs.x.device):
         gradients = checkpointing.elbo_backward(module, dense, inputs, trajectory, seed, cfg, kept)
     # A loss that is scaled on purpose until it overflows (torch.amp.GradScaler) is not the rollout's fault.
@@ -197,7 +191,7 @@ class _Elbo(torch.autograd.Function):
         return _elbo(x, dictionary, log_sigma, log_bias, log_lr, log_rate, seed, floats, *others)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: eager.Trace) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Flat) -> None:
         *tensors, seed, floats, ctx.others = inputs
         ctx.save_for_backward(*tensors, *output[3:], seed, floats)
         ctx.mark_non_differentiable(*output[3:])

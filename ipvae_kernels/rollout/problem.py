@@ -31,6 +31,10 @@ class Inputs(NamedTuple):
     log_rate: Tensor
 
 
+PARAMETERS = ("dictionary", "log_sigma", "log_bias", "log_lr")
+"""The inputs that all rows and steps share."""
+
+
 class Upstream(NamedTuple):
     """Gradients of a loss, as they come from above: of recon and kl, [T, B], and of the final state."""
 
@@ -56,6 +60,36 @@ class Trajectory(NamedTuple):
     slopes: Tensor
     errors: Tensor
     drives: Tensor
+
+    @classmethod
+    def empty(cls, inputs: Inputs, cfg: RolloutConfig) -> Trajectory:
+        """Memory for all steps of ``cfg``."""
+        x, log_rate, (pixels, neurons) = inputs.x, inputs.log_rate, inputs.dictionary.shape
+        batch, updates = x.shape[-2], cfg.steps * cfg.n_inner
+        draws = (cfg.steps, cfg.n_inner + 1, batch)
+        return cls(
+            path=x.new_empty((updates + 1, *log_rate.shape)),
+            counts=x.new_empty((*draws, neurons)),
+            slopes=x.new_empty((*draws, neurons)),
+            errors=x.new_empty((*draws, pixels)),
+            drives=x.new_empty((updates, batch, neurons)),
+        )
+
+
+class Forward(NamedTuple):
+    """What ``elbo`` of a backend returns.
+
+    Attributes:
+        recon: [T, B], nats.
+        kl: [T, B], nats.
+        log_rate: the state after the last step, [B, K]; Gaussian cells [2, B, K].
+        trajectory: for the backward.
+    """
+
+    recon: Tensor
+    kl: Tensor
+    log_rate: Tensor
+    trajectory: Trajectory
 
 
 _SCHEMA_TYPES = {int: "SymInt", int | None: "SymInt?", str: "str", bool: "bool"}

@@ -66,7 +66,7 @@ def infer(
 
     try:
         if length >= cfg.steps:
-            whole: list[Tensor] = module.infer(*inputs, seed, cfg, record, record_every)
+            whole: list[Tensor] = module.infer(inputs, seed, cfg, record, record_every)
             return whole
         records = empty(rows(cfg.steps))
         while done < cfg.steps:
@@ -74,7 +74,7 @@ def infer(
             part = cfg._replace(step=cfg.step + done, steps=steps)
             frames = x[done : done + steps] if x.dim() == 3 else x
             stretch = inputs._replace(x=frames, log_rate=log_rate)
-            state, *new = module.infer(*stretch, seed, part, record, record_every)
+            state, *new = module.infer(stretch, seed, part, record, record_every)
             for every, of_part in zip(records, new, strict=True):
                 every[rows(done) : rows(done + steps)] = of_part
             done, log_rate = done + steps, state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,25 +11,28 @@ from .. import cells
 from ..backend.compiled import arrival_limit, fill
 from ..poisson.estimators import code
 from .config import RolloutConfig
-from .eager import RECORDS, Trace, record_shapes
+from .eager import RECORDS, record_shapes
+from .problem import PARAMETERS, Forward, Inputs, Trajectory, Upstream
 
-PARAMETERS = ("dictionary", "log_sigma", "log_bias", "log_lr")
-_FIELDS = {"log_rate": "log_rates", "kl": "kl_out"}  # where the struct's names differ from the records'
-
-
-def contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors, dense in memory; the caller keeps them while a kernel runs."""
-    return tuple(tensor.contiguous() for tensor in tensors)
+# Where the structs' names differ.
+_RECORDS = {"log_rate": "log_rates", "kl": "kl_out"}
+_TRAJECTORY = {"counts": "drawn"}
 
 
-def parameters(module: Any, tensors: Sequence[Tensor]) -> Any:
+def parameters(module: Any, inputs: Inputs) -> Any:
     """Dictionary, log_sigma, log_bias and log_lr."""
-    return fill(module.Parameters(), **dict(zip(PARAMETERS, tensors, strict=True)))
+    return fill(module.Parameters(), **{name: getattr(inputs, name) for name in PARAMETERS})
 
 
-def rollout(module: Any, x: Tensor, dictionary: Tensor, log_rate: Tensor, cfg: RolloutConfig) -> Any:
+def parameter_grads(module: Any, grads: Inputs) -> Any:
+    """The same of gradients, which a kernel writes."""
+    return fill(module.ParameterGrads(), **{name: getattr(grads, name) for name in PARAMETERS})
+
+
+def rollout(module: Any, inputs: Inputs, cfg: RolloutConfig) -> Any:
     """Sizes, constants, input and first state."""
-    (pixels, neurons), batch = dictionary.shape, x.shape[-2]
+    x, (pixels, neurons) = inputs.x, inputs.dictionary.shape
+    batch = x.shape[-2]
     return fill(
         module.RolloutArgs(),
         n_steps=cfg.steps,
@@ -54,61 +56,55 @@ def rollout(module: Any, x: Tensor, dictionary: Tensor, log_rate: Tensor, cfg: R
         single_draw=cfg.single_draw,
         x=x,
         x_step=batch * pixels if x.dim() == 3 else 0,
-        log_rate=log_rate,
+        log_rate=inputs.log_rate,
     )
 
 
 def infer(
-    module: Any,
-    x: Tensor,
-    dictionary: Tensor,
-    log_rate: Tensor,
-    cfg: RolloutConfig,
-    record: tuple[str, ...],
-    record_every: int,
+    module: Any, inputs: Inputs, cfg: RolloutConfig, record: tuple[str, ...], record_every: int
 ) -> tuple[Any, list[Tensor]]:
     """Arguments of inference, and what it writes: the final state, then the records in canonical order."""
-    shapes = record_shapes(x.shape[-2], dictionary.shape, log_rate.shape)
+    x, log_rate = inputs.x, inputs.log_rate
+    shapes = record_shapes(x.shape[-2], inputs.dictionary.shape, log_rate.shape)
     n_records = (cfg.step + cfg.steps) // record_every - cfg.step // record_every
     records = {name: x.new_empty((n_records, *shapes[name])) for name in RECORDS if name in record}
     final = torch.empty_like(log_rate)
-    args = rollout(module, x, dictionary, log_rate, cfg._replace(estimator="hard"))
+    args = rollout(module, inputs, cfg._replace(estimator="hard"))
     fill(args, log_rate_out=final, record_every=record_every)
-    fill(args, **{_FIELDS.get(name, name): tensor for name, tensor in records.items()})
+    fill(args, **{_RECORDS.get(name, name): tensor for name, tensor in records.items()})
     return args, [final, *records.values()]
 
 
-def elbo(
-    module: Any, x: Tensor, dictionary: Tensor, log_rate: Tensor, cfg: RolloutConfig
-) -> tuple[Any, Trace]:
+def elbo(module: Any, inputs: Inputs, cfg: RolloutConfig) -> tuple[Any, Forward]:
     """Arguments of the loss, and what it writes."""
-    batch, (pixels, neurons) = x.shape[-2], dictionary.shape
-    updates, draws = cfg.steps * cfg.n_inner, (cfg.steps, cfg.n_inner + 1, batch)
-    recon, kl = x.new_empty((cfg.steps, batch)), x.new_empty((cfg.steps, batch))
-    path, drives = x.new_empty((updates + 1, *log_rate.shape)), x.new_empty((updates, batch, neurons))
-    counts, slopes = x.new_empty((*draws, neurons)), x.new_empty((*draws, neurons))
-    errors, final = x.new_empty((*draws, pixels)), torch.empty_like(log_rate)
-    args = rollout(module, x, dictionary, log_rate, cfg)
-    fill(args, log_rate_out=final, record_every=1, recon=recon, kl_out=kl)
-    trajectory(args, path, counts, slopes, errors, drives)
-    return args, (recon, kl, final, path, counts, slopes, errors, drives)
+    # Before what outlives it: small blocks that stay, in the gap of the last trajectory, would keep it out.
+    kept = Trajectory.empty(inputs, cfg)
+    recon, kl = (inputs.x.new_empty((cfg.steps, inputs.x.shape[-2])) for _ in range(2))
+    results = Forward(recon, kl, torch.empty_like(inputs.log_rate), kept)
+    args = rollout(module, inputs, cfg)
+    fill(args, log_rate_out=results.log_rate, record_every=1, recon=results.recon, kl_out=results.kl)
+    return trajectory(args, results.trajectory), results
 
 
-def trajectory(
-    args: Any, path: Tensor, counts: Tensor, slopes: Tensor, errors: Tensor, drives: Tensor
-) -> Any:
+def trajectory(args: Any, tensors: Trajectory) -> Any:
     """The same arguments with what the backward needs."""
-    return fill(args, path=path, drawn=counts, slopes=slopes, errors=errors, drives=drives)
+    return fill(args, **{_TRAJECTORY.get(name, name): part for name, part in tensors._asdict().items()})
 
 
-def backward(module: Any, upstream: Sequence[Tensor], grad_x: Tensor, grad_log_rate_in: Tensor) -> Any:
-    """Arguments of the backward but for those of its forward; upstream: of recon, kl and the final state."""
-    grad_recon, grad_kl, grad_log_rate = upstream
-    return fill(
+def backward(
+    module: Any,
+    upstream: Upstream,
+    inputs: Inputs,
+    tensors: Trajectory,
+    grads: Inputs,
+    cfg: RolloutConfig,
+) -> Any:
+    """Arguments of the backward, but for gradients of parameters; those of x and of the state are written."""
+    args = fill(
         module.RolloutGradArgs(),
-        grad_recon=grad_recon,
-        grad_kl=grad_kl,
-        grad_log_rate=grad_log_rate,
-        grad_log_rate_in=grad_log_rate_in,
-        grad_x=grad_x,
+        **upstream._asdict(),
+        grad_log_rate_in=grads.log_rate,
+        grad_x=grads.x,
     )
+    args.forward = trajectory(rollout(module, inputs, cfg), tensors)
+    return args

@@ -17,7 +17,7 @@ from ipvae_kernels.backend.triton import tuning
 from ipvae_kernels.philox import Stream
 from ipvae_kernels.poisson.estimators import ESTIMATORS
 from ipvae_kernels.rollout import triton as rollout
-from ipvae_kernels.rollout.triton import resident, stepped
+from ipvae_kernels.rollout.triton import resident_kernels, stepped_kernels
 from ipvae_kernels.update import triton as triton_update
 
 Problem = Callable[..., tuple[Tensor, Any]]
@@ -47,7 +47,7 @@ def by_sizes(sizes: object) -> str:
 def _untuned() -> Iterator[None]:
     """The default configuration of every kernel: compiling all three for every test takes minutes."""
     with contextlib.ExitStack() as stack:
-        for module in (resident, stepped, triton_update):
+        for module in (resident_kernels, stepped_kernels, triton_update):
             for kernel in tuning.tuned(module).values():
                 stack.enter_context(tuning.only(kernel, kernel.configs[0]))
         yield
@@ -166,16 +166,17 @@ def test_backward_against_float64(
     """The same trajectory through both backwards: no draw takes part."""
     from ipvae_kernels.rollout import eager
     from ipvae_kernels.rollout.config import RolloutConfig
+    from ipvae_kernels.rollout.problem import Inputs, Upstream
 
     cfg = RolloutConfig(**{"steps": 4, "temperature": 0.1, "clamp_u": 4.0, **config})
     x, params = on_gpu(*problem(*sizes, dtype=torch.float32, gaussian=KINDS[cfg.cell]))
     *tensors, start = leaves(x, params)
     start = start.unsqueeze(-2).repeat_interleave(sizes[0], -2)
-    trace = rollout.elbo(*tensors, start, torch.tensor(4, device="cuda"), cfg)
-    upstream = [torch.randn_like(part) for part in trace[:3]]
-    arguments = [*upstream, *tensors, *trace[3:]]
-    ours = rollout.elbo_backward(*arguments, cfg)
-    exact = eager.elbo_backward(*(tensor.double() for tensor in arguments), cfg)
+    inputs = Inputs(*tensors, start)
+    *loss, trajectory = rollout.elbo(inputs, torch.tensor(4, device="cuda"), cfg)
+    problem_of = (Upstream(*map(torch.randn_like, loss)), inputs, trajectory)
+    ours = rollout.elbo_backward(*problem_of, cfg)
+    exact = eager.elbo_backward(*(type(part)(*(t.double() for t in part)) for part in problem_of), cfg)
     for a, b in zip(ours, exact, strict=True):
         assert float((a.double() - b).abs().max()) <= 2e-5 * float(b.abs().max()) + 1e-6
 

@@ -5,8 +5,11 @@ Tiles are [R, N], rows by neurons; ``at`` are their offsets within one [B, K] sl
 u, the log rate) or two (Gaussian: u, the mean, and xi, log sigma); nobody reads a Poisson cell's xi.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ... import cells
 from ...backend.triton import gaussian_cell, interpreted, poisson, poisson_cell
@@ -24,6 +27,20 @@ GAUSSIAN = tl.constexpr(cells.code("gaussian"))
 RELU = tl.constexpr(cells.code("gaussian_relu"))
 _INTERPRETED = tl.constexpr(interpreted())
 FEW = tl.constexpr(256.0)  # up to here every count is exact in bfloat16
+
+
+class Gradients(NamedTuple):
+    """What a backward leaves for :func:`ipvae_kernels.rollout.eager.gather`.
+
+    Attributes:
+        errors: [T, n_inner + 1, B, M].
+        drives: [T n_inner, B, K].
+        means: Gaussian cells: the gradient of minus the inhibition, which is not that of the drive; or None.
+    """
+
+    errors: Tensor
+    drives: Tensor
+    means: Tensor | None
 
 
 def cell_code(cell: str) -> int:

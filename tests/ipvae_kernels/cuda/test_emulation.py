@@ -19,6 +19,7 @@ from ipvae_kernels.backend import compiled, cuda
 from ipvae_kernels.rollout import structs
 from ipvae_kernels.rollout.config import RolloutConfig
 from ipvae_kernels.rollout.op import RECORDS
+from ipvae_kernels.rollout.problem import Inputs, Trajectory
 
 Problem = Callable[..., tuple[Tensor, Any]]
 Layout = Callable[[int, int, int], None]
@@ -458,7 +459,6 @@ def _last_tile(
         return tensor
 
     updates, draws = cfg.steps * cfg.n_inner, (cfg.steps, cfg.n_inner + 1)
-    tensors = params.dictionary, params.log_sigma, params.log_bias, params.log_lr
     sizes = {"pixels": pixels, "neurons": neurons, "sums": 1}
     records = {
         "recon": "sums",
@@ -469,17 +469,23 @@ def _last_tile(
         "counts": "neurons",
         "reconstruction": "pixels",
     }
-    trajectory = [
-        array("path", updates + 1, len(state), width=neurons),
-        array("drawn", *draws, width=neurons),
-        array("slopes", *draws, width=neurons),
-        array("errors", *draws, width=pixels),
-        array("drives", updates, width=neurons),
-    ]
-    inputs = array("x", *x.shape[:-2], width=pixels, fill=x)
-    log_rate = array("log_rate", len(state), width=neurons, fill=state)
-    args = structs.rollout(emulated, inputs, params.dictionary, log_rate, cfg)
-    structs.trajectory(args, *trajectory)
+    trajectory = Trajectory(
+        path=array("path", updates + 1, len(state), width=neurons),
+        counts=array("drawn", *draws, width=neurons),
+        slopes=array("slopes", *draws, width=neurons),
+        errors=array("errors", *draws, width=pixels),
+        drives=array("drives", updates, width=neurons),
+    )
+    inputs = Inputs(
+        x=array("x", *x.shape[:-2], width=pixels, fill=x),
+        dictionary=params.dictionary,
+        log_sigma=params.log_sigma,
+        log_bias=params.log_bias,
+        log_lr=params.log_lr,
+        log_rate=array("log_rate", len(state), width=neurons, fill=state),
+    )
+    args = structs.rollout(emulated, inputs, cfg)
+    structs.trajectory(args, trajectory)
     compiled.fill(
         args,
         record_every=1,
@@ -487,7 +493,7 @@ def _last_tile(
         log_rates=array("log_rates", cfg.steps, len(state), width=neurons),
         **{name: array(name, cfg.steps, width=sizes[size]) for name, size in records.items()},
     )
-    parameters = structs.parameters(emulated, tensors)
+    parameters = structs.parameters(emulated, inputs)
     with cuda.emulation(emulated, limits):
         forward, plan = (cuda.plan(args, backward, x.device) for backward in (False, True))
     emulated.rollout_last_tile(args, parameters, 3, forward)

@@ -159,6 +159,7 @@ def test_backward_against_float64(
     """The GPU's own trajectory through the backward by hand in float64: no draw takes part."""
     from ipvae_kernels.rollout import eager
     from ipvae_kernels.rollout.config import RolloutConfig
+    from ipvae_kernels.rollout.problem import Inputs, Upstream
 
     cell = "gaussian_relu" if gaussian else "poisson"
     x, params = _moved(
@@ -168,10 +169,11 @@ def test_backward_against_float64(
     start = start.unsqueeze(-2).expand(*start.shape[:-1], sizes[0], sizes[2]).contiguous()
     cfg = RolloutConfig(3, estimator="hard" if gaussian else "cubic", temperature=0.1, cell=cell)
     seed = torch.full((), 1, dtype=torch.int64, device="cuda")
-    recon, kl, final, *trajectory = rollout.elbo(x, *parameters, start, seed, cfg)
-    grads = [torch.randn_like(recon), torch.randn_like(kl), torch.randn_like(final)]
-    ours = rollout.elbo_backward(*grads, x, *parameters, *trajectory, cfg)
-    doubled = [t.cpu().double() for t in (*grads, x, *parameters, *trajectory)]
+    inputs = Inputs(x, *parameters, start)
+    *loss, trajectory = rollout.elbo(inputs, seed, cfg)
+    problem_of = (Upstream(*map(torch.randn_like, loss)), inputs, trajectory)
+    ours = rollout.elbo_backward(*problem_of, cfg)
+    doubled = [type(part)(*(t.cpu().double() for t in part)) for part in problem_of]
     for a, b in zip(ours, eager.elbo_backward(*doubled, cfg), strict=True):
         assert _error(a, b) < 1e-4
 

@@ -20,6 +20,7 @@ from ipvae_kernels.poisson import eager as poisson
 from ipvae_kernels.poisson.estimators import COMPILED
 from ipvae_kernels.rollout import eager
 from ipvae_kernels.rollout.config import RolloutConfig
+from ipvae_kernels.rollout.problem import Inputs, Trajectory, Upstream
 from ipvae_kernels.rollout.problem import constants as problem_arguments
 
 Problem = Callable[..., tuple[Tensor, Any]]
@@ -185,8 +186,8 @@ def test_every_number_of_the_trace_follows_from_the_others(
         }
     )
     tensors, log_rate = case(problem, cfg, moving, dtype)
-    trace = module.elbo(*tensors, log_rate, torch.tensor(4), cfg)
-    recon, kl, final, path, counts, slopes, errors, drives = (tensor.double() for tensor in trace)
+    *loss, trajectory = module.elbo(Inputs(*tensors, log_rate), torch.tensor(4), cfg)
+    recon, kl, final, path, counts, slopes, errors, drives = (t.double() for t in (*loss, *trajectory))
     x, dictionary, log_sigma, log_bias, log_lr = (tensor.double() for tensor in tensors)
     cell = make_cell(log_bias, log_lr, poisson.PhiloxNoise(torch.tensor(4)), cfg)
     frames = (x if moving else x.expand(cfg.steps, *x.shape)).unsqueeze(1)
@@ -233,14 +234,18 @@ def test_backward_of_the_same_trace(
     module = implementation(backend)
     cfg = RolloutConfig(**{"steps": 4, "estimator": "cubic", "temperature": 0.1, "clamp_u": 4.0, **config})
     tensors, log_rate = case(problem, cfg, moving, dtype)
-    trace = module.elbo(*tensors, log_rate, torch.tensor(4), cfg)
-    upstream = [torch.randn(part.shape, dtype=torch.float64).to(dtype) for part in trace[:3]]
-    arguments = [*upstream, *tensors, *trace[3:]]
-    ours = module.elbo_backward(*arguments, cfg)
-    exact = eager.elbo_backward(*(tensor.double() for tensor in arguments), cfg)
-    single = eager.elbo_backward(*(tensor.float() for tensor in arguments), cfg)
+    inputs = Inputs(*tensors, log_rate)
+    *loss, trajectory = module.elbo(inputs, torch.tensor(4), cfg)
+    upstream = Upstream(*(torch.randn(part.shape, dtype=torch.float64).to(dtype) for part in loss))
+    ours = module.elbo_backward(upstream, inputs, trajectory, cfg)
+    exact, single = (
+        eager.elbo_backward(
+            *(type(part)(*(t.to(kind) for t in part)) for part in (upstream, inputs, trajectory)), cfg
+        )
+        for kind in (torch.float64, torch.float32)
+    )
     # That of log_lr is one sum over everything, whose terms cancel: its measure is the size of what it adds.
-    sizes = {"log_lr": sum(share.abs() for share in log_lr_of_rows(arguments, cfg))}
+    sizes = {"log_lr": sum(share.abs() for share in log_lr_of_rows(upstream, inputs, trajectory, cfg))}
     for name, a, b, c in zip(NAMES, ours, exact, single, strict=True):
         scale = float(sizes.get(name, b).abs().max()) + 1e-12
         error = float((a.double() - b).abs().max()) / scale
@@ -248,16 +253,19 @@ def test_backward_of_the_same_trace(
         assert error <= (1e-12 if dtype == torch.float64 else 4 * eager_error + 2e-6), f"{name}: {error:.1e}"
 
 
-def log_lr_of_rows(arguments: Sequence[Tensor], cfg: RolloutConfig) -> list[Tensor]:
+def log_lr_of_rows(
+    upstream: Upstream, inputs: Inputs, trajectory: Trajectory, cfg: RolloutConfig
+) -> list[Tensor]:
     """The share of each row of the batch in the gradient of log_lr, in float64."""
-    upstream, parameters, trace = arguments[:3], arguments[4:8], arguments[8:]
 
     def of(row: slice) -> Tensor:
-        batched = [*(t[:, row] for t in upstream[:2]), *(t[..., row, :] for t in (upstream[2], arguments[3]))]
-        cut = [*batched, *parameters, *(t[..., row, :] for t in trace)]
-        return eager.elbo_backward(*(tensor.double() for tensor in cut), cfg)[NAMES.index("log_lr")]
+        above = Upstream(*(t[:, row].double() for t in upstream[:2]), upstream[2][..., row, :].double())
+        given = Inputs(*(t.double() for t in inputs))
+        given = given._replace(x=given.x[..., row, :], log_rate=given.log_rate[..., row, :])
+        kept = Trajectory(*(t[..., row, :].double() for t in trajectory))
+        return eager.elbo_backward(above, given, kept, cfg).log_lr
 
-    return [of(slice(row, row + 1)) for row in range(arguments[0].shape[1])]
+    return [of(slice(row, row + 1)) for row in range(inputs.x.shape[-2])]
 
 
 @pytest.mark.parametrize("estimator", ["cubic", "sigmoid", "fini3"])

@@ -5,6 +5,7 @@ Runs in the interpreter, in the processes that ``test_interpreter.py`` starts.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor
 import ipvae_kernels as ik
 from ipvae_kernels.backend import triton as triton_backend
 from ipvae_kernels.rollout.config import RolloutConfig
+from ipvae_kernels.rollout.problem import Inputs, Trajectory, Upstream
+from ipvae_kernels.rollout.triton import parts, stepped
 
 if not triton_backend.interpreted():
     pytest.skip("runs in the processes of test_interpreter.py", allow_module_level=True)
@@ -117,14 +120,15 @@ def test_triton_drivers_agree(config: dict[str, Any], moving: bool, problem: Pro
     x, params = problem(rows, 70, 70, moving=2 if moving else 0, dtype=torch.float32, gaussian=gaussian)
     *tensors, start = [x, *(value for value in vars(params).values() if isinstance(value, Tensor))]
     start = start.unsqueeze(-2).repeat_interleave(rows, -2)
-    reference = eager.elbo(*tensors, start, torch.tensor(4), cfg)
-    upstream = [torch.randn(part.shape) for part in reference[:3]]
-    gradients = eager.elbo_backward(*upstream, *tensors, *reference[3:], cfg)
+    inputs = Inputs(*tensors, start)
+    *loss, trajectory = eager.elbo(inputs, torch.tensor(4), cfg)
+    upstream = Upstream(*map(torch.randn_like, loss))
+    gradients = eager.elbo_backward(upstream, inputs, trajectory, cfg)
     for driver in ("resident", "stepped"):
         with rollout.driver(driver):
-            trace = rollout.elbo(*tensors, start, torch.tensor(4), cfg)
-            ours = rollout.elbo_backward(*upstream, *tensors, *reference[3:], cfg)
-        for mine, theirs in zip(trace, reference, strict=True):
+            *of_loss, kept = rollout.elbo(inputs, torch.tensor(4), cfg)
+            ours = rollout.elbo_backward(upstream, inputs, trajectory, cfg)
+        for mine, theirs in zip((*of_loss, *kept), (*loss, *trajectory), strict=True):
             wrong = ~torch.isclose(mine, theirs, rtol=2e-4, atol=2e-4)
             assert float(wrong.float().mean()) < 2e-3, driver
         for a, b in zip(ours, gradients, strict=True):
@@ -156,7 +160,8 @@ def test_triton_decodes_any_count(estimator: str, driver: str, problem: Problem)
     *tensors, _ = [x, *(value for value in vars(params).values() if isinstance(value, Tensor))]
     start = torch.tensor([0.0, 5.5, 9.0, 12.0]).unsqueeze(1).expand(4, 70).contiguous()
     with rollout.driver(driver):
-        counts, _, errors = rollout.elbo(*tensors, start, torch.tensor(4), cfg)[4:7]
+        kept = rollout.elbo(Inputs(*tensors, start), torch.tensor(4), cfg).trajectory
+    counts, errors = kept.counts, kept.errors
     largest = counts[0, 0].amax(1)
     assert largest[0] < 256
     assert 256 < largest[2] < 2**16 < largest[3]
@@ -164,6 +169,87 @@ def test_triton_decodes_any_count(estimator: str, driver: str, problem: Problem)
     scale = counts.double() @ params.dictionary.T.double().abs()
     wrong = (x.double() - errors.double() - decoded).abs() / (scale + x.abs())
     assert float(wrong.max()) < 3e-7
+
+
+@pytest.mark.parametrize("config", [{}, {"n_inner": 2, "beta_inner": 0.6}, {"cell": "gaussian"}], ids=str)
+def test_neurons_in_two_parts_meet_at_the_seam(config: dict[str, Any], problem: Problem) -> None:
+    """Two stepped drivers, each with half of the neurons, that add up their errors draw by draw."""
+    cfg = RolloutConfig(**{"steps": 3, "estimator": "cubic", "temperature": 0.1, "clamp_u": 4.0, **config})
+    rows, pixels, neurons = 5, 20, 40
+    gaussian = "identity" if cfg.cell == "gaussian" else ""
+    x, params = problem(rows, pixels, neurons, dtype=torch.float32, gaussian=gaussian)
+    *tensors, start = [x, *(value for value in vars(params).values() if isinstance(value, Tensor))]
+    whole = Inputs(*tensors, start.unsqueeze(-2).repeat_interleave(rows, -2))
+    *loss, trajectory = eager.elbo(whole, torch.tensor(4), cfg)
+    upstream = Upstream(*map(torch.randn_like, loss))
+    expected = eager.elbo_backward(upstream, whole, trajectory, cfg)
+
+    def run(part: int, meet: stepped.Meet) -> tuple[Tensor, ...]:
+        own = slice(part * neurons // 2, (part + 1) * neurons // 2)
+        of_part = cfg._replace(neuron_offset=own.start)
+        inputs = Inputs(
+            x=x if part == 0 else torch.zeros_like(x),
+            dictionary=whole.dictionary[:, own].contiguous(),
+            log_sigma=whole.log_sigma,
+            log_bias=whole.log_bias[own].contiguous(),
+            log_lr=whole.log_lr,
+            log_rate=whole.log_rate[..., own].contiguous(),
+        )
+        kept = Trajectory.empty(inputs, of_part)
+        buffers = stepped.Buffers.of(kept, inputs, of_part)._replace(recon_sums=None)
+        every: Any = lambda t: True  # noqa: E731
+        stepped.forward(inputs, torch.tensor(4), of_part, buffers, every, every, meet)
+        grads = parts.Gradients(*map(torch.empty_like, (kept.errors, kept.drives, kept.drives)))
+        precision = torch.exp(-2 * whole.log_sigma)
+        grads.errors[:, cfg.n_inner] = (
+            upstream.grad_recon.unsqueeze(-1) * kept.errors[:, cfg.n_inner] * precision
+        )
+        above = upstream._replace(grad_log_rate=upstream.grad_log_rate[..., own].contiguous())
+        grad_lr, grad = stepped.backward(above, inputs, kept, grads, of_part, meet)
+        return kept.path, kept.counts, kept.errors, grad_lr, grad
+
+    first, second = in_turns(run)
+    joined = [torch.cat(halves, -1) for halves in zip(first[:2], second[:2], strict=True)]
+    for name, ours in zip(("path", "counts"), joined, strict=True):
+        torch.testing.assert_close(ours, getattr(trajectory, name), rtol=2e-4, atol=2e-4, msg=name)
+    assert torch.equal(first[2], second[2])
+    torch.testing.assert_close(first[2], trajectory.errors, rtol=2e-4, atol=2e-4)
+    torch.testing.assert_close(first[3] + second[3], expected.log_lr, rtol=1e-3, atol=1e-3)
+    grad = torch.cat([first[4], second[4]], -1)
+    torch.testing.assert_close(grad, expected.log_rate, rtol=1e-3, atol=1e-4)
+
+
+def in_turns(run: Callable[[int, stepped.Meet], tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """What two parts return that meet; one runs at a time: Triton's interpreter is not thread-safe."""
+    brought: list[list[Tensor]] = [[], []]
+    results: list[Any] = [None, None]
+    turns = [threading.Semaphore(1), threading.Semaphore(0)]
+
+    def meet_of(part: int) -> stepped.Meet:
+        def meet(tensors: list[Tensor]) -> None:
+            brought[part] = tensors
+            if part == 1:
+                for a, b in zip(*brought, strict=True):
+                    a += b
+                    b.copy_(a)
+            turns[1 - part].release()
+            assert turns[part].acquire(timeout=120)
+
+        return meet
+
+    def work(part: int) -> None:
+        assert turns[part].acquire(timeout=120)
+        try:
+            results[part] = run(part, meet_of(part))
+        finally:
+            turns[1 - part].release()
+
+    threads = [threading.Thread(target=work, args=(part,)) for part in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
 
 
 def test_triton_driver_follows_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,12 @@ if triton_backend.interpreted() or triton_backend.missing():
 
 from ipvae_kernels.backend.triton import tuning
 from ipvae_kernels.poisson import triton as poisson
-from ipvae_kernels.rollout.triton import resident, stepped
+from ipvae_kernels.rollout.triton import resident, resident_kernels, stepped_kernels
 from ipvae_kernels.update import triton as update
 
 TUNED = [
     kernel
-    for module in (poisson, update, resident, stepped)
+    for module in (poisson, update, resident_kernels, stepped_kernels)
     for kernel in vars(module).values()
     if hasattr(kernel, "configs")
 ]
@@ -53,7 +53,7 @@ def test_tiles_in_registers_shrink_with_the_warps(gpu: tuple[int, bool]) -> None
     major, races = gpu
     if races:
         assert resident.pixels_max(major, "float32") == resident.PIXELS_MAX_OLD
-        assert tuning.serving(resident.FORWARD_CONFIGS, major)[0].num_warps == 4
+        assert tuning.serving(resident_kernels.FORWARD_CONFIGS, major)[0].num_warps == 4
 
 
 def test_a_capture_of_what_is_not_tuned_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
