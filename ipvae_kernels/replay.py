@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .cells import CELLS, make_cell, poisson_kl
 from .philox import KIND_LOSS, Stream
-from .poisson import eager as poisson
+from .poisson import noise, relaxation
 from .rollout import eager as rollout
 from .rollout.config import RolloutConfig
 from .rollout.decoders import LinearDecoder
@@ -77,7 +77,7 @@ class RecordedNoise:
 
     def arrivals(
         self, rate: Tensor, half_width: float, temperature: float, n_arrivals: int | None, stream: Stream
-    ) -> tuple[Tensor, poisson.Arrivals]:
+    ) -> tuple[Tensor, noise.Arrivals]:
         """All recorded arrivals, with no cut."""
         times = (self._at(self._exponentials, stream).cumsum(0) / rate).flatten(1)
         rows = torch.arange(rate.numel(), device=rate.device).expand_as(times)
@@ -284,7 +284,7 @@ def _estimator_rate(log_rate: Tensor) -> Tensor:
     return torch.exp(log_rate).clamp(min=torch.finfo(torch.float64).eps)
 
 
-def _estimator_arrivals(golden: Golden, rate: Tensor, temperature: float) -> tuple[Tensor, poisson.Arrivals]:
+def _estimator_arrivals(golden: Golden, rate: Tensor, temperature: float) -> tuple[Tensor, noise.Arrivals]:
     noise = RecordedNoise(exponentials=golden["exp_noise"][None, None, :, None])
     return noise.arrivals(rate, math.inf, temperature, None, Stream(step=0))
 
@@ -294,11 +294,13 @@ def _estimate_by_autograd(golden: Golden, family: str, case: str) -> tuple[Tenso
     log_rate = golden["log_rate"].clone()[None].requires_grad_()
     if family == _GSM:
         gumbels = -torch.log(golden["gsm_exponential"])
-        z = poisson.gumbel_counts(log_rate, gumbels, float(temperature))
+        z = relaxation.gumbel_counts(log_rate, gumbels, float(temperature))
     else:
         rate = _estimator_rate(log_rate)
         saturated, arrivals = _estimator_arrivals(golden, rate.detach(), float(temperature))
-        z = poisson.relaxed_counts(rate, saturated, arrivals, poisson.INDICATORS[name], float(temperature))
+        z = relaxation.relaxed_counts(
+            rate, saturated, arrivals, relaxation.INDICATORS[name], float(temperature)
+        )
     (gradient,) = torch.autograd.grad(z.sum(), log_rate)
     return z.detach(), gradient
 
@@ -310,8 +312,8 @@ def _estimate_by_hand(golden: Golden, family: str, case: str) -> tuple[Tensor, T
     saturated, arrivals = _estimator_arrivals(
         golden, _estimator_rate(golden["log_rate"][None]), float(temperature)
     )
-    return poisson.relaxed_counts_and_slopes(
-        saturated, arrivals, poisson.INDICATORS[name], float(temperature)
+    return relaxation.relaxed_counts_and_slopes(
+        saturated, arrivals, relaxation.INDICATORS[name], float(temperature)
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import checks
 from ..params import GaussianParams, PoissonParams
-from ..poisson.eager import Noise
+from ..poisson.noise import Noise
 from .base import Cell, Draw
 from .gaussian import GaussianCell
 from .poisson import KLS, PoissonCell, poisson_kl, poisson_kl_gradients

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..philox import Stream
-from ..poisson.eager import Noise
+from ..poisson.noise import Noise
 from .base import Draw
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..philox import Stream
 from ..poisson import eager as poisson
+from ..poisson import noise
 from ..update import eager as update
 from .base import Draw
 
@@ -34,7 +35,7 @@ class PoissonCell:
         self,
         log_bias: Tensor,
         log_lr: Tensor,
-        noise: poisson.Noise,
+        noise: noise.Noise,
         cfg: RolloutConfig,
         differentiable: bool = False,
     ) -> None:

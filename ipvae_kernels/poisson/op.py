@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import _transforms, checks
 from ..backend import choice
 from ..philox import DRAWS, KIND_ALONE, Stream
-from . import eager, registered
+from . import eager, noise, registered
 from .estimators import ESTIMATORS, is_hard
 
 _TEMPERATURE_MAX = 1e6  # more than any draw can afford, and within the integers that count arrivals
@@ -143,7 +143,7 @@ def poisson_rsample(
         if check:
             checks.finite(log_rate=log_rate)
         counts = eager.differentiable_draw(
-            rows, eager.PhiloxNoise(seed), Stream(*stream), estimator, temperature, n_arrivals, upper_bound
+            rows, noise.PhiloxNoise(seed), Stream(*stream), estimator, temperature, n_arrivals, upper_bound
         )
         if check:
             checks.finite_result(registered.TOO_MANY, counts=counts)

@@ -15,7 +15,7 @@ from ..backend import choice
 from ..cells import CELLS, Cell, Draw, PoissonCell, make_cell
 from ..philox import Stream
 from ..poisson import registered as poisson
-from ..poisson.eager import PhiloxNoise
+from ..poisson.noise import PhiloxNoise
 from ..update.op import log_rate_update
 from . import checkpointing, eager
 from .config import RolloutConfig

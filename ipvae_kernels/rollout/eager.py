@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import checks
 from ..cells import Cell, Draw, make_cell
-from ..poisson.eager import Noise, PhiloxNoise
+from ..poisson.noise import Noise, PhiloxNoise
 from . import schedule
 from .config import RolloutConfig
 from .decoders import Decoded, Decoder, LinearDecoder

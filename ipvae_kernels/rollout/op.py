@@ -23,7 +23,7 @@ from .. import _transforms, checks
 from ..backend import choice
 from ..cells import CELLS, Cell, make_cell
 from ..params import PoissonParams, State
-from ..poisson.eager import PhiloxNoise
+from ..poisson.noise import PhiloxNoise
 from ..poisson.op import check_estimator
 from . import composed, eager, library, stretches
 from .config import RolloutConfig

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...backend import triton as backend
 from ...cells import Draw, make_cell
-from ...poisson.eager import PhiloxNoise
+from ...poisson.noise import PhiloxNoise
 from .. import eager
 from ..config import RolloutConfig
 from ..eager import RECORDS, WITHOUT_DRAW, Step

@@ -15,7 +15,7 @@ def arrivals_quantile(rate: float, tail: float = N_EXP_TAIL) -> int:
     """The smallest n >= 1 with P(Poisson(rate) <= n) >= 1 - tail, the released number of arrivals.
 
     This n is a number of arrivals, so counts go up to n; the same quantile serves `gumbel_upper_bound` of
-    `ipvae_kernels.poisson.eager` as a support size, where they go up to n - 1.
+    `ipvae_kernels.poisson.relaxation` as a support size, where they go up to n - 1.
 
     Raises:
         ValueError: for a rate that is not positive and finite.

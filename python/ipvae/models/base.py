@@ -13,7 +13,7 @@ from typing_extensions import Self
 import ipvae_kernels
 from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, State, checks
 from ipvae_kernels.philox import KIND_LOSS, Stream
-from ipvae_kernels.poisson.eager import PhiloxNoise
+from ipvae_kernels.poisson.noise import PhiloxNoise
 
 from .. import checkpoint
 from ..fields import ConfigError

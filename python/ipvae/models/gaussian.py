@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ipvae_kernels import GaussianParams
 from ipvae_kernels.philox import Stream
-from ipvae_kernels.poisson.eager import PhiloxNoise
+from ipvae_kernels.poisson.noise import PhiloxNoise
 
 from ..inputs import Inputs
 from .base import IterativeVAE

@@ -15,9 +15,9 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import ipvae_kernels as ik
-from ipvae_kernels.poisson import eager
+from ipvae_kernels.poisson import noise, relaxation
 
-INDICATORS = list(eager.INDICATORS)
+INDICATORS = list(relaxation.INDICATORS)
 DIFFERENTIABLE = [*INDICATORS, "fini2", "fini3"]
 SETTINGS = [*((name, None) for name in DIFFERENTIABLE), ("cubic", 3), ("sigmoid", 3)]
 
@@ -67,20 +67,20 @@ def test_second_derivatives_of_backends(estimator: str, backend: str) -> None:
     torch.testing.assert_close(ours, reference, rtol=2e-3, atol=1e-3 * float(reference.abs().mean()))
 
 
-@pytest.mark.parametrize("floor", [eager.RATE_FLOOR, 0.5])
+@pytest.mark.parametrize("floor", [noise.RATE_FLOOR, 0.5])
 @pytest.mark.parametrize(("estimator", "n_arrivals"), [*((name, None) for name in INDICATORS), ("cubic", 3)])
 def test_second_derivatives_by_finite_differences(
     estimator: str, n_arrivals: int | None, floor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A floor of the rates as large as the rates shows whether its derivatives are there."""
-    monkeypatch.setattr(eager, "RATE_FLOOR", floor)
+    monkeypatch.setattr(noise, "RATE_FLOOR", floor)
     u = log_rates(2, 3).requires_grad_()
     assert torch.autograd.gradgradcheck(lambda u: draw(u, "eager", estimator, n_arrivals), u)
 
 
 @pytest.mark.parametrize("estimator", ["fini2", "fini3"])
 def test_fini_second_derivatives_with_a_floor(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eager, "RATE_FLOOR", 0.5)
+    monkeypatch.setattr(noise, "RATE_FLOOR", 0.5)
     u = log_rates(3, 5)
     ours, reference = (penalty_gradient(u, name, estimator) for name in ("eager", "autograd"))
     torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-10)
@@ -92,8 +92,8 @@ def test_fini_second_derivatives_are_unbiased_up_to_squares(order: int, rate: fl
     """E[p''(z) slope^2 + p'(z) curvature] = d^2/du^2 E[p(z)], by exact sums over the pmf; E z^2 = r + r^2."""
     k = torch.arange(0, 120, dtype=torch.float64)
     pmf, rates = torch.from_numpy(stats.poisson.pmf(k.numpy(), rate)), torch.full_like(k, rate)
-    slope = eager.fini_slope(k, rates, order)
-    curvature = eager.fini_curvature(k, rates, rates, order)
+    slope = relaxation.fini_slope(k, rates, order)
+    curvature = relaxation.fini_curvature(k, rates, rates, order)
     assert float((pmf * curvature).sum()) == pytest.approx(rate, rel=1e-9)
     squares = float((pmf * (2.0 * slope.square() + 2.0 * k * curvature)).sum())
     assert squares == pytest.approx(rate + 4.0 * rate**2, rel=1e-9)

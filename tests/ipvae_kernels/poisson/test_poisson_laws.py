@@ -15,7 +15,7 @@ from torch import Tensor
 import ipvae_kernels as ik
 from ipvae_kernels import philox
 from ipvae_kernels.philox import KIND_ALONE, Stream
-from ipvae_kernels.poisson import eager
+from ipvae_kernels.poisson import eager, noise, relaxation
 from ipvae_kernels.poisson.estimators import half_width
 
 COMPACT = ["linear", "cubic", "quintic", "cosine"]
@@ -29,7 +29,7 @@ def draws(log_rate: float, n: int, backend: str, dtype: torch.dtype, seed: int =
 
 
 def log_rate_of(rate: float) -> float:
-    return math.log(rate - eager.RATE_FLOOR)
+    return math.log(rate - noise.RATE_FLOOR)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -49,7 +49,7 @@ def test_probability_of_a_spike_is_exact(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if spikes(middle) else (low, middle)
-    expected = -math.expm1(-(math.exp(log_rate) + eager.RATE_FLOOR))
+    expected = -math.expm1(-(math.exp(log_rate) + noise.RATE_FLOOR))
     assert high / 2**32 == pytest.approx(expected, rel=1e-6)
 
 
@@ -87,9 +87,9 @@ def test_log_pmf_matches_scipy() -> None:
         k = torch.floor(rate + shift * torch.sqrt(rate)).clamp(min=1.0)
         expected = torch.from_numpy(stats.poisson.logpmf(k.numpy(), rate.numpy()))
         small = rate < 1e7  # scipy loses digits above
-        torch.testing.assert_close(eager._log_pmf(k, rate)[small], expected[small], rtol=1e-9, atol=1e-8)
-        single = eager._log_pmf(k.float(), rate.float())  # at the float32 neighbours of k and rate
-        exact = eager._log_pmf(k.float().double(), rate.float().double())
+        torch.testing.assert_close(noise.log_pmf(k, rate)[small], expected[small], rtol=1e-9, atol=1e-8)
+        single = noise.log_pmf(k.float(), rate.float())  # at the float32 neighbours of k and rate
+        exact = noise.log_pmf(k.float().double(), rate.float().double())
         torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=1e-5)
 
 
@@ -150,14 +150,14 @@ def one_draw(
     tau: float,
     limit: int | None,
 ) -> tuple[float, float]:
-    rate = math.exp(u) + eager.RATE_FLOOR
+    rate = math.exp(u) + noise.RATE_FLOOR
     width = 17.0 if estimator == "sigmoid" else 1.0
     begin, end = 1 - width * tau, 1 + width * tau
     z, slope, time = 0.0, 0.0, 0.0
     if begin > 0 and rate * begin >= 8:
         rates = torch.full((sample + 1, neuron + 1), rate * begin, dtype=torch.float64)
         z, time = (
-            float(eager._hard_counts(rates, seed, stream._replace(kind=stream.kind + 8))[sample, neuron]),
+            float(noise.hard_counts(rates, seed, stream._replace(kind=stream.kind + 8))[sample, neuron]),
             begin,
         )
     limit = 10**9 if limit is None else limit
@@ -187,7 +187,7 @@ def gaps(seed: Tensor, stream: Stream, sample: int, neuron: int) -> Iterator[flo
 
 
 def indicator_integral(estimator: str, tau: float, power: int) -> float:
-    value = eager.INDICATORS[estimator].value
+    value = relaxation.INDICATORS[estimator].value
     width = half_width(estimator)
 
     def f(t: float) -> float:
@@ -226,8 +226,8 @@ def test_skipping_saturated_arrivals_keeps_the_law(rate: float, backend: str) ->
     u = torch.full((100, 100), log_rate_of(rate))
     arguments = {"estimator": "cubic", "temperature": 0.1}
     skipping = ik.poisson_rsample(u, seed=1, backend=backend, **arguments)
-    noise = eager.PhiloxNoise(torch.tensor(2), saturated_min=math.inf)
-    plain, _ = eager.draw(u, noise, Stream(KIND_ALONE, 0, 0, 0), "cubic", 0.1, None)
+    every = noise.PhiloxNoise(torch.tensor(2), saturated_min=math.inf)
+    plain, _ = eager.draw(u, every, Stream(KIND_ALONE, 0, 0, 0), "cubic", 0.1, None)
     assert not torch.equal(skipping, plain)
     assert stats.ks_2samp(skipping.flatten(), plain.flatten()).pvalue > 1e-3
 
@@ -273,7 +273,7 @@ def test_fini_is_unbiased_for_polynomials(name: str, degree: int, rate: float) -
     """E[p'(z) dz/du] = d/du E[p(z)], both by exact sums over the pmf."""
     k = torch.arange(0, 120, dtype=torch.float64)
     pmf = torch.from_numpy(stats.poisson.pmf(k.numpy(), rate))
-    slope = eager.fini_slope(k, torch.full_like(k, rate), int(name[-1]))
+    slope = relaxation.fini_slope(k, torch.full_like(k, rate), int(name[-1]))
     estimate = float((pmf * degree * k ** (degree - 1) * slope).sum())
     exact = float((pmf * (k - rate) * k**degree).sum())  # the score: d log pmf / du = k - rate
     assert estimate == pytest.approx(exact, rel=1e-9)
@@ -282,7 +282,7 @@ def test_fini_is_unbiased_for_polynomials(name: str, degree: int, rate: float) -
 def test_fini2_is_biased_for_cubes() -> None:
     k, rate = torch.arange(0, 120, dtype=torch.float64), 1.0
     pmf = torch.from_numpy(stats.poisson.pmf(k.numpy(), rate))
-    estimate = (pmf * 3 * k**2 * eager.fini_slope(k, torch.full_like(k, rate), 2)).sum()
+    estimate = (pmf * 3 * k**2 * relaxation.fini_slope(k, torch.full_like(k, rate), 2)).sum()
     assert abs(float(estimate - (pmf * (k - rate) * k**3).sum())) > 0.1
 
 
@@ -296,7 +296,7 @@ def test_gumbel_mean_approaches_the_rate_as_temperature_falls() -> None:
 @pytest.mark.parametrize(("rate", "expected"), [(1e-4, 1), (1.0, 5), (3.0, 10), (50.0, 73)])
 def test_gumbel_support_is_the_released_quantile(rate: float, expected: int) -> None:
     assert (
-        eager.gumbel_upper_bound(torch.tensor([[math.log(rate), -5.0]]))
+        relaxation.gumbel_upper_bound(torch.tensor([[math.log(rate), -5.0]]))
         == expected
         == max(1, stats.poisson.ppf(0.999, rate))
     )
@@ -322,7 +322,7 @@ def exact_window(
     rate: float, saturated: Tensor, estimator: str, tau: float, seed: int
 ) -> tuple[float, float]:
     """Count and slope of neuron 0 of sample 0 in float64, from all words of the draw at once."""
-    indicator, stream, key = eager.INDICATORS[estimator], Stream(), torch.tensor(seed)
+    indicator, stream, key = relaxation.INDICATORS[estimator], Stream(), torch.tensor(seed)
     zero, half = torch.tensor([0]), half_width(estimator) * tau
     blocks = min(int(0.26 * half * 2 * rate) + 50, philox.BLOCKS - 1)
     first, own = (
@@ -347,8 +347,8 @@ def test_many_arrivals_lose_nothing(estimator: str, arrivals: float, backend: st
     u = torch.full((1, 1), log_rate, requires_grad=True)
     z = ik.poisson_rsample(u, estimator=estimator, temperature=tau, seed=3, backend=backend)
     (slope,) = torch.autograd.grad(z.sum(), u)
-    rate = float(eager.rate_of(u.detach()))
-    saturated = eager._hard_counts(eager.rate_of(u.detach()) * 0.9, torch.tensor(3), Stream().saturated())
+    rate = float(noise.rate_of(u.detach()))
+    saturated = noise.hard_counts(noise.rate_of(u.detach()) * 0.9, torch.tensor(3), Stream().saturated())
     count, exact_slope = exact_window(rate, saturated, estimator, tau, 3)
     # 2^-24 of the count is the rounding of the result; sums that lose shares were off by 100 times as much.
     assert abs(z.item() - count) < 0.01 + 5e-7 * rate
@@ -364,8 +364,8 @@ def test_the_mean_holds_up_to_the_limit_of_arrivals(estimator: str, arrivals: fl
     u = torch.full((1, n), log_rate, requires_grad=True)
     z = ik.poisson_rsample(u, estimator=estimator, temperature=tau, seed=6, backend="cpu")
     (slope,) = torch.autograd.grad(z.sum(), u)
-    rate = eager.rate_of(u.detach())
-    saturated = eager._hard_counts(rate * 0.9, torch.tensor(6), Stream().saturated())
+    rate = noise.rate_of(u.detach())
+    saturated = noise.hard_counts(rate * 0.9, torch.tensor(6), Stream().saturated())
     window = z.detach().double() - saturated.double()
     exact = float(rate[0, 0].double())
     mean = exact * (indicator_integral(estimator, tau, 1) - 0.9)

@@ -16,7 +16,7 @@ from torch import Tensor
 import ipvae_kernels as ik
 from ipvae_kernels.cells import Draw, make_cell
 from ipvae_kernels.philox import KIND_LOSS, KIND_UPDATE, Stream
-from ipvae_kernels.poisson import eager as poisson
+from ipvae_kernels.poisson import noise
 from ipvae_kernels.poisson.estimators import COMPILED
 from ipvae_kernels.rollout import eager
 from ipvae_kernels.rollout.config import RolloutConfig
@@ -189,7 +189,7 @@ def test_every_number_of_the_trace_follows_from_the_others(
     *loss, trajectory = module.elbo(Inputs(*tensors, log_rate), torch.tensor(4), cfg)
     recon, kl, final, path, counts, slopes, errors, drives = (t.double() for t in (*loss, *trajectory))
     x, dictionary, log_sigma, log_bias, log_lr = (tensor.double() for tensor in tensors)
-    cell = make_cell(log_bias, log_lr, poisson.PhiloxNoise(torch.tensor(4)), cfg)
+    cell = make_cell(log_bias, log_lr, noise.PhiloxNoise(torch.tensor(4)), cfg)
     frames = (x if moving else x.expand(cfg.steps, *x.shape)).unsqueeze(1)
     tolerance = 1e-12 if dtype == torch.float64 else 3e-6
     n = cfg.n_inner

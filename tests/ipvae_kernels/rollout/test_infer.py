@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ipvae_kernels as ik
 from ipvae_kernels.backend import triton as triton_backend
-from ipvae_kernels.poisson import eager as poisson
+from ipvae_kernels.poisson import noise
 from ipvae_kernels.rollout import eager
 from ipvae_kernels.rollout.op import RECORDS
 from ipvae_kernels.rollout.problem import constants as problem_arguments
@@ -179,8 +179,8 @@ def test_draws_that_nothing_needs_are_skipped(
 ) -> None:
     x, params = problem()
     taken = []
-    counts = poisson.PhiloxNoise.counts
-    monkeypatch.setattr(poisson.PhiloxNoise, "counts", lambda *a: taken.append(1) or counts(*a))
+    counts = noise.PhiloxNoise.counts
+    monkeypatch.setattr(noise.PhiloxNoise, "counts", lambda *a: taken.append(1) or counts(*a))
     ik.infer(x, params, 5, seed=3, backend="eager", **arguments)
     assert len(taken) == draws
 
