@@ -46,25 +46,31 @@ def full_precision(like: str | None = None, /, **tensors: Tensor) -> list[Tensor
         tensor(name, value)
     first_name = like or next(iter(tensors))
     first = tensors[first_name]
+    device, dtype = first.device, first.dtype
+    # In a call of 40 microseconds each property of a tensor counts: in the common case it is asked for once.
+    if dtype in _DTYPES and device.type != "meta" and not torch.is_autocast_enabled(device.type):
+        for value in tensors.values():
+            if value.dtype != dtype or value.device != device or value.layout != torch.strided:
+                break
+        else:
+            return list(tensors.values())
     for name, value in (first_name, first), *tensors.items():
         if value.layout != torch.strided or value.device.type == "meta":
             raise TypeError(
                 f"{name}: expected a dense tensor with data, found {value.layout} on {value.device}"
             )
-        if value.device != first.device:
+        if value.device != device:
             raise ValueError(
-                f"{name}: expected device {first.device} as that of {first_name}, found {value.device}"
+                f"{name}: expected device {device} as that of {first_name}, found {value.device}"
             )
-    if torch.is_autocast_enabled(first.device.type):
+    if torch.is_autocast_enabled(device.type):
         tensors = {name: value.float() if value.dtype in _HALF else value for name, value in tensors.items()}
-        first = tensors[first_name]
-    for name, value in (first_name, first), *tensors.items():
+        dtype = tensors[first_name].dtype
+    for name, value in (first_name, tensors[first_name]), *tensors.items():
         if value.dtype not in _DTYPES:
             raise TypeError(f"{name}: expected dtype torch.float32 or torch.float64, found {value.dtype}")
-        if value.dtype != first.dtype:
-            raise TypeError(
-                f"{name}: expected dtype {first.dtype} as that of {first_name}, found {value.dtype}"
-            )
+        if value.dtype != dtype:
+            raise TypeError(f"{name}: expected dtype {dtype} as that of {first_name}, found {value.dtype}")
     return list(tensors.values())
 
 

@@ -32,9 +32,21 @@ _LAW = "str estimator, SymInt? n_arrivals"
 
 def rsample(log_rate: Tensor, *arguments: Any) -> Tensor:
     """Counts [B, K] of log rates [B, K], differentiable twice; the arguments are those of the op."""
-    draw = _Counts.apply if _transforms.transformed() else _rsample
+    if torch.compiler.is_compiling():
+        draw = _rsample
+    elif _transforms.differentiated(log_rate):
+        draw = _Counts.apply
+    else:
+        draw = _below_autograd
     counts: Tensor = draw(log_rate, *arguments)[0]
     return counts
+
+
+def _below_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The op without what torch registered for autograd, which would enter Python again: 20 microseconds."""
+    with torch._C._AutoDispatchBelowAutograd():
+        results: tuple[Tensor, Tensor] = _rsample(*arguments)
+    return results
 
 
 def _sample_kernel(log_rate: Tensor, seed: Tensor, *arguments: Any) -> Tensor:
@@ -141,8 +153,7 @@ class _Counts(torch.autograd.Function):
     @staticmethod
     def forward(log_rate: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         """See ``_rsample_kernel``."""
-        results: tuple[Tensor, Tensor] = _rsample(log_rate, *arguments)
-        return results
+        return _below_autograd(log_rate, *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
