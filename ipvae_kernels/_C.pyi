@@ -4,6 +4,7 @@ compiler: str
 cuda: str | None
 sources: str
 estimators: tuple[str, ...]
+half_widths: tuple[float | None, ...]
 kls: tuple[str, ...]
 cells: tuple[str, ...]
 

@@ -22,6 +22,16 @@ template <size_t n> py::tuple names(const char* const (&of)[n]) {
     return result;
 }
 
+// Half width of each estimator's indicator; None for those that are not made of arrivals.
+py::tuple half_widths() {
+    py::tuple result(std::size(scalar::kEstimatorNames));
+    for (size_t i = 0; i < result.size(); ++i) {
+        auto estimator = static_cast<scalar::Estimator>(i);
+        result[i] = scalar::uses_arrivals(estimator) ? py::cast(scalar::half_width(estimator)) : py::none();
+    }
+    return result;
+}
+
 // What was compiled, and the names by which Python counts what the kernels know by numbers.
 void bind_facts(py::module_& m) {
     m.attr("compiler") = IPVAE_COMPILER;
@@ -32,6 +42,7 @@ void bind_facts(py::module_& m) {
     m.attr("cuda") = py::none();
 #endif
     m.attr("estimators") = names(scalar::kEstimatorNames);
+    m.attr("half_widths") = half_widths();
     m.attr("kls") = names(scalar::kKlNames);
     m.attr("cells") = names(kCellNames);
 }

@@ -1,12 +1,12 @@
 // The estimators of a differentiable count: their formulas, and what tells them apart. To add one: here, a row of the
-// table in Python, and its twin in ipvae_kernels/poisson/eager.py.
+// table in Python, and its twin in ipvae_kernels/poisson/relaxation.py.
 #pragma once
 
 #include "math.h"
 
 IPVAE_BEGIN
 
-// In the order of the table in ipvae_kernels/poisson/estimators.py, with which a test compares the names.
+// In the order of the table in ipvae_kernels/poisson/estimators.py, with which a test compares names and half widths.
 enum Estimator : int { kHard, kSigmoid, kLinear, kCubic, kQuintic, kCosine, kFini2, kFini3 };
 constexpr const char* kEstimatorNames[] = {"hard", "sigmoid", "linear", "cubic", "quintic", "cosine", "fini2", "fini3"};
 

@@ -1,6 +1,6 @@
 """The estimators of a differentiable Poisson count: the one table that every backend takes them from.
 
-Their formulas are in ``csrc/common/estimators.h`` and, in plain PyTorch, in ``eager.py``.
+Their formulas are in ``csrc/common/estimators.h`` and, in plain PyTorch, in ``relaxation.py``.
 """
 
 from __future__ import annotations

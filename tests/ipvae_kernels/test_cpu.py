@@ -20,7 +20,7 @@ import ipvae_kernels
 from ipvae_kernels import philox
 from ipvae_kernels.backend import compiled
 from ipvae_kernels.cells import CELLS, KLS
-from ipvae_kernels.poisson.estimators import COMPILED
+from ipvae_kernels.poisson.estimators import COMPILED, ESTIMATORS
 from ipvae_kernels.rollout import cpu as rollout
 from ipvae_kernels.rollout.config import RolloutConfig
 from ipvae_kernels.rollout.op import RECORDS
@@ -435,5 +435,6 @@ def test_children_of_forks_compute() -> None:
 def test_numbers_of_the_kernels_have_the_names_of_the_tables() -> None:
     module = compiled.load()
     assert module.estimators == COMPILED
+    assert module.half_widths == tuple(ESTIMATORS[name].half_width for name in COMPILED)
     assert module.kls == KLS
     assert module.cells == tuple(CELLS)
