@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import platform
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ipvae.experiments.turns import take_turns
 
 import ipvae_kernels
 from ipvae_kernels.info import info
@@ -25,12 +25,6 @@ from .problem import Problem, Settings, Unavailable, make
 Tell = Callable[[str], None]
 Row = dict[str, Any]
 FORMAT = 1
-MIN_ROUNDS, MAX_ROUNDS = 3, 50
-# PyTorch's threads spin for some milliseconds after a parallel operation; whoever runs next would pay.
-SETTLE_SECONDS = 0.02
-# The pause lets threads and caches go cold, which whoever runs in a loop never sees: shorter runs are timed
-# right after an untimed one. 10^6 hard counts: 2.05 ms, and 2.91 ms from cold.
-WARM_SECONDS = 0.25
 NOT_MEASURED, FAILED, OK = "not measured", "failed", "ok"
 
 
@@ -121,50 +115,6 @@ def _repeated(run: Callable[[], object], calls: int) -> Callable[[], object]:
             run()
 
     return repeat
-
-
-def take_turns(
-    runs: dict[str, Callable[[], object]], seconds: float, device: str
-) -> tuple[dict[str, list[float]], dict[str, Exception]]:
-    """Seconds of every run, and the errors of those that failed on the way; all have run before.
-
-    Rounds in which each contestant runs once. One drops out after `MAX_ROUNDS`, after `MIN_ROUNDS` if it has
-    used its share of the time, and before that if it alone has used up the time of all.
-
-    Args:
-        runs: by contestant.
-        seconds: for all together.
-        device: synchronised where it is a GPU.
-    """
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    errors: dict[str, Exception] = {}
-    waiting = list(runs)
-    while waiting:
-        for name in list(waiting):
-            try:
-                taken[name].append(_timed(runs[name], taken[name], device))
-            except Exception as error:  # a device's: the others go on
-                errors[name] = error
-                del taken[name]
-                waiting.remove(name)
-                continue
-            rounds, used = len(taken[name]), sum(taken[name])
-            enough = rounds >= MIN_ROUNDS and used >= seconds / len(runs)
-            if enough or rounds >= MAX_ROUNDS or used >= seconds:
-                waiting.remove(name)
-    return taken, errors
-
-
-def _timed(run: Callable[[], object], taken: list[float], device: str) -> float:
-    """Seconds of a run; a short one comes right after an untimed one."""
-    time.sleep(SETTLE_SECONDS)
-    if taken and taken[-1] < WARM_SECONDS:
-        run()
-    roofline.synchronize(device)
-    begin = time.perf_counter()
-    run()
-    roofline.synchronize(device)
-    return time.perf_counter() - begin
 
 
 def _row(problem: Problem, contestant: str, settings: Settings) -> Row:

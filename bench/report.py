@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ipvae.checkpoint import atomic_file
+from ipvae.experiments.turns import MIN_ROUNDS
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from .contestants import label
-from .measure import FORMAT, MIN_ROUNDS, OK, Row
+from .measure import FORMAT, OK, Row
 
 _console = Console()
 OURS = ("cpu", "cuda")  # the compiled kernels, with which everything else is compared

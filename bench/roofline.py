@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import TypedDict
 
 import torch
+from ipvae.experiments.turns import elapsed
 
 from .cases import Case
 
@@ -60,18 +60,5 @@ def fraction(case: Case, nonzero: float, seconds: float, peaks: Peaks, device: s
     return max(case.operations(nonzero) / (peaks["flops"] * cores), case.bytes() / peaks["bytes"]) / seconds
 
 
-def synchronize(device: str) -> None:
-    """Waits for what a GPU still does."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def _best(function: Callable[[], object], device: str) -> float:
-    taken = []
-    for _ in range(REPEATS):
-        synchronize(device)
-        begin = time.perf_counter()
-        function()
-        synchronize(device)
-        taken.append(time.perf_counter() - begin)
-    return min(taken)
+    return min(elapsed(function, device) for _ in range(REPEATS))

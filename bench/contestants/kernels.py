@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from ipvae.experiments.turns import synchronize
+
 import ipvae_kernels
 
-from .. import roofline
 from ..problem import BETA, Optimiser, Output, Prepared, Problem, Unavailable, upstream
 
 
@@ -27,7 +28,7 @@ def prepare(problem: Problem, backend: str) -> Prepared:
         return prepared
     begin = time.perf_counter()
     _calls(problem, backend)()
-    roofline.synchronize(problem.device)
+    synchronize(problem.device)
     note, seconds = "the first call compiles and tunes what disk caches lack", time.perf_counter() - begin
     return replace(prepared, note=note, compile_seconds=seconds)
 

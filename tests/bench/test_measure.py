@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 import torch
 from ipvae.experiments import baseline as plain
+from ipvae.experiments import turns
 from ipvae_bench import check, measure, memory, roofline
 from ipvae_bench.cases import CASES
 from ipvae_bench.contestants import baseline, names, prepare
@@ -119,15 +120,15 @@ def test_a_wrong_checkout_is_named(settings: Settings, tmp_path: Path) -> None:
 def test_turns() -> None:
     order: list[str] = []
     runs = {name: lambda name=name: order.append(name) for name in "ab"}
-    taken, errors = measure.take_turns(runs, 0.0, "cpu")
+    taken, errors = turns.take_turns(runs, 0.0, "cpu")
     assert not errors
     assert order == ["a", "b"]
     assert {name: len(seconds) for name, seconds in taken.items()} == {"a": 1, "b": 1}
     order.clear()
-    taken, _ = measure.take_turns(runs, 60.0, "cpu")
+    taken, _ = turns.take_turns(runs, 60.0, "cpu")
     # From the second round on a short run comes right after an untimed one.
     assert order[:6] == ["a", "b", "a", "a", "b", "b"]
-    assert all(len(seconds) == measure.MAX_ROUNDS for seconds in taken.values())
+    assert all(len(seconds) == turns.MAX_ROUNDS for seconds in taken.values())
 
 
 def test_who_fails_while_timed_takes_nobody_along(settings: Settings) -> None:
@@ -138,9 +139,9 @@ def test_who_fails_while_timed_takes_nobody_along(settings: Settings) -> None:
         if len(calls) == 2:
             raise RuntimeError("out of memory")
 
-    taken, errors = measure.take_turns({"good": lambda: None, "bad": breaks}, 60.0, "cpu")
+    taken, errors = turns.take_turns({"good": lambda: None, "bad": breaks}, 60.0, "cpu")
     assert list(taken) == ["good"]
-    assert len(taken["good"]) == measure.MAX_ROUNDS
+    assert len(taken["good"]) == turns.MAX_ROUNDS
     assert str(errors["bad"]) == "out of memory"
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ipvae import IPVAE, evaluate
 from ipvae.data import DataSplits
-from ipvae.experiments import demo, timing
+from ipvae.experiments import demo, timing, turns
 from ipvae.training.folder import alone_in
 from ipvae.training.outcome import TrainingError
 from rich.console import Console
@@ -88,7 +88,7 @@ def test_speed_is_measured_only_where_both_agree(data: DataSplits, monkeypatch: 
     timings = timing.compare(model, data.train, 0.2, progress=False)
     assert [t["what"].split(",")[0] for t in timings] == ["training step", "training step", "inference"]
     for case in timings:
-        assert case["repeats"] >= timing.MIN_REPEATS
+        assert case["repeats"] >= turns.MIN_ROUNDS
         assert case["speedup"] == pytest.approx(case["plain_seconds"] / case["ours_seconds"])
         assert case["recon_plain"] == pytest.approx(case["recon_ours"], rel=0.05)
     infer = model.infer
@@ -105,10 +105,15 @@ def test_speed_is_measured_only_where_both_agree(data: DataSplits, monkeypatch: 
 
 
 def test_a_slow_baseline_gets_a_smaller_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A clock that charges 1 ms a sample for everything.
-    monkeypatch.setattr(timing, "_seconds", lambda function, x, threads: 0.001 * len(x))
+    clock = [0.0]
+
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        clock[0] += 0.001 * len(x)  # 1 ms a sample
+        return x.T
+
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(timing.torch, "get_num_threads", lambda: 1)
-    case = timing._in_turns("slow", lambda x: x.T, lambda x: x.T, torch.rand(80, 2), seconds=0.11)
+    case = timing._in_turns("slow", slow, slow, torch.rand(80, 2), seconds=0.11)
     # 3 repeats of 80 or 40 ms are more than 0.11 s, 3 of 20 ms are not.
     assert case["batch"] == 20
     assert case["plain_seconds"] == case["ours_seconds"] == pytest.approx(0.02)

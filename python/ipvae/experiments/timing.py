@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
-import time
 from collections.abc import Callable
 from typing import TypedDict
 
@@ -15,14 +15,13 @@ import ipvae_kernels
 from ..extras import explained
 from ..models.poisson import IPVAE
 from ..training.recipes import DEMO_TRAIN
-from . import baseline
+from . import baseline, turns
 
 with explained():
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 
 TIMED_INFERENCE_STEPS = 64
-MIN_REPEATS, MAX_REPEATS = 3, 30
 # Inputs [B, M] to reconstruction terms [T, B].
 Run = Callable[[Tensor], Tensor]
 
@@ -103,42 +102,44 @@ def compare(model: IPVAE, x: Tensor, seconds: float = 15.0, *, progress: bool = 
 
 def _in_turns(what: str, plain: Run, ours: Run, x: Tensor, seconds: float) -> Timing:
     """Checks that two ways to the same numbers [T, B] agree, then times them in turns for so long."""
-    probe = x[: max(1, len(x) // 10)]
     counts = sorted({1, torch.get_num_threads()})
-    plain(probe)  # the warm-up
-    each = min(_seconds(plain, probe, n) for n in counts) / len(probe)
-    batch = len(x)
-    while batch > len(probe) and MIN_REPEATS * len(counts) * each * batch > seconds:
-        batch //= 2
-    x = x[:batch]
+    x = x[: _affordable(plain, x, seconds, counts)]
     a, b = plain(x).mean(0).double(), ours(x).mean(0).double()
     # Both saw the same inputs: what differs is the noise of each, so pairs tell its size.
-    noise = (a - b).std() / batch**0.5 if batch > 1 else a.abs().mean()
+    noise = (a - b).std() / len(x) ** 0.5 if len(x) > 1 else a.abs().mean()
     if not (a - b).mean().abs() < 6.0 * noise + 0.01 * a.abs().mean():
         raise RuntimeError(
             f"{what}: mean reconstruction terms differ: {a.mean():.4f} in plain PyTorch, {b.mean():.4f} here"
         )
-    times: dict[tuple[Run, int], list[float]] = {(f, n): [] for n in counts for f in (plain, ours)}
-    repeats, stop = 0, time.perf_counter() + seconds
-    while repeats < MIN_REPEATS or (time.perf_counter() < stop and repeats < MAX_REPEATS):
-        for (function, n), taken in times.items():
-            taken.append(_seconds(function, x, n))
-        repeats += 1
-    medians = [min((statistics.median(times[f, n]), n) for n in counts) for f in (plain, ours)]
+    runs = {(run, n): functools.partial(_with_threads, run, x, n) for n in counts for run in (plain, ours)}
+    taken, errors = turns.take_turns(runs, seconds)
+    for error in errors.values():
+        raise error
+    medians = [min((statistics.median(taken[run, n]), n) for n in counts) for run in (plain, ours)]
     (slow, slow_threads), (fast, fast_threads) = medians
     return Timing(
-        what=what, batch=batch, repeats=repeats, plain_seconds=slow, ours_seconds=fast, speedup=slow / fast,
+        what=what, batch=len(x), repeats=min(map(len, taken.values())),
+        plain_seconds=slow, ours_seconds=fast, speedup=slow / fast,
         plain_threads=slow_threads, ours_threads=fast_threads,
         recon_plain=float(a.mean()), recon_ours=float(b.mean()),
     )  # fmt: skip
 
 
-def _seconds(function: Run, x: Tensor, threads: int) -> float:
+def _affordable(plain: Run, x: Tensor, seconds: float, counts: list[int]) -> int:
+    """Rows of a batch that plain PyTorch runs often enough in this time, at least a tenth of them."""
+    probe = x[: max(1, len(x) // 10)]
+    plain(probe)  # the warm-up
+    each = min(turns.elapsed(functools.partial(_with_threads, plain, probe, n)) for n in counts) / len(probe)
+    batch = len(x)
+    while batch > len(probe) and turns.MIN_ROUNDS * len(counts) * each * batch > seconds:
+        batch //= 2
+    return batch
+
+
+def _with_threads(function: Run, x: Tensor, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        begin = time.perf_counter()
         function(x)
-        return time.perf_counter() - begin
     finally:
         torch.set_num_threads(before)
