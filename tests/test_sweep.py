@@ -28,6 +28,8 @@ from ipvae.data.photographs import photo_patches
 from ipvae.data.splits import random_split
 from ipvae.evaluation import evaluate as evaluation
 from ipvae.evaluation import metrics
+from ipvae.models.iterative import opened
+from ipvae.models.registry import FAMILIES
 from ipvae.training import recipes, schedules
 from torch import Tensor
 
@@ -488,22 +490,24 @@ KERNELS = {
 CONFIG = {
     "n_inputs": Of(M, "count"),
     "n_latents": Of(K, "count"),
-    "cell": Of("poisson", "name"),
     "input_shape": Of(None, "shape"),
     "t_train": Of(2, "count"),
     "n_inner": Of(1, "count"),
     "beta_inner": Of(1.0, "real"),
     **CLAMPS,
     "kl": Of("exact", "name"),
-    "estimator": Of("cubic", "name"),
-    "n_arrivals": Of(None, "count"),
-    "activation": Of("identity", "name"),
     "fit_prior": Of(True, "flag"),
     "init_scale": Of(0.1, "real"),
     "init_log_bias": Of(-3.0, "real"),
-    "init_log_rate": Of((-1.0, 0.0), "real"),
     "seed": Of(0, "word"),
 }
+OF_POISSON = {
+    **CONFIG,
+    "estimator": Of("cubic", "name"),
+    "n_arrivals": Of(None, "count"),
+    "init_log_rate": Of((-1.0, 0.0), "real"),
+}
+OF_GAUSSIAN = {**CONFIG, "activation": Of("identity", "name")}
 RECIPE = {
     "max_steps": Of(2, "count"),
     "epochs": Of(None, "count"),
@@ -544,7 +548,8 @@ COUNTS = Of(torch.tensor([[0.0, 1, 2], [3, 0, 0]]))
 
 
 def model(cell: str = "poisson") -> ipvae.IterativeVAE:
-    return ipvae.build_model(ipvae.ModelConfig(n_inputs=M, n_latents=K, t_train=2, cell=cell, init_scale=0.2))  # type: ignore[arg-type]
+    family = FAMILIES[cell]
+    return family(family.config_class(n_inputs=M, n_latents=K, t_train=2, init_scale=0.2))
 
 
 def method(name: str, cell: str = "poisson") -> Callable[..., Any]:
@@ -563,9 +568,10 @@ def feed(feeder: Callable[..., Any]) -> Callable[..., Any]:
 
 FRAMES = {"start": Of(0, "count"), "stop": Of(3, "count")}
 WRAPPER = {
-    "ModelConfig": Target(lambda **o: ipvae.ModelConfig(**o).to_dict(), CONFIG, share=3.0),
+    "IPVAEConfig": Target(lambda **o: ipvae.IPVAEConfig(**o).to_dict(), OF_POISSON, share=3.0),
+    "IGVAEConfig": Target(lambda **o: ipvae.IGVAEConfig(**o).to_dict(), OF_GAUSSIAN, share=3.0),
     "TrainConfig": Target(lambda **o: ipvae.TrainConfig(**o).to_dict(), RECIPE, share=3.0),
-    "build_model": Target(lambda **o: ipvae.build_model(ipvae.ModelConfig(**o)).state_dict(), CONFIG),
+    "build_model": Target(lambda **o: ipvae.build_model(ipvae.IPVAEConfig(**o)).state_dict(), OF_POISSON),
     "released_recipe": Target(
         ipvae.released_recipe,
         {"name": Of("mnist", "name"), "cell": Of("poisson", "name"), "activation": Of("identity", "name")},
@@ -779,9 +785,7 @@ NUMBERS = {
         schedules.eps, {**SCHEDULE, "anneal_portion": Of(0.1, "real"), "const_portion": Of(0.1, "real")}
     ),
     "warming_up": Target(schedules.warming_up, {**SCHEDULE, "portion": Of(0.5, "real")}),
-    "clamp": Target(
-        schedules.clamp, {"final": Of(6.0, "real"), "eps": Of(0.5, "real"), "init": Of(2.0, "real")}
-    ),
+    "opened": Target(opened, {"final": Of(6.0, "real"), "eps": Of(0.5, "real"), "init": Of(2.0, "real")}),
     "squared_error": Target(metrics.squared_error, {"x": tensor(B, M), "reconstruction": tensor(B, M)}),
     "explained_variance": Target(
         metrics.explained_variance,

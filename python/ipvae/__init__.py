@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import Evaluation, evaluate
     from .evaluation.readout import Readout
     from .fields import ConfigError
-    from .models.base import IterativeVAE
-    from .models.config import ModelConfig
+    from .models.config import IGVAEConfig, IPVAEConfig, ModelConfig
     from .models.gaussian import IGVAE
+    from .models.iterative import IterativeVAE
     from .models.poisson import IPVAE
     from .models.registry import build_model, load_model
     from .training.config import TrainConfig
@@ -31,6 +31,8 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "Evaluation",
+    "IGVAEConfig",
+    "IPVAEConfig",
     "IterativeVAE",
     "ModelConfig",
     "Readout",
@@ -51,9 +53,9 @@ _HOMES = {
     "evaluation.evaluate": ("Evaluation", "evaluate"),
     "evaluation.readout": ("Readout",),
     "fields": ("ConfigError",),
-    "models.base": ("IterativeVAE",),
-    "models.config": ("ModelConfig",),
+    "models.config": ("IGVAEConfig", "IPVAEConfig", "ModelConfig"),
     "models.gaussian": ("IGVAE",),
+    "models.iterative": ("IterativeVAE",),
     "models.poisson": ("IPVAE",),
     "models.registry": ("build_model", "load_model"),
     "training.config": ("TrainConfig",),

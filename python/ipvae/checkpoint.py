@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from .models.config import ModelConfig
 with explained():
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save as safetensors_bytes
+
+C = TypeVar("C", bound=ModelConfig)
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -151,14 +153,15 @@ def locate(path: str | PathLike[str]) -> Path | None:
     return next((path / place for place in PLACES if (path / place).is_file()), None)
 
 
-def read_model(file: str | PathLike[str]) -> tuple[ModelConfig | None, Mapping[str, Any]]:
+def read_model(file: str | PathLike[str]) -> tuple[dict[str, Any] | None, Mapping[str, Any]]:
     """Reads a file of weights by its content.
 
     Args:
         file: what `save_model` wrote, a checkpoint of our training, or any other file of `torch.save`.
 
     Returns:
-        The configuration and the state dict; for another file of `torch.save`, None and what it holds.
+        The configuration as plain values, see `config_of`, and the state dict; for another file of
+        `torch.save`, None and what it holds.
 
     Raises:
         CheckpointError: for a file that is missing, damaged, contradictory or of another origin.
@@ -178,7 +181,7 @@ def read_model(file: str | PathLike[str]) -> tuple[ModelConfig | None, Mapping[s
     if not isinstance(weights, Mapping) or not isinstance(run.get("model"), Mapping):
         raise CheckpointError(f"{file}: damaged, a checkpoint of ipvae training without its model")
     state = {str(name): tensor for name, tensor in weights.items() if str(name).startswith("model.")}
-    return _config_of(file, run["model"]), {name[len("model.") :]: v for name, v in state.items()}
+    return dict(run["model"]), {name[len("model.") :]: v for name, v in state.items()}
 
 
 def _is_safetensors(file: Path) -> bool:
@@ -187,7 +190,7 @@ def _is_safetensors(file: Path) -> bool:
         return file.suffix == ".safetensors" or stream.read(9)[8:] == b"{"
 
 
-def _read_safetensors(file: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+def _read_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(file, framework="pt", device="cpu") as stream:
             header = stream.metadata() or {}
@@ -346,22 +349,29 @@ def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _parse_config(path: Path, text: str) -> ModelConfig:
+def _parse_config(path: Path, text: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged configuration ({error})") from error
-    return _config_of(path, values)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: damaged configuration (expected an object, found {values!r})")
+    return values
 
 
-def _config_of(path: Path, values: Any) -> ModelConfig:
+def config_of(kind: type[C], values: Mapping[str, Any], path: str | PathLike[str]) -> C:
+    """The configuration of a family from what a file holds.
+
+    Raises:
+        CheckpointError: it is that of another family, or damaged.
+    """
     try:
-        return ModelConfig.from_dict(values)
+        return kind.from_dict(dict(values))
     except ConfigError as error:
         raise CheckpointError(f"{path}: damaged configuration ({error})") from error
 
 
-def _compare_config(path: Path, config: ModelConfig) -> None:
+def _compare_config(path: Path, config: dict[str, Any]) -> None:
     """Refuses a ``config.json`` that says something else: edited, or left by a save that was cut short."""
     if not path.is_file():
         return

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import plots
 from .checkpoint import atomic_file
 from .evaluation.metrics import explained_variance
-from .models.base import IterativeVAE
+from .models.iterative import IterativeVAE
 
 FIGURES = ("features.png", "convergence.png", "raster.png", "reconstructions.png", "training.png")
 RASTER_STEPS = 200

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import matplotlib as mpl
 import pytest
 import torch
-from ipvae import figures, plots
+from ipvae import figures
+from ipvae.plots import canvas
 
 mpl.use("Agg")
 
@@ -22,5 +23,5 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """All figures, of few pixels and pictures: half the time, where only their being there counts."""
-    monkeypatch.setattr(plots, "DPI", 30)
+    monkeypatch.setattr(canvas, "DPI", 30)
     monkeypatch.setattr(figures, "SHOWN", 2)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from ipvae import IPVAE, ModelConfig
+from ipvae import IPVAE, IPVAEConfig
 from ipvae.experiments import baseline
 from ipvae.models.arrivals import arrivals_quantile
 from torch import Tensor
@@ -23,7 +23,7 @@ def model(**options: object) -> IPVAE:
         "init_scale": 0.6,
         "init_log_rate": (-1.0, 0.5),
     }
-    made = IPVAE(ModelConfig(**{**settings, **options}))  # type: ignore[arg-type]
+    made = IPVAE(IPVAEConfig(**{**settings, **options}))  # type: ignore[arg-type]
     with torch.no_grad():
         made.layer.log_lr[0].fill_(-1.0)
         made.layer.dec_log_sigma.copy_(torch.linspace(-0.3, 0.3, 6))
@@ -78,7 +78,7 @@ def test_without_chance_the_numbers_are_equal(eps: float) -> None:
     net, x = model(init_log_rate=(-8.0, -8.0), init_scale=0.0, init_log_bias=0.5), inputs(3)
     net.set_annealing(eps=eps)
     result = ipvae_kernels.infer(
-        x, net.params, STEPS, record=("recon", "kl"), seed=0, backend="autograd", **net._cell_options(None)
+        x, net.params, STEPS, record=("recon", "kl"), seed=0, backend="autograd", **net._rollout_options(None)
     )
     plain = baseline.infer(net, x, STEPS)
     torch.testing.assert_close(plain.recon, result.records["recon"])

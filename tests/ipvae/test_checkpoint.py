@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from ipvae import IGVAE, IPVAE, CheckpointError, IterativeVAE, ModelConfig, build_model, load_model
+from ipvae import IGVAE, IPVAE, CheckpointError, IPVAEConfig, IterativeVAE, load_model
 from ipvae.checkpoint import WEIGHTS, _digest, atomic_file, load_pickled, load_state, save_model
+from ipvae.models.registry import FAMILIES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 
 def small(**options: Any) -> IterativeVAE:
-    return build_model(
-        ModelConfig(**{"n_inputs": 6, "n_latents": 5, "t_train": 3, "init_scale": 0.3, **options})
+    family = FAMILIES[options.pop("cell", "poisson")]
+    return family(
+        family.config_class(**{"n_inputs": 6, "n_latents": 5, "t_train": 3, "init_scale": 0.3, **options})
     )
 
 
@@ -37,7 +39,7 @@ def test_a_model_comes_back_as_it_was(options: dict[str, Any], tmp_path: Path) -
     model = small(**options)
     model.set_annealing(temperature=0.3, eps=0.9)
     model.save_pretrained(tmp_path / "deep" / "model")
-    loaded = IterativeVAE.from_pretrained(tmp_path / "deep" / "model")
+    loaded = load_model(tmp_path / "deep" / "model")
     assert type(loaded) is type(model)
     assert loaded.config == model.config
     assert (loaded.temperature, loaded.eps) == (model.temperature, model.eps)
@@ -150,7 +152,10 @@ def test_what_is_no_model_is_named_without_unsafe_advice(folder: Path) -> None:
     path = folder / "file.pt"
     torch.save(torch.nn.Linear(2, 2), path)
     module = path.read_bytes()
-    torch.save(training_checkpoint(small()) | {"ipvae": {"model": {"n_inputs": 6, "colour": 1}}}, path)
+    torch.save(
+        training_checkpoint(small()) | {"ipvae": {"model": {"cell": "poisson", "n_inputs": 6, "colour": 1}}},
+        path,
+    )
     unknown = path.read_bytes()
     torch.save({"ipvae": {"model": small().config.to_dict()}}, path)
     bare = path.read_bytes()
@@ -186,7 +191,7 @@ def peak() -> int:
 @pytest.mark.parametrize("options", [{"n_latents": 2**26}, {"n_inputs": 2**26}], ids=str)
 def test_sizes_are_compared_before_memory_is_taken(tmp_path: Path, options: dict[str, Any]) -> None:
     """A file of a kilobyte whose configuration asks for more than a gigabyte."""
-    asked = ModelConfig(**{"n_inputs": 6, "n_latents": 5, **options})
+    asked = IPVAEConfig(**{"n_inputs": 6, "n_latents": 5, **options})
     save_model(tmp_path, asked, small().state_dict())
     before = peak()
     with pytest.raises(CheckpointError, match=r"layer\.phi\.weight: expected shape"):

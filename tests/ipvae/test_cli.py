@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ipvae import IPVAE, ModelConfig, build_model, cli
+from ipvae import IGVAE, IPVAE, IGVAEConfig, IPVAEConfig, cli
 from ipvae.data import DataSplits, load_whole
 from ipvae.figures import FIGURES
 from ipvae.training.module import Training
@@ -245,7 +245,7 @@ def test_eval_refuses_what_does_not_fit(run: Path, tmp_path: Path) -> None:
     refused(call("eval", run, "--data", tmp_path / "x.npy", "--readout"), "no labels")
     refused(call("eval", tmp_path / "none", "--data", "digits"), "model.safetensors")
     folder = tmp_path / "model"
-    IPVAE(ModelConfig(n_inputs=64, n_latents=4)).save_pretrained(folder)
+    IPVAE(IPVAEConfig(n_inputs=64, n_latents=4)).save_pretrained(folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     refused(call("eval", folder, "--data", "digits"), "damaged")
@@ -269,7 +269,7 @@ def test_eval_reads_a_model_from_any_of_its_files(run: Path, tmp_path: Path) -> 
 
 
 def test_eval_reads_the_authors_checkpoints(tmp_path: Path) -> None:
-    net = IPVAE(ModelConfig(n_inputs=64, n_latents=4, kl="released"))
+    net = IPVAE(IPVAEConfig(n_inputs=64, n_latents=4, kl="released"))
     torch.save({"model": net.state_dict()}, tmp_path / "theirs.pt")
     refused(call("eval", tmp_path / "theirs.pt", "--data", "digits"), "no settings (ConfigPoisVAE.json)")
     settings = {"t_train": 16, "n_iters_inner": 1, "clamp_u": 10.0, "clamp_du": 10.0}
@@ -371,7 +371,7 @@ def test_device_and_precision_reach_the_kernels(
 def test_infer_takes_all_of_ones_own_file_in_its_order(tmp_path: Path) -> None:
     x = np.random.default_rng(0).random((30, 64), dtype=np.float32)
     np.save(tmp_path / "x.npy", x)
-    IPVAE(ModelConfig(n_inputs=64, n_latents=4)).save_pretrained(tmp_path / "model")
+    IPVAE(IPVAEConfig(n_inputs=64, n_latents=4)).save_pretrained(tmp_path / "model")
 
     def inferred(*options: object) -> tuple[Any, str]:
         out = tmp_path / "y.npz"
@@ -414,7 +414,7 @@ def test_plot_draws_what_the_demo_draws(run: Path, tmp_path: Path) -> None:
 
 def test_plot_leaves_out_what_a_model_does_not_have(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((20, 3, 5), dtype=np.float32))
-    model = build_model(ModelConfig(n_inputs=15, n_latents=4, cell="gaussian", input_shape=(15,)))
+    model = IGVAE(IGVAEConfig(n_inputs=15, n_latents=4, input_shape=(15,)))
     model.save_pretrained(tmp_path / "model")
     options = ("--data", tmp_path / "x.npy", "--steps", 3, "--out", tmp_path / "figures")
     result = call("plot", tmp_path / "model", *options)

@@ -6,15 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ipvae import ConfigError, ModelConfig, TrainConfig, build_model, evaluate, released_recipe, train
+from ipvae import (
+    ConfigError,
+    IGVAEConfig,
+    IPVAEConfig,
+    ModelConfig,
+    TrainConfig,
+    build_model,
+    evaluate,
+    released_recipe,
+    train,
+)
 from ipvae.data import load_dataset
 from ipvae.models import config
+from ipvae.models.registry import FAMILIES
 
 from ipvae_kernels.cells import CELLS
 from ipvae_kernels.poisson import estimators
 
 BAD_MODEL: list[tuple[str, dict[str, Any]]] = [
-    ("cell", {"cell": "laplace"}),
     ("n_inputs", {"n_inputs": 0}),
     ("n_inputs", {"n_inputs": 4.0}),
     ("n_latents", {"n_latents": True}),
@@ -25,7 +35,6 @@ BAD_MODEL: list[tuple[str, dict[str, Any]]] = [
     ("init_scale", {"init_scale": float("nan")}),
     ("kl", {"kl": "approximate"}),
     ("estimator", {"estimator": "relu"}),
-    ("activation", {"activation": "relu"}),
     ("activation", {"cell": "gaussian", "activation": "tanh"}),
     ("n_arrivals", {"n_arrivals": 0}),
     ("n_arrivals", {"n_arrivals": "all"}),
@@ -61,8 +70,10 @@ BAD_TRAIN: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("field", "values"), BAD_MODEL)
 def test_model_config_names_the_field_that_cannot_work(field: str, values: dict[str, Any]) -> None:
+    values = dict(values)
+    family = FAMILIES[values.pop("cell", "poisson")].config_class
     with pytest.raises(ConfigError, match=f"^{field}: expected"):
-        ModelConfig(**{"n_inputs": 4, **values})
+        family(**{"n_inputs": 4, **values})
 
 
 @pytest.mark.parametrize(("field", "values"), BAD_TRAIN)
@@ -74,8 +85,8 @@ def test_train_config_names_the_field_that_cannot_work(field: str, values: dict[
 @pytest.mark.parametrize(
     "config",
     [
-        ModelConfig(n_inputs=784, input_shape=(1, 28, 28), n_arrivals="released", seed=-3),
-        ModelConfig(n_inputs=6, cell="gaussian", activation="relu", clamp_u=(5, 1)),
+        IPVAEConfig(n_inputs=784, input_shape=(1, 28, 28), n_arrivals="released", seed=-3),
+        IGVAEConfig(n_inputs=6, activation="relu", clamp_u=(5, 1)),
         TrainConfig(epochs=3, grad_clip=None, betas=(0.8, 0.99)),
     ],
     ids=["poisson", "gaussian", "train"],
@@ -84,7 +95,7 @@ def test_configs_survive_json(config: ModelConfig | TrainConfig) -> None:
     assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-@pytest.mark.parametrize("cls", [ModelConfig, TrainConfig])
+@pytest.mark.parametrize("cls", [IPVAEConfig, IGVAEConfig, TrainConfig])
 def test_from_dict_is_strict(cls: type[ModelConfig] | type[TrainConfig]) -> None:
     with pytest.raises(ConfigError, match=r"unknown field\(s\) colour"):
         cls.from_dict({"n_inputs": 4, "max_steps": 1, "colour": "red"})
@@ -92,9 +103,18 @@ def test_from_dict_is_strict(cls: type[ModelConfig] | type[TrainConfig]) -> None
         cls.from_dict([1])  # type: ignore[arg-type]
 
 
+def test_a_configuration_is_that_of_a_family() -> None:
+    with pytest.raises(ConfigError, match="ModelConfig: expected the configuration of a family"):
+        ModelConfig(n_inputs=4)
+    with pytest.raises(ConfigError, match="cell: expected 'poisson' for IPVAEConfig, found 'gaussian'"):
+        IPVAEConfig.from_dict(IGVAEConfig(n_inputs=4).to_dict())
+    with pytest.raises(ConfigError, match=r"IGVAEConfig: unknown field\(s\) estimator"):
+        IGVAEConfig.from_dict({"n_inputs": 4, "estimator": "cubic"})
+
+
 def test_from_dict_says_what_is_missing() -> None:
     with pytest.raises(ConfigError, match=r"missing field.*n_inputs"):
-        ModelConfig.from_dict({})
+        IPVAEConfig.from_dict({})
 
 
 def test_the_released_recipe_starts_and_clamps_as_the_authors_code() -> None:
@@ -108,7 +128,7 @@ def test_the_released_recipe_starts_and_clamps_as_the_authors_code() -> None:
 @pytest.mark.parametrize("name", ["patches", "digits"])
 def test_defaults_train(name: Any, tmp_path: Path) -> None:
     data = load_dataset(name)
-    model = build_model(ModelConfig(n_inputs=data.train.shape[1], n_latents=64))
+    model = build_model(IPVAEConfig(n_inputs=data.train.shape[1], n_latents=64))
     config = TrainConfig(max_steps=60, batch_size=64)
     train(model, data.train, config, tmp_path, logger=None, progress=False)
     found = evaluate(model, data.test[:100], 64, marks=())
@@ -140,7 +160,9 @@ def test_recipes_are_the_published_ones(
     epochs: int,
 ) -> None:
     model, train = released_recipe(name, cell, activation)
-    assert (model.t_train, model.kl, model.estimator) == (t_train, "released", "sigmoid")
+    assert (model.cell, model.t_train, model.kl) == (cell, t_train, "released")
+    assert getattr(model, "estimator", "sigmoid") == "sigmoid"
+    assert getattr(model, "activation", "identity") == activation
     assert (train.beta_outer, train.lr, train.batch_size, train.grad_clip, train.epochs) == (
         beta, lr, batch, clip, epochs,
     )  # fmt: skip
@@ -170,7 +192,7 @@ def test_total_steps_leave_the_incomplete_batch_out() -> None:
 def test_estimators_and_clamps_are_those_of_the_kernels() -> None:
     # Written down twice, so that the command line can list them without importing PyTorch.
     assert sorted(config.ESTIMATORS) == sorted(estimators.ESTIMATORS)
-    assert config.CLAMPS["gaussian"] == {
+    assert config.IGVAEConfig.clamps == {
         "clamp_u": CELLS["gaussian"].clamp_u,
         "clamp_du": CELLS["gaussian"].clamp_du,
     }

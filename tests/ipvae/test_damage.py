@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ipvae import CheckpointError, ModelConfig, build_model, load_model
+from ipvae import CheckpointError, IPVAEConfig, build_model, load_model
 from ipvae.cli import app
 from ipvae.data import load_dataset
 from typer.testing import CliRunner
@@ -21,7 +21,7 @@ IDX = "t10k-images-idx3-ubyte"
 
 
 def model_folder(folder: Path) -> Path:
-    build_model(ModelConfig(n_inputs=6, n_latents=4, t_train=3)).save_pretrained(folder)
+    build_model(IPVAEConfig(n_inputs=6, n_latents=4, t_train=3)).save_pretrained(folder)
     return folder / "model.safetensors"
 
 
@@ -30,7 +30,7 @@ def config(folder: Path) -> Path:
 
 
 def training_checkpoint(folder: Path) -> Path:
-    model = build_model(ModelConfig(n_inputs=6, n_latents=4, t_train=3))
+    model = build_model(IPVAEConfig(n_inputs=6, n_latents=4, t_train=3))
     content = {
         "ipvae": {"model": model.config.to_dict()},
         "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
@@ -41,7 +41,7 @@ def training_checkpoint(folder: Path) -> Path:
 
 
 def weights(folder: Path) -> Path:
-    model = build_model(ModelConfig(n_inputs=6, n_latents=4, t_train=3))
+    model = build_model(IPVAEConfig(n_inputs=6, n_latents=4, t_train=3))
     (folder / "ConfigPoisVAE.json").write_text(json.dumps(SETTINGS))
     torch.save({"model": model.state_dict(), "metadata": {"n": np.float64(1.0)}}, folder / "weights.pt")
     return folder / "weights.pt"

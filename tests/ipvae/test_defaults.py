@@ -11,14 +11,13 @@ from ipvae import (
     IGVAE,
     IPVAE,
     IterativeVAE,
-    ModelConfig,
     TrainConfig,
-    build_model,
     evaluate,
     load_model,
     train,
 )
 from ipvae.data import JitterFeeder, RotationFeeder, load_dataset
+from ipvae.models.registry import FAMILIES
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -45,12 +44,11 @@ def elsewhere(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
 
 
 def model_of(cell: str) -> IterativeVAE:
-    return build_model(
-        ModelConfig(
-            n_inputs=M, n_latents=K, input_shape=(1, 4, 4), t_train=2, init_scale=0.3, cell=cell,  # type: ignore[arg-type]
-            **({} if cell == "gaussian" else {"init_log_rate": (-1.0, 0.0)}),  # type: ignore[arg-type]
-        )
-    )  # fmt: skip
+    own: dict[str, Any] = {} if cell == "gaussian" else {"init_log_rate": (-1.0, 0.0)}
+    family = FAMILIES[cell]
+    return family(
+        family.config_class(n_inputs=M, n_latents=K, input_shape=(1, 4, 4), t_train=2, init_scale=0.3, **own)
+    )
 
 
 def ops(x: Tensor, log_rate: Tensor, params: Any, backend: str) -> Numbers:
@@ -159,7 +157,7 @@ def test_models_are_trained_and_read_elsewhere(
     torch.save({"model": model.state_dict()}, tmp_path / "theirs.pt")
     before = model.state_dict()
     elsewhere()
-    equal(before, IterativeVAE.from_released(tmp_path / "theirs.pt", config=model.config).state_dict())
+    equal(before, type(model).from_released(tmp_path / "theirs.pt", config=model.config).state_dict())
     run = train(model, x, TrainConfig(max_steps=2, batch_size=4), tmp_path / "run", progress=False)
     read = type(model).from_pretrained(run.model_dir)
     for found in (read, load_model(run.checkpoint), load_model(run.out_dir)):
@@ -176,7 +174,7 @@ def test_methods_without_a_seed_stay_on_the_device_of_the_model(
     make: type[IterativeVAE], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On fake tensors of a GPU, whose devices are checked and whose numbers are not there."""
-    model = make(ModelConfig(n_inputs=M, n_latents=K, cell=make.cell))
+    model = make(make.config_class(n_inputs=M, n_latents=K))
     real = model.params
     with FakeTensorMode():
         tensors = {

@@ -13,14 +13,14 @@ import pytest
 SCRIPT = """
 import warnings
 import torch
-from ipvae import ModelConfig, TrainConfig, build_model, train
+from ipvae import IPVAEConfig, TrainConfig, build_model, train
 
 warnings.simplefilter("ignore")
 def run(folder, **options):
     x = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
     sizes = dict(n_inputs=10, n_latents=12, t_train=4, init_scale=0.1, init_log_rate=(-6.0, -4.0))
     recipe = TrainConfig(lr=0.02, max_steps=12, batch_size=8, seed=5)
-    model = build_model(ModelConfig(estimator="cubic", **sizes))
+    model = build_model(IPVAEConfig(estimator="cubic", **sizes))
     return train(model, x, recipe, folder, accelerator="cpu", progress=False, logger=None, **options)
 
 if __name__ == "__main__":

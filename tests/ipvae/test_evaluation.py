@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ipvae import Evaluation, IterativeVAE, ModelConfig, build_model, evaluate
+from ipvae import Evaluation, IterativeVAE, evaluate
 from ipvae.evaluation import metrics as measures
 from ipvae.evaluation.evaluate import latents_at
 from ipvae.evaluation.readout import linear_readout
+from ipvae.models.registry import FAMILIES
 from torch import Tensor
 
 STEPS = 12
@@ -17,8 +18,8 @@ STEPS = 12
 
 @pytest.fixture(params=["poisson", "gaussian"])
 def model(request: pytest.FixtureRequest) -> IterativeVAE:
-    config = ModelConfig(n_inputs=10, n_latents=8, cell=request.param, init_scale=0.2, seed=1)
-    return build_model(config)
+    family = FAMILIES[request.param]
+    return family(family.config_class(n_inputs=10, n_latents=8, init_scale=0.2, seed=1))
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ipvae import IterativeVAE, ModelConfig, TrainConfig, build_model, load_model, train
+from ipvae import IterativeVAE, TrainConfig, load_model, train
 from ipvae.cli import app
 from ipvae.evaluation.evaluate import evaluate
+from ipvae.models.registry import FAMILIES
 from ipvae.training.history import read_history
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -33,8 +34,9 @@ RECIPE = TrainConfig(lr=0.02, max_steps=20, batch_size=8, seed=5)
 
 
 def small(**options: Any) -> IterativeVAE:
-    return build_model(
-        ModelConfig(**{"n_inputs": 24, "n_latents": 40, "t_train": 5, "init_scale": 0.3, **options})
+    family = FAMILIES[options.pop("cell", "poisson")]
+    return family(
+        family.config_class(**{"n_inputs": 24, "n_latents": 40, "t_train": 5, "init_scale": 0.3, **options})
     )
 
 

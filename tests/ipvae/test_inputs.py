@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ipvae import IPVAE, ModelConfig, TrainConfig, evaluate, train
+from ipvae import IPVAE, IPVAEConfig, TrainConfig, evaluate, train
 from ipvae.inputs import gather
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -18,7 +18,7 @@ M, K = 6, 5
 
 @pytest.fixture
 def model() -> IPVAE:
-    return IPVAE(ModelConfig(n_inputs=M, n_latents=K, t_train=2, init_scale=0.3, init_log_rate=(-1.0, 0.0)))
+    return IPVAE(IPVAEConfig(n_inputs=M, n_latents=K, t_train=2, init_scale=0.3, init_log_rate=(-1.0, 0.0)))
 
 
 @pytest.fixture
@@ -50,12 +50,12 @@ class Stream(IterableDataset[Any]):
 
 
 def test_configurations_take_numbers_of_numpy_and_torch() -> None:
-    config = ModelConfig(
+    config = IPVAEConfig(
         n_inputs=np.int64(6), n_latents=torch.tensor(5), input_shape=np.array([2, 3]), t_train=np.uint8(3),
-        beta_inner=np.float32(0.5), clamp_u=np.array(9.0), fit_prior=np.bool_(True), cell=np.str_("poisson"),
+        beta_inner=np.float32(0.5), clamp_u=np.array(9.0), fit_prior=np.bool_(True),
         init_log_rate=torch.tensor([-1.0, 0.0]), n_arrivals=np.int32(4), seed=np.int64(-2),
     )  # fmt: skip
-    assert config == ModelConfig(
+    assert config == IPVAEConfig(
         n_inputs=6, n_latents=5, input_shape=(2, 3), t_train=3, beta_inner=0.5, clamp_u=9.0,
         init_log_rate=(-1.0, 0.0), n_arrivals=4, seed=-2,
     )  # fmt: skip
@@ -180,7 +180,7 @@ def test_train_takes_arrays_datasets_and_loaders(x: Tensor, tmp_path: Path) -> N
     config = TrainConfig(max_steps=2, batch_size=7)
     trained = []
     for number, source in enumerate([x, x.double().numpy(), Pairs(x), DataLoader(Stream(x), batch_size=2)]):
-        model = IPVAE(ModelConfig(n_inputs=M, n_latents=K, t_train=2))
+        model = IPVAE(IPVAEConfig(n_inputs=M, n_latents=K, t_train=2))
         train(model, source, config, tmp_path / str(number), progress=False, logger=None)
         trained.append(model.state_dict())
     for state in trained[1:]:

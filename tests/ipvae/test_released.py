@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ipvae import IGVAE, IPVAE, CheckpointError, IterativeVAE, ModelConfig, load_model
+from ipvae import IGVAE, IPVAE, CheckpointError, IPVAEConfig, load_model
 from torch import Tensor
 
 M, K, T = 16, 6, 4
@@ -76,7 +76,7 @@ def test_gaussian_parameters_arrive_where_they_belong(relu: bool) -> None:
 
 
 def test_the_configuration_is_the_released_one() -> None:
-    model = IterativeVAE.from_released(poisson(), settings=POISSON)
+    model = IPVAE.from_released(poisson(), settings=POISSON)
     config = model.config
     assert (config.kl, config.estimator, config.n_arrivals) == ("released", "sigmoid", "released")
     assert (config.n_inputs, config.n_latents, config.t_train) == (M, K, T)
@@ -111,7 +111,7 @@ def test_files_and_folders_are_read_without_running_code(tmp_path: Path) -> None
 
 
 def test_a_configuration_may_be_given() -> None:
-    config = ModelConfig(n_inputs=M, n_latents=K, t_train=T, kl="exact")
+    config = IPVAEConfig(n_inputs=M, n_latents=K, t_train=T, kl="exact")
     assert IPVAE.from_released(checkpoint(poisson()), config=config).config is config
 
 
@@ -208,6 +208,7 @@ def test_a_gaussian_model_takes_its_steps_from_the_settings(tmp_path: Path) -> N
 def test_without_settings_nothing_is_loaded(tmp_path: Path, relu: bool | None) -> None:
     state = poisson() if relu is None else gaussian(relu)
     name = "ConfigPoisVAE.json" if relu is None else "ConfigGausVAE.json"
+    family = IPVAE if relu is None else IGVAE
     (tmp_path / "a" / "b").mkdir(parents=True)
     path = tmp_path / "a" / "b" / "model.pt"
     torch.save(checkpoint(state), path)
@@ -216,11 +217,11 @@ def test_without_settings_nothing_is_loaded(tmp_path: Path, relu: bool | None) -
         file.write_text(json.dumps(GAUSSIAN))
     for source in (path, path.parent, state, checkpoint(state)):
         with pytest.raises(CheckpointError, match=rf"no settings \({name}\).* settings= .* config="):
-            IterativeVAE.from_released(source)
+            family.from_released(source)
     settings = POISSON if relu is None else GAUSSIAN
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    expected = IterativeVAE.from_released(state, settings=settings)
-    model = IterativeVAE.from_released(path, settings=tmp_path / "settings.json")
+    expected = family.from_released(state, settings=settings)
+    model = family.from_released(path, settings=tmp_path / "settings.json")
     assert model.config == expected.config
     assert torch.equal(model.dictionary, expected.dictionary)
 
@@ -265,8 +266,8 @@ def test_a_cut_of_the_arrivals_of_any_length_loads(length: int, tmp_path: Path) 
 def test_buffers_hold_whatever_a_configuration_says() -> None:
     state = poisson() | {"layer.beta_inner": torch.tensor(0.25), "layer.eps": torch.tensor(0.5)}
     sizes = {"n_inputs": M, "n_latents": K, "t_train": T, "n_inner": 2, "clamp_u": 10.0}
-    model = IPVAE.from_released(state, config=ModelConfig(**sizes))
-    leaky = IPVAE.from_released(state, config=ModelConfig(**sizes, beta_inner=0.25))
+    model = IPVAE.from_released(state, config=IPVAEConfig(**sizes))
+    leaky = IPVAE.from_released(state, config=IPVAEConfig(**sizes, beta_inner=0.25))
     x = torch.randn(3, M, generator=torch.Generator().manual_seed(2))
     assert torch.equal(model(x, seed=1).loss, leaky(x, seed=1).loss)
     assert model.clamps == {"clamp_u": 6.0, "clamp_du": 6.0}

@@ -68,9 +68,3 @@ def test_learning_rate_equals_the_released_chain_but_for_its_peak() -> None:
 def test_no_warm_up_starts_at_the_peak() -> None:
     assert schedules.learning_rate(0, 100, peak=0.1, warmup_portion=0.0) == 0.1
     assert schedules.learning_rate(99, 100, peak=0.1, warmup_portion=1.0) == pytest.approx(0.099)
-
-
-def test_clamps_open_from_their_initial_value() -> None:
-    assert schedules.clamp(10.0, 0.0) == 2.0
-    assert schedules.clamp(10.0, 0.25) == 4.0
-    assert schedules.clamp(7.0, 1.0, init=1.0) == 7.0

@@ -15,8 +15,9 @@ import lightning.pytorch as lightning
 import numpy as np
 import pytest
 import torch
-from ipvae import CheckpointError, IterativeVAE, ModelConfig, TrainConfig, build_model, train
+from ipvae import IPVAE, CheckpointError, IterativeVAE, TrainConfig, load_model, train
 from ipvae.models.arrivals import arrivals_quantile
+from ipvae.models.registry import FAMILIES
 from ipvae.training import schedules
 from ipvae.training.batches import Batches, mix
 from ipvae.training.folder import alone_in
@@ -48,14 +49,10 @@ def whole(x: Tensor, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
 
 
 def fresh(**options: Any) -> IterativeVAE:
-    return build_model(
-        ModelConfig(
-            **{
-                "n_inputs": 10, "n_latents": 12, "t_train": 4, "init_scale": 0.1, "estimator": "cubic",
-                "init_log_rate": (-6.0, -4.0), **options,
-            }
-        )
-    )  # fmt: skip
+    own: dict[str, Any] = {"estimator": "cubic", "init_log_rate": (-6.0, -4.0)}
+    family = FAMILIES[options.pop("cell", "poisson")]
+    sizes = {"n_inputs": 10, "n_latents": 12, "t_train": 4, "init_scale": 0.1}
+    return family(family.config_class(**{**sizes, **(own if family is IPVAE else {}), **options}))
 
 
 def run(
@@ -163,7 +160,7 @@ def test_a_stop_is_saved_and_returned(
     assert signal.getsignal(signal.SIGTERM) is handler
     assert (result.steps, result.stopped_by, result.complete) == (steps, by, False)
     assert saved_step(tmp_path / "cut") == steps
-    saved = IterativeVAE.from_pretrained(result.model_dir).state_dict()
+    saved = load_model(result.model_dir).state_dict()
     assert all(torch.equal(saved[name], value) for name, value in result.model.state_dict().items())
     resumed = run(fresh(), x, tmp_path / "cut", resume=True)
     assert resumed.complete
@@ -309,7 +306,7 @@ def test_the_result_says_where_things_are(x: Tensor, tmp_path: Path) -> None:
     assert result.model is model
     assert (result.steps, result.out_dir) == (20, tmp_path)
     assert result.seconds > 0
-    loaded = IterativeVAE.from_pretrained(result.model_dir)
+    loaded = load_model(result.model_dir)
     assert all(
         torch.equal(a, b)
         for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)

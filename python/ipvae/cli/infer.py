@@ -14,7 +14,7 @@ with explained():
     import typer
 
 if TYPE_CHECKING:
-    from ..models.base import IterativeVAE
+    from ..models.iterative import IterativeVAE
 
 MAX_RECORD_GIB = 8.0
 

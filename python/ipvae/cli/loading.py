@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data import DataSplits
-    from ..models.base import IterativeVAE
+    from ..models.iterative import IterativeVAE
 
 
 def machine(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from ..extras import explained
+from ..fields import ConfigError
 from ..models.config import ESTIMATORS
 from .app import TERMINATED, app, clear_errors, fail
 from .loading import load_data, machine
@@ -150,7 +151,11 @@ C = TypeVar("C", "ModelConfig", "TrainConfig")
 
 
 def _override(config: C, **options: Any) -> C:
-    return dataclasses.replace(config, **{name: v for name, v in options.items() if v is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if not hasattr(config, name):
+            raise ConfigError(f"{name}: {type(config).__name__} has none, found {value!r}")
+    return dataclasses.replace(config, **given)
 
 
 def _frames(motion: Motion, splits: DataSplits, steps: int) -> Frames | None:
@@ -171,13 +176,13 @@ def _frames(motion: Motion, splits: DataSplits, steps: int) -> Frames | None:
 
 
 def _describe(model: ModelConfig, train: TrainConfig, n: int) -> str:
-    extra = (
-        f"estimator {model.estimator}, " if model.cell == "poisson" else f"activation {model.activation}, "
+    own = "".join(
+        f"{name} {getattr(model, name)}, " for name in ("estimator", "activation") if hasattr(model, name)
     )
     return (
         f"{model.cell} model, {model.n_latents} neurons, {model.t_train} inference steps; "
         f"{train.total_steps(n):,} updates of {train.batch_size} inputs, lr {train.lr:g}, "
-        f"beta {train.beta_outer:g} ({model.kl} KL), {extra}seed {train.seed}"
+        f"beta {train.beta_outer:g} ({model.kl} KL), {own}seed {train.seed}"
     )
 
 

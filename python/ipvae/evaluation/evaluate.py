@@ -17,7 +17,7 @@ from torch import Tensor
 from ipvae_kernels import checks
 
 from ..inputs import Source, as_labels, gather, labelled, whole
-from ..models.base import IterativeVAE, frames
+from ..models.iterative import IterativeVAE, frames
 from .metrics import SparsitySums, StepSums, r2_from_error, steps_to, total_variation
 from .readout import Readout, linear_readout
 

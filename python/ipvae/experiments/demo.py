@@ -23,8 +23,8 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.metrics import r2_from_error, total_variation
 from ..extras import explained
 from ..figures import FIGURES, draw
-from ..models.base import IterativeVAE
-from ..models.config import ModelConfig
+from ..models.config import IPVAEConfig
+from ..models.iterative import IterativeVAE
 from ..models.poisson import IPVAE
 from ..training.config import TrainConfig
 from ..training.recipes import DEMO_MODEL, DEMO_TRAIN
@@ -297,7 +297,7 @@ def _speed_table(timings: Sequence[Timing], sizes: str) -> Table:
     return table
 
 
-def _describe(model: ModelConfig, train: TrainConfig) -> str:
+def _describe(model: IPVAEConfig, train: TrainConfig) -> str:
     return (
         f"{model.n_latents} neurons, {model.t_train} inference steps, {train.max_steps:,} updates of "
         f"{train.batch_size} patches, beta {train.beta_outer:g}, estimator {model.estimator}"

@@ -112,7 +112,7 @@ def _in_turns(what: str, plain: Run, ours: Run, x: Tensor, seconds: float) -> Ti
             f"{what}: mean reconstruction terms differ: {a.mean():.4f} in plain PyTorch, {b.mean():.4f} here"
         )
     runs = {(run, n): functools.partial(_with_threads, run, x, n) for n in counts for run in (plain, ours)}
-    taken, errors = turns.take_turns(runs, seconds)
+    taken, errors = turns.take_turns(runs, seconds, least=turns.MIN_ROUNDS)
     for error in errors.values():
         raise error
     medians = [min((statistics.median(taken[run, n]), n) for n in counts) for run in (plain, ours)]

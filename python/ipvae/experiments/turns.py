@@ -19,7 +19,7 @@ Name = TypeVar("Name")
 
 
 def take_turns(
-    runs: Mapping[Name, Callable[[], object]], seconds: float, device: str = "cpu"
+    runs: Mapping[Name, Callable[[], object]], seconds: float, device: str = "cpu", least: int = 1
 ) -> tuple[dict[Name, list[float]], dict[Name, Exception]]:
     """Seconds of every run, and the errors of those that failed on the way; all have run before.
 
@@ -30,6 +30,7 @@ def take_turns(
         runs: by contestant.
         seconds: for all together.
         device: synchronised where it is a GPU.
+        least: rounds that each gets in any case.
     """
     taken: dict[Name, list[float]] = {name: [] for name in runs}
     errors: dict[Name, Exception] = {}
@@ -45,7 +46,7 @@ def take_turns(
                 continue
             rounds, used = len(taken[name]), sum(taken[name])
             enough = rounds >= MIN_ROUNDS and used >= seconds / len(runs)
-            if enough or rounds >= MAX_ROUNDS or used >= seconds:
+            if enough or rounds >= MAX_ROUNDS or (used >= seconds and rounds >= least):
                 waiting.remove(name)
     return taken, errors
 

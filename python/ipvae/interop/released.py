@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointError, load_pickled
 from ..fields import ConfigError
-from ..models.config import RELEASED_LOG_RATE, ModelConfig
+from ..models.config import RELEASED_LOG_RATE, IGVAEConfig, IPVAEConfig, ModelConfig
 
 DICTIONARY = "layer.phi.weight"
 SETTINGS = {"poisson": "ConfigPoisVAE.json", "gaussian": "ConfigGausVAE.json"}
@@ -108,7 +108,7 @@ def _settings(
     raise CheckpointError(
         f"{name}: no settings ({SETTINGS[cell]}){where}, and weights alone do not tell inner iterations, "
         "clamps and steps; put that file beside the weights, or call from_released with settings= (that "
-        "file, or its contents) or config= (a ModelConfig)"
+        "file, or its contents) or config= (an IPVAEConfig or IGVAEConfig)"
     )
 
 
@@ -139,22 +139,22 @@ def _config(state: Mapping[str, Any], settings: Mapping[str, Any], cell: str, or
     if not isinstance(beta_inner, Tensor) or beta_inner.shape != () or not beta_inner.is_floating_point():
         beta_inner = None  # loading the weights says what is wrong with it
     try:
-        return ModelConfig(
-            n_inputs=n_inputs,
-            n_latents=n_latents,
-            input_shape=_SHAPES.get(n_inputs),
-            cell="gaussian" if cell == "gaussian" else "poisson",
-            t_train=_count(settings, "t_train") * _count(settings, "n_iters_outer"),
-            n_inner=_count(settings, "n_iters_inner"),
-            beta_inner=1.0 if beta_inner is None else float(beta_inner),
-            clamp_u=settings["clamp_u"],
-            clamp_du=settings["clamp_du"],
-            init_log_rate=RELEASED_LOG_RATE,
-            activation="relu" if activation == "relu" else "identity",
-            fit_prior=settings.get("fit_prior", True),
-            kl="released",
-            estimator="sigmoid",
-            n_arrivals="released" if cell == "poisson" else None,
+        shared: dict[str, Any] = {
+            "n_inputs": n_inputs,
+            "n_latents": n_latents,
+            "input_shape": _SHAPES.get(n_inputs),
+            "t_train": _count(settings, "t_train") * _count(settings, "n_iters_outer"),
+            "n_inner": _count(settings, "n_iters_inner"),
+            "beta_inner": 1.0 if beta_inner is None else float(beta_inner),
+            "clamp_u": settings["clamp_u"],
+            "clamp_du": settings["clamp_du"],
+            "fit_prior": settings.get("fit_prior", True),
+            "kl": "released",
+        }
+        if cell == "gaussian":
+            return IGVAEConfig(**shared, activation="identity" if activation is None else "relu")
+        return IPVAEConfig(
+            **shared, init_log_rate=RELEASED_LOG_RATE, estimator="sigmoid", n_arrivals="released"
         )
     except ConfigError as error:
         raise CheckpointError(f"{origin}: no model fits it ({error})") from error

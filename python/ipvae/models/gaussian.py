@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,9 @@ from ipvae_kernels.philox import Stream
 from ipvae_kernels.poisson.noise import PhiloxNoise
 
 from ..inputs import Inputs
-from .base import IterativeVAE
+from .config import IGVAEConfig
+from .iterative import IterativeVAE
+from .layer import Layer
 
 
 class IGVAE(IterativeVAE):
@@ -21,9 +25,15 @@ class IGVAE(IterativeVAE):
     the kernels need not know of it.
     """
 
-    cell = "gaussian"
+    config: IGVAEConfig
+    config_class = IGVAEConfig
     n_states = 2
     clamp_init = 1.0
+
+    def _layer(self) -> Layer:
+        return Layer(
+            self.config, self.n_states, has_gain=self.config.activation == "relu", has_arrivals=False
+        )
 
     def _reset_prior(self, generator: torch.Generator) -> None:
         for u_init in self.layer.u_init:
@@ -45,6 +55,13 @@ class IGVAE(IterativeVAE):
             log_lr=torch.cat(list(layer.log_lr)), state_init=torch.cat(list(layer.u_init)),
             activation=self.config.activation,
         )  # fmt: skip
+
+    def _draw_options(self, estimator: str | None, temperature: float | None) -> dict[str, Any]:
+        if estimator is not None:
+            raise ValueError(
+                f"estimator: expected None for an IGVAE, which draws normals, found {estimator!r}"
+            )
+        return {}
 
     def rates(self, log_rate: Inputs) -> Tensor:
         """The activated mean, [..., 2, B, K] to [..., B, K]."""

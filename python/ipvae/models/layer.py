@@ -59,13 +59,13 @@ class Layer(nn.Module):
     eps: Tensor
     n_exp: Tensor
 
-    def __init__(self, config: ModelConfig, n_states: int) -> None:
+    def __init__(self, config: ModelConfig, n_states: int, *, has_gain: bool, has_arrivals: bool) -> None:
         super().__init__()
         m, k = config.n_inputs, config.n_latents
-        self.cell = config.cell
+        self.has_gain, self.has_arrivals = has_gain, has_arrivals
         self.phi = _Dictionary(m, k)
         self.dec_log_sigma = nn.Parameter(_constant(0.0, 1, m))
-        if config.activation == "relu":
+        if has_gain:
             self.activation = _Gain(k)
         self.log_bias = nn.Parameter(_constant(0.0, 1, k))
         self.log_lr = nn.ParameterList([nn.Parameter(_constant(0.0, 1)) for _ in range(n_states)])
@@ -75,7 +75,7 @@ class Layer(nn.Module):
         self._known: dict[str, float] = {}
         for name in ("temp", "beta_inner", "eps"):
             self.register_buffer(name, _constant(1.0))
-        if config.cell == "poisson":
+        if has_arrivals:
             self.register_buffer("n_exp", torch.full((config.t_train,), INITIAL_N_EXP, dtype=torch.int32))
         self.register_load_state_dict_post_hook(_read_all)  # type: ignore[no-untyped-call]
 
@@ -85,7 +85,7 @@ class Layer(nn.Module):
         self.write("temp", 1.0)
         self.write("eps", 1.0)
         self.write("beta_inner", config.beta_inner)
-        if self.cell == "poisson":
+        if self.has_arrivals:
             self.n_exp = self.n_exp.new_full((config.t_train,), INITIAL_N_EXP)
             self.write("n_exp", INITIAL_N_EXP)
 
@@ -129,7 +129,7 @@ class Layer(nn.Module):
         code multiplies sigma by.
         """
         n_exp = state_dict.get(f"{prefix}n_exp")
-        if self.cell == "gaussian":
+        if not self.has_arrivals:
             if f"{prefix}temp" in state_dict:
                 state_dict[f"{prefix}temp"] = torch.ones_like(state_dict[f"{prefix}temp"])
         elif isinstance(n_exp, Tensor) and n_exp.ndim == 1 and n_exp.numel():

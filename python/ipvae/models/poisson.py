@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,21 +12,27 @@ from ipvae_kernels import PoissonParams, checks
 
 from .. import checkpoint
 from ..inputs import Inputs
-from .base import IterativeVAE
+from .config import IPVAEConfig
+from .iterative import IterativeVAE
+from .layer import Layer
 
 
 class IPVAE(IterativeVAE):
     """The iterative Poisson VAE: spikes, and log rates as membrane potentials (arXiv 2410.19315).
 
     Example:
-        >>> model = IPVAE(ModelConfig(n_inputs=784, n_latents=512))
+        >>> model = IPVAE(IPVAEConfig(n_inputs=784, n_latents=512))
         >>> loss = model(torch.rand(8, 784), beta=24.0).loss
         >>> spikes = model.infer(torch.rand(8, 784), 100, record=("spikes",)).records["spikes"]
     """
 
-    cell = "poisson"
+    config: IPVAEConfig
+    config_class = IPVAEConfig
     n_states = 1
     clamp_init = 2.0
+
+    def _layer(self) -> Layer:
+        return Layer(self.config, self.n_states, has_gain=False, has_arrivals=True)
 
     def _reset_prior(self, generator: torch.Generator) -> None:
         low, high = self.config.init_log_rate
@@ -54,6 +62,13 @@ class IPVAE(IterativeVAE):
             TypeError, ValueError: for what is not a number of arrivals.
         """
         self.layer.write("n_exp", checks.integer("n", n, 1, checkpoint.ARRIVALS_MAX))
+
+    def _draw_options(self, estimator: str | None, temperature: float | None) -> dict[str, Any]:
+        return {
+            "estimator": self.config.estimator if estimator is None else estimator,
+            "temperature": self.temperature if temperature is None else temperature,
+            "n_arrivals": self.n_arrivals,
+        }
 
     def rates(self, log_rate: Inputs) -> Tensor:
         """exp(u), of the shape of the log rates."""

@@ -1,4 +1,4 @@
-"""The families of models, by the cell that a configuration names: the one place that lists them."""
+"""The families of models: the one place that lists them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import Any
 import torch
 
 from .. import checkpoint
+from ..interop import released
 from .config import ModelConfig
 from .gaussian import IGVAE
 from .poisson import IPVAE
 
-FAMILIES: dict[str, type[IPVAE] | type[IGVAE]] = {family.cell: family for family in (IPVAE, IGVAE)}
+FAMILIES: dict[str, type[IPVAE] | type[IGVAE]] = {
+    family.config_class.cell: family for family in (IPVAE, IGVAE)
+}
+"""By the cell that a configuration names."""
 
 
 def build_model(config: ModelConfig) -> IPVAE | IGVAE:
@@ -22,19 +26,32 @@ def build_model(config: ModelConfig) -> IPVAE | IGVAE:
     return FAMILIES[config.cell](config)
 
 
+def read_config(values: Mapping[str, Any], file: str | PathLike[str]) -> ModelConfig:
+    """The configuration that a file holds, of whichever family.
+
+    Raises:
+        CheckpointError: it is of no family, or damaged.
+    """
+    family = FAMILIES.get(str(values.get("cell")))
+    if family is None:
+        expected = ", ".join(FAMILIES)
+        raise checkpoint.CheckpointError(
+            f"{file}: damaged configuration (cell: expected one of {expected}, found {values.get('cell')!r})"
+        )
+    return checkpoint.config_of(family.config_class, values, file)
+
+
 def load_model(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> IPVAE | IGVAE:
     """A model from whatever holds one; what it is, the content says.
 
     Args:
-        path: what `IterativeVAE.from_pretrained` takes; or weights of the authors' code with their settings,
-            a file or a folder, see `ipvae.interop.released.load`.
+        path: what `IPVAE.from_pretrained` takes, of any family; or weights of the authors' code with their
+            settings, a file or a folder, see `ipvae.interop.released.load`.
         device: where to put the model.
 
     Raises:
         CheckpointError: for files that are missing, damaged, or hold no such model.
     """
-    from ..interop import released
-
     path = Path(path)
     file = checkpoint.locate(path) or released.locate(path)
     if file is None:
@@ -42,15 +59,9 @@ def load_model(path: str | PathLike[str], *, device: str | torch.device = "cpu")
             f"{path}: no model there; expected {', '.join(checkpoint.PLACES)}, or a .pt file of the authors' "
             "code with its settings"
         )
-    config, state = checkpoint.read_model(file)
-    if config is None:
+    values, state = checkpoint.read_model(file)
+    if values is None:
         config, state, _ = released.read(state, str(file), file)
-    return with_weights(config, state, str(file)).to(device)
-
-
-def with_weights(config: ModelConfig, state: Mapping[str, Any], name: str) -> IPVAE | IGVAE:
-    """A model of loaded weights; no memory is taken before they are known to fit the configuration."""
-    with torch.device("meta"):
-        model = build_model(config)
-    checkpoint.load_state(model, state, name)
-    return model
+    else:
+        config = read_config(values, file)
+    return FAMILIES[config.cell].with_weights(config, state, str(file)).to(device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..inputs import KINDS, Source, gather, refuse_pixels
-from ..models.base import IterativeVAE
+from ..models.iterative import IterativeVAE
 
 
 class Splits(Protocol):

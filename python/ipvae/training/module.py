@@ -30,7 +30,7 @@ from ..checkpoint import LAST, atomic_file
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..extras import explained
 from ..models.arrivals import arrivals_quantile
-from ..models.base import IterativeVAE
+from ..models.iterative import IterativeVAE
 from ..models.poisson import IPVAE
 from . import schedules
 from .batches import FRAMES, N_EXP, NOISE, Batches, mix, share

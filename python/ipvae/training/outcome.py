@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..models.config import ModelConfig
+from ..models.config import IPVAEConfig, ModelConfig
 from .config import TrainConfig
 
 # What counts as collapsed at the end of a run.
@@ -30,12 +30,12 @@ def collapse(r2: float, zeros: float, model: ModelConfig, config: TrainConfig) -
     """
     if r2 >= COLLAPSED_R2 and zeros <= COLLAPSED_SILENCE:
         return None
-    awake, plain = ModelConfig(n_inputs=1).init_log_rate, TrainConfig(max_steps=1)
+    awake, plain = IPVAEConfig(n_inputs=1).init_log_rate, TrainConfig(max_steps=1)
     advice = []
     if config.beta_outer > plain.beta_outer:
         beta = f"beta_outer {config.beta_outer:g}; default {plain.beta_outer:g}"
         advice.append(f"a smaller weight of the KL ({beta})")
-    if model.cell == "poisson" and model.init_log_rate[1] < awake[0]:
+    if isinstance(model, IPVAEConfig) and model.init_log_rate[1] < awake[0]:
         advice.append(f"neurons that start awake (init_log_rate {model.init_log_rate}; default {awake})")
     if r2 < COLLAPSED_R2 and config.lr != plain.lr:
         advice.append(f"another learning rate (lr {config.lr:g}; default {plain.lr:g})")

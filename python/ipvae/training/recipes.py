@@ -1,6 +1,6 @@
 """Recipes that train in minutes on a laptop's CPU; `released_recipe` has the paper's.
 
-They are the defaults of `ModelConfig` and `TrainConfig` with what a data set adds. The KL is the exact one,
+They are the defaults of `IPVAEConfig` and `TrainConfig` with what a data set adds. The KL is the exact one,
 so a beta here is not a beta of the paper. Runs of this length are stable with the released clamp of 10.
 """
 
@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..fields import ConfigError
-from ..models.config import RELEASED_CLAMP_U, RELEASED_LOG_RATE, Activation, Cell, ModelConfig
+from ..models.config import (
+    RELEASED_CLAMP_U,
+    RELEASED_LOG_RATE,
+    Activation,
+    Cell,
+    IGVAEConfig,
+    IPVAEConfig,
+    ModelConfig,
+)
 from .config import TrainConfig
 
 if TYPE_CHECKING:
     from ..data import DataSplits
 
 
-DEMO_MODEL = ModelConfig(n_inputs=256, input_shape=(1, 16, 16), n_latents=512, clamp_u=10.0)
+DEMO_MODEL = IPVAEConfig(n_inputs=256, input_shape=(1, 16, 16), n_latents=512, clamp_u=10.0)
 # Small batches: features become localised edges with the number of updates, not of patches seen. At this many
 # updates whitened patches bear a larger beta than the default, which is for a tenth of them.
 DEMO_TRAIN = TrainConfig(lr=0.005, max_steps=3000, batch_size=64, beta_outer=12.0)
@@ -27,11 +35,11 @@ SMALL = 64
 SHORT = {
     "patches": (DEMO_MODEL, DEMO_TRAIN),
     "digits": (
-        ModelConfig(n_inputs=64, input_shape=(1, 8, 8), n_latents=128, clamp_u=10.0),
+        IPVAEConfig(n_inputs=64, input_shape=(1, 8, 8), n_latents=128, clamp_u=10.0),
         TrainConfig(max_steps=1500, batch_size=100),
     ),
     "images": (
-        ModelConfig(n_inputs=784, input_shape=(1, 28, 28), n_latents=512, clamp_u=10.0),
+        IPVAEConfig(n_inputs=784, input_shape=(1, 28, 28), n_latents=512, clamp_u=10.0),
         TrainConfig(max_steps=1200, batch_size=100, grad_clip=3000.0),
     ),
 }
@@ -49,16 +57,29 @@ def short_recipe(
         splits: the data; the model takes over the shape of an input.
         cell: of the model.
         activation: of a Gaussian model.
+
+    Raises:
+        ConfigError: for another cell, or an activation of a Poisson model.
     """
     shape = splits.shape
     signed = len(splits.train) > 0 and float(splits.train.min()) < 0.0
     name = "patches" if signed else "digits" if math.prod(shape) <= SMALL else "images"
     model, train = SHORT[name]
-    fitted = dataclasses.replace(
-        model, n_inputs=math.prod(shape), input_shape=shape, cell=cell, activation=activation,
-        clamp_u=model.clamp_u if cell == "poisson" else None, clamp_du=None,
-    )  # fmt: skip
+    if _is_poisson(cell, activation):
+        return dataclasses.replace(model, n_inputs=math.prod(shape), input_shape=shape), train
+    fitted = IGVAEConfig(
+        n_inputs=math.prod(shape), input_shape=shape, n_latents=model.n_latents, activation=activation
+    )
     return fitted, train
+
+
+def _is_poisson(cell: Cell, activation: Activation) -> bool:
+    """Whether a recipe is for a Poisson model, which has no activation to choose."""
+    if cell not in ("poisson", "gaussian"):
+        raise ConfigError(f"cell: expected one of poisson, gaussian, found {cell!r}")
+    if cell == "poisson" and activation != "identity":
+        raise ConfigError(f"activation: expected 'identity' for a poisson model, found {activation!r}")
+    return cell == "poisson"
 
 
 def paper_recipe(
@@ -121,10 +142,12 @@ def released_recipe(
         raise ConfigError(f"cell: no released recipe for cell={cell!r}, activation={activation!r}")
     t_train, beta = recipes[name][cell, activation]
     shape = (1, 16, 16) if name == "patches" else (1, 28, 28)
-    model = ModelConfig(
-        n_inputs=math.prod(shape), input_shape=shape, cell=cell, activation=activation, t_train=t_train,
-        kl="released", estimator="sigmoid", n_arrivals="released" if cell == "poisson" else None,
-        init_log_rate=RELEASED_LOG_RATE, clamp_u=RELEASED_CLAMP_U if cell == "poisson" else None,
+    shared: dict[str, Any] = {
+        "n_inputs": math.prod(shape), "input_shape": shape, "t_train": t_train, "kl": "released"
+    }  # fmt: skip
+    model = IGVAEConfig(**shared, activation=activation) if cell == "gaussian" else IPVAEConfig(
+        **shared, estimator="sigmoid", n_arrivals="released", init_log_rate=RELEASED_LOG_RATE,
+        clamp_u=RELEASED_CLAMP_U,
     )  # fmt: skip
     if name == "patches":
         return model, TrainConfig(lr=0.005, epochs=300, batch_size=200, beta_outer=beta, grad_clip=300.0)

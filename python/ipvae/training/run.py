@@ -25,7 +25,7 @@ from ipvae_kernels import checks
 from ..checkpoint import LAST, CheckpointError, atomic_file, load_pickled
 from ..extras import explained
 from ..inputs import Source
-from ..models.base import IterativeVAE
+from ..models.iterative import IterativeVAE
 from .config import TrainConfig
 from .folder import alone_in
 from .history import columns, read_history
@@ -71,7 +71,7 @@ class TrainResult:
 
     @property
     def model_dir(self) -> Path:
-        """Folder for `IterativeVAE.from_pretrained`."""
+        """Folder for `IPVAE.from_pretrained`."""
         return self.out_dir / "model"
 
     @property

@@ -67,12 +67,6 @@ def learning_rate(
     return low + (peak - low) * (1.0 + math.cos(math.pi * phase)) / 2.0
 
 
-def clamp(final: float, eps: float, *, init: float = 2.0) -> float:
-    """Soft clamp in force, `init` + eps (`final` - `init`); `init` is 2 (Poisson) or 1 (Gaussian)."""
-    final, init = checks.number("final", final), checks.number("init", init)
-    return init + checks.number("eps", eps, 0.0, 1.0) * (final - init)
-
-
 def _checked(step: int, total: int, **portions: float) -> tuple[int, int, list[float]]:
     """Step, total and the portions as plain numbers.
 
