@@ -144,7 +144,69 @@ Derived derive(const Kernels& k, RolloutArgs& args, const Parameters& p, Packing
     return d;
 }
 
+// A team's threads, each with some blocks of the neurons.
+class NeuronTeam {
+  public:
+    explicit NeuronTeam(int64_t threads) : threads_(threads) {}
+
+    // Returns once all have come; false where the caller, asked now and then, wants to end the call.
+    static bool meet(void* team) {
+        auto& self = *static_cast<NeuronTeam*>(team);
+        try {
+            if (!self.watch_.go_on()) self.ended_ = true;
+        } catch (...) {
+            self.ended_ = true;
+            self.error_ = std::current_exception();
+        }
+        self.barrier_.wait(self.threads_);
+        return !self.ended_;
+    }
+    void set_threads(int64_t threads) { threads_ = threads; }
+    void rethrow() const {
+        if (error_) std::rethrow_exception(error_);
+    }
+
+  private:
+    std::atomic<int64_t> threads_;
+    Barrier barrier_;
+    Watch watch_;
+    std::atomic<bool> ended_{false};
+    std::exception_ptr error_;  // of the calling thread
+};
+
 int64_t row_blocks(const RolloutArgs& args) { return (args.n_rows + kRowBlock - 1) / kRowBlock; }
+
+void rollout_by_rows(const Kernels& k, const RolloutArgs& args, int64_t n_threads) {
+    Share all{0, (args.n_latents - 1) / k.neuron_block + 1};
+    int tile = k.tile_rows;
+    watched(row_blocks(args), kRowGrain, n_threads, k.rollout_scratch(args, tile, true),
+            [&](int64_t begin, int64_t end, float* scratch) {
+                int64_t last = std::min(end * kRowBlock, args.n_rows);
+                for (int64_t first = begin * kRowBlock; first < last; first += tile)
+                    k.rollout(args, first, static_cast<int>(std::min<int64_t>(tile, last - first)), all, scratch);
+            });
+}
+
+// Tile after tile of rows, each by all threads.
+void rollout_by_neurons(const Kernels& k, const RolloutArgs& args, int64_t n_threads) {
+    int64_t n_blocks = (args.n_latents - 1) / k.neuron_block + 1;
+    int tile = static_cast<int>(std::min<int64_t>(k.team_rows, args.n_rows));
+    TeamFloats sizes = k.team_floats(args, tile);
+    Buffer blocks = allocate(sizes.blocks), parts = allocate(sizes.parts), terms = allocate(sizes.terms);
+    std::vector<Buffer> scratch;
+    for (int64_t i = 0; i < n_threads; ++i) scratch.push_back(allocate(k.rollout_scratch(args, tile, false)));
+    NeuronTeam meeting(n_threads);
+    team(n_threads, [&](int64_t thread, int64_t threads) noexcept {
+        meeting.set_threads(threads);  // all set the same
+        Share share{n_blocks * thread / threads, n_blocks * (thread + 1) / threads, blocks.get(), parts.get(), terms.get(),
+                    &NeuronTeam::meet, &meeting};
+        for (int64_t first = 0; first < args.n_rows; first += tile) {
+            int rows = static_cast<int>(std::min<int64_t>(tile, args.n_rows - first));
+            if (!k.rollout(args, first, rows, share, scratch[thread].get())) return;
+        }
+    });
+    meeting.rethrow();
+}
 
 // Column sums of partial [n_partials, n], in order, so that they do not depend on the threads.
 std::vector<double> column_sums(const float* partial, int64_t n_partials, int64_t n) {
@@ -217,8 +279,10 @@ void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads) 
     args.draws_counts = k.draws_counts(args);
     Packing decoder = args.draws_counts ? kTransposedForCounts : kTransposed;
     Derived derived = derive(k, args, parameters, decoder, n_threads);
-    watched(row_blocks(args), kRowGrain, n_threads, k.rollout_scratch(args),
-            [&](int64_t begin, int64_t end, float* scratch) { k.rollout(args, begin, end, scratch); });
+    // Threads share the neurons where that keeps more of them busy than sharing the rows.
+    int64_t blocks = (args.n_latents - 1) / k.neuron_block + 1, tiles = (args.n_rows + k.team_rows - 1) / k.team_rows;
+    bool by_neurons = blocks > 1 && std::min(blocks, n_threads) >= std::min(tiles, n_threads);
+    by_neurons ? rollout_by_neurons(k, args, std::min(blocks, n_threads)) : rollout_by_rows(k, args, n_threads);
 }
 
 void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads) {

@@ -107,13 +107,20 @@ static bool draws_counts(const RolloutArgs& a) {
     return a.cell == kPoissonCell && !uses_arrivals((Estimator)a.estimator);
 }
 
-static int64_t rollout_scratch(const RolloutArgs& a) {
-    return by_cell(a.cell, [&] { return forward_scratch<PoissonCell>(a); }, [&] { return forward_scratch<GaussianCell>(a); });
+static int64_t rollout_scratch(const RolloutArgs& a, int rows, bool alone) {
+    return by_cell(
+        a.cell, [&] { return forward_scratch<PoissonCell>(a, rows, alone); },
+        [&] { return forward_scratch<GaussianCell>(a, rows, alone); });
 }
 
-static void rollout(const RolloutArgs& a, int64_t begin, int64_t end, float* scratch) {
+static TeamFloats rollout_team_floats(const RolloutArgs& a, int rows) {
+    return by_cell(
+        a.cell, [&] { return team_floats<PoissonCell>(a, rows); }, [&] { return team_floats<GaussianCell>(a, rows); });
+}
+
+static bool rollout(const RolloutArgs& a, int64_t first, int rows, const Share& share, float* scratch) {
     auto tile = by_cell(a.cell, [] { return &rollout_tile<PoissonCell>; }, [] { return &rollout_tile<GaussianCell>; });
-    for_tiles(a.n_rows, begin, end, [&](int64_t first, int rows) { tile(a, first, rows, scratch); });
+    return tile(a, first, rows, share, scratch);
 }
 
 static int64_t rollout_grad_scratch(const RolloutArgs& a) {
@@ -123,7 +130,9 @@ static int64_t rollout_grad_scratch(const RolloutArgs& a) {
 static void rollout_grad(const RolloutGradArgs& g, int64_t begin, int64_t end, float* scratch) {
     auto tile = by_cell(
         g.forward.cell, [] { return &rollout_grad_tile<PoissonCell>; }, [] { return &rollout_grad_tile<GaussianCell>; });
-    for_tiles(g.forward.n_rows, begin, end, [&](int64_t first, int rows) { tile(g, first, rows, scratch); });
+    int64_t last = end * kRowBlock < g.forward.n_rows ? end * kRowBlock : g.forward.n_rows;
+    for (int64_t first = begin * kRowBlock; first < last; first += kTileRows)
+        tile(g, first, (int)(last - first < kTileRows ? last - first : kTileRows), scratch);
 }
 
 // ---- checks -------------------------------------------------------------------------------------------------------
@@ -184,7 +193,7 @@ static void known_philox(const uint32_t* counter, const uint32_t* key, int round
 extern const Kernels kernels;
 const Kernels kernels = {
     IPVAE_STRING(IPVAE_TARGET), kPanel, poisson_scratch, poisson, update, update_grad, packed_floats,
-    pack, draws_counts, rollout_scratch, rollout, rollout_grad_scratch, rollout_grad, grad_product_scratch, dictionary_grad_panels,
+    pack, draws_counts, kNeuronBlock, kTileRows, kTeamRows, rollout_scratch, rollout_team_floats, rollout, rollout_grad_scratch, rollout_grad, grad_product_scratch, dictionary_grad_panels,
     all_below, evaluate, known_philox,
 };
 

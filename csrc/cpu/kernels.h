@@ -21,7 +21,19 @@ enum Packing : int {
     kTransposedForCounts,  // [n, depth], for counts
 };
 
-// Work units: chunks of rows for poisson, rows for update, groups of rows for update_grad, row blocks for the rollouts,
+// What one thread does of a rollout: the blocks [begin, end) of the neurons. Alone (meet is null) it does all of them; in a
+// team the threads share memory, and meet() returns once all have come: false where the call is to end.
+struct Share {
+    int64_t begin, end;
+    float *blocks, *parts, *terms;
+    bool (*meet)(void* team);
+    void* team;
+};
+struct TeamFloats {
+    int64_t blocks, parts, terms;
+};
+
+// Work units: chunks of rows for poisson, rows for update, groups of rows for update_grad, row blocks for rollout_grad,
 // panels of columns for pack and dictionary_grad.
 struct Kernels {
     const char* name;
@@ -33,8 +45,11 @@ struct Kernels {
     int64_t (*panel_floats)(int64_t depth, Packing packing);  // of a packed matrix
     void (*pack)(const float* matrix, int64_t depth, int64_t n, Packing packing, float* packed, int64_t begin, int64_t end);
     bool (*draws_counts)(const RolloutArgs&);  // whether what it decodes are integers
-    int64_t (*rollout_scratch)(const RolloutArgs&);
-    void (*rollout)(const RolloutArgs&, int64_t begin, int64_t end, float* scratch);
+    int64_t neuron_block;         // neurons of a block of a rollout
+    int tile_rows, team_rows;     // rows that a thread, and a team, takes at a time
+    int64_t (*rollout_scratch)(const RolloutArgs&, int rows, bool alone);
+    TeamFloats (*team_floats)(const RolloutArgs&, int rows);
+    bool (*rollout)(const RolloutArgs&, int64_t first, int rows, const Share&, float* scratch);
     int64_t (*rollout_grad_scratch)(const RolloutArgs&);
     void (*rollout_grad)(const RolloutGradArgs&, int64_t begin, int64_t end, float* scratch);
     int64_t (*dictionary_grad_scratch)(const RolloutArgs&, int64_t n_panels);

@@ -51,6 +51,61 @@ struct OpenMp {
     }
 };
 
+// Runs function(thread, threads) on so many threads at once, n_threads of them at most; it throws nothing.
+template <class Function> void team(int64_t n_threads, Function&& function) {
+    const OpenMp& omp = OpenMp::runtime();
+    if (n_threads == 1) {
+        function(int64_t{0}, int64_t{1});
+    } else if (omp.parallel && !forked()) {
+        struct Team {
+            const OpenMp& omp;
+            std::remove_reference_t<Function>& run;
+        } of{omp, function};
+        omp.parallel(
+            [](void* data) {
+                const Team& t = *static_cast<Team*>(data);
+                t.run(int64_t{t.omp.thread()}, int64_t{t.omp.team()});
+            },
+            &of, static_cast<unsigned>(n_threads), 0);
+    } else {
+        std::atomic<int64_t> size{0};  // known once all that can be started are
+        std::vector<std::thread> threads;
+        threads.reserve(n_threads - 1);
+        auto run = [&](int64_t thread) {
+            while (!size.load(std::memory_order_acquire)) std::this_thread::yield();
+            function(thread, size.load(std::memory_order_relaxed));
+        };
+        try {
+            for (int64_t i = 1; i < n_threads; ++i) threads.emplace_back(run, i);
+        } catch (const std::system_error&) {
+            // No further thread could be started.
+        }
+        size.store(static_cast<int64_t>(threads.size()) + 1, std::memory_order_release);
+        run(0);
+        for (std::thread& thread : threads) thread.join();
+    }
+}
+
+// Where the threads of a team wait for each other, some tens of thousands of times a second: they spin at first.
+class Barrier {
+  public:
+    void wait(int64_t threads) {
+        int64_t round = round_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+            arrived_.store(0, std::memory_order_relaxed);
+            round_.store(round + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins)
+            if (spins >= kSpins) std::this_thread::yield();
+    }
+
+  private:
+    static constexpr int kSpins = 4096;  // some 10 to 40 microseconds
+    alignas(64) std::atomic<int64_t> arrived_{0};
+    alignas(64) std::atomic<int64_t> round_{0};
+};
+
 // Runs function(begin, end) on pieces of [0, n). The first exception of any piece is thrown again here, after all pieces
 // have ended; a piece for which no thread could be started runs on the caller's.
 template <class Function> void parallel(int64_t n, int64_t n_threads, Function&& function) {

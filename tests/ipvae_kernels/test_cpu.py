@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from ipvae_kernels.poisson.estimators import COMPILED, ESTIMATORS
 from ipvae_kernels.rollout import cpu as rollout
 from ipvae_kernels.rollout.config import RolloutConfig
 from ipvae_kernels.rollout.op import RECORDS
+from ipvae_kernels.rollout.problem import Inputs
 
 Problem = Callable[..., tuple[Tensor, Any]]
 
@@ -249,8 +251,9 @@ def test_drives_have_the_error_of_float32(spread: float, instruction_set: str, p
     x = x * torch.exp(spread * torch.randn(50, 1, generator=generator))
     log_rate, seed = torch.zeros(50, 130), torch.tensor(1)
     cfg = RolloutConfig(steps=1, estimator="fini2")
-    trace = rollout.elbo(x, dictionary, params.log_sigma, params.log_bias, params.log_lr, log_rate, seed, cfg)
-    errors, drives = trace[6][0, 0], trace[7][0]
+    inputs = Inputs(x, dictionary, params.log_sigma, params.log_bias, params.log_lr, log_rate)
+    trajectory = rollout.elbo(inputs, seed, cfg).trajectory
+    errors, drives = trajectory.errors[0, 0], trajectory.drives[0]
     weighted = errors * torch.exp(-2 * params.log_sigma)
     exact = weighted.double() @ dictionary.double()
     float32 = (weighted @ dictionary - exact).abs() / exact.abs().mean(0)
@@ -346,6 +349,93 @@ def test_results_do_not_depend_on_threads(
             assert torch.equal(one, many)
     finally:
         torch.set_num_threads(before)
+
+
+WIDE = 2_500  # neurons: three blocks, which threads share
+
+
+def _wide(problem: Problem, gaussian: str, batch: int, **arguments: Any) -> Callable[..., dict[str, Tensor]]:
+    """Inference with all records, in pieces of a sequence, and the loss, for some rows of a batch."""
+    x, params = problem(batch, 20, WIDE, moving=6, dtype=torch.float32, gaussian=gaussian)
+
+    def run(threads: int, rows: slice = slice(None), cut: int = 6) -> dict[str, Tensor]:
+        torch.set_num_threads(threads)
+        shared = {"seed": 3, "sample_offset": rows.start or 0, "backend": "cpu", **arguments}
+        x_rows, state, parts = x[:, rows], None, []
+        for begin in range(0, 6, cut):
+            frames = x_rows[begin : begin + cut]
+            state, records = ipvae_kernels.infer(
+                frames, params, len(frames), record=RECORDS, record_every=2, state=state, **shared
+            )
+            parts.append(records)
+        assert state is not None
+        loss = ipvae_kernels.elbo(x_rows, params, 6, **shared)
+        found = {name: torch.cat([part[name] for part in parts]) for name in RECORDS}
+        return {**found, "state": state.log_rate, "loss recon": loss.recon, "loss kl": loss.kl}
+
+    return run
+
+
+@pytest.mark.parametrize("gaussian", ["", "relu"])
+@pytest.mark.parametrize("arguments", [{}, {"n_inner": 2, "beta_inner": 0.6}, {"single_draw": True}], ids=str)
+def test_wide_dictionaries_do_not_depend_on_threads_or_cuts(
+    arguments: dict[str, Any], gaussian: str, instruction_set: str, problem: Problem
+) -> None:
+    """Threads share neurons where rows are few, rows where they are many: 80 rows on 2 threads and on 7."""
+    run = _wide(problem, gaussian, 80, **arguments)
+    before = torch.get_num_threads()
+    try:
+        whole = run(1)
+        for threads, rows, cut in ((2, slice(None), 6), (7, slice(None), 4), (3, slice(33, 38), 2)):
+            for name, found in run(threads, rows, cut).items():
+                rows_at = -2 if name in ("log_rate", "counts", "reconstruction", "state") else -1
+                expected = whole[name].narrow(rows_at, rows.start or 0, found.shape[rows_at])
+                assert torch.equal(found, expected), (name, threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("gaussian", ["", "identity"])
+def test_wide_dictionaries_agree_with_eager(gaussian: str, instruction_set: str, problem: Problem) -> None:
+    x, params = problem(5, 20, WIDE, dtype=torch.float32, gaussian=gaussian)
+    results = []
+    for backend in ("cpu", "eager"):
+        state, records = ipvae_kernels.infer(x, params, 1, seed=3, record=RECORDS, backend=backend)
+        results.append({"state": state.log_rate, **records})
+    ours, theirs = results
+    for name in ours:
+        wrong = ~torch.isclose(ours[name], theirs[name], rtol=1e-4, atol=1e-4)
+        # A count near a threshold may fall otherwise, and what is made of it.
+        assert float(wrong.float().mean()) < (0.01 if ours[name].numel() > 100 else 0.5), name
+    assert torch.equal(ours["counts"].sum(-1), ours["spikes"]) or gaussian
+    torch.testing.assert_close((ours["counts"] == 0).float().mean(-1), ours["zeros"])
+    mean = ours["counts"] @ params.dictionary.T
+    torch.testing.assert_close(ours["reconstruction"], mean, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_children_of_forks_share_neurons(problem: Problem) -> None:
+    """Where threads are started for the call."""
+    done = subprocess.run([sys.executable, "-c", FORKED_WIDE], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+FORKED_WIDE = """
+import os, torch, ipvae_kernels as ik
+torch.set_num_threads(2)
+params = ik.PoissonParams(
+    dictionary=torch.linspace(-1, 1, 7 * 2500).view(7, 2500) / 50, log_sigma=torch.zeros(7),
+    log_bias=torch.zeros(2500) - 3, log_lr=torch.zeros(()), log_rate_init=torch.zeros(2500) - 2,
+)
+def run():
+    return ik.infer(torch.ones(2, 7), params, 3, seed=1, backend="cpu").state.log_rate
+expected = run()
+reader, writer = os.pipe()
+if os.fork() == 0:
+    os.write(writer, b"1" if torch.equal(run(), expected) else b"0")
+    os._exit(0)
+print(os.read(reader, 1) == b"1")
+"""
 
 
 def test_a_long_row_is_shared_among_threads(instruction_set: str) -> None:

@@ -6,6 +6,10 @@
 IPVAE_BEGIN
 
 constexpr int kTileRows = 32;  // rows of a product: two tiles share each tile of B
+// Neurons are one block here, for any number of them, and so threads share rows alone.
+constexpr int kTeamRows = kTileRows;
+constexpr int64_t kNeuronBlock = int64_t{1} << 40;
+constexpr bool kMergesSlots = false;
 
 // The tile intrinsics of GCC 12 do not tell the compiler what memory they read.
 IPVAE_HD void finish_stores() { asm volatile("" ::: "memory"); }

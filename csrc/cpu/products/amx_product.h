@@ -241,8 +241,8 @@ inline void any_row_product(const float* a, int64_t depth, const float* b, int64
 
 // C [rows, n] = A [rows, depth] B for counts A and a B packed for them; n is panel-padded and A zero up to padded(depth).
 // Inside a TileScope, as the next.
-inline void counts_product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t n, float* c,
-                           int64_t c_row, const ProductScratch& scratch) {
+inline void counts_product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t, int64_t n,
+                           float* c, int64_t c_row, const ProductScratch& scratch) {
     constexpr int kOrder[] = {0, 1, 2, 3};
     alignas(64) int32_t sums[kCountDigits][kTileRows][16];
     int64_t dp = padded(depth);
@@ -270,8 +270,8 @@ inline void counts_product(int rows, const float* a, int64_t a_row, int64_t dept
 }
 
 // The same for any rows A.
-inline void product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t n, float* c,
-                           int64_t c_row, const ProductScratch& scratch) {
+inline void product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t, int64_t n, float* c,
+                    int64_t c_row, const ProductScratch& scratch) {
     constexpr int kOrder[] = {4, 2, 1, 0};
     alignas(64) int32_t sums[5][kTileRows][16];
     int64_t dp = padded(depth);

@@ -47,9 +47,9 @@ inline void panel_product(const float* a, int64_t a_row, int64_t a_depth, int64_
         block_product<kRows, kVectors>(a, a_row, a_depth, depth, panel + n, c + n, c_row, accumulate);
 }
 
-// `rows` rows of C's panel; kTileRows at most.
-inline void rows_product(int rows, const float* a, int64_t a_row, int64_t a_depth, int64_t depth, const float* panel,
-                         float* c, int64_t c_row, bool accumulate) {
+// The same for any number of rows.
+inline void chunk_product(int rows, const float* a, int64_t a_row, int64_t a_depth, int64_t depth, const float* panel,
+                          float* c, int64_t c_row, bool accumulate) {
 #if defined(__AVX512F__)
     for (; rows >= 8; rows -= 8, a += 8 * a_row, c += 8 * c_row)
         panel_product<8>(a, a_row, a_depth, depth, panel, c, c_row, accumulate);
@@ -59,6 +59,19 @@ inline void rows_product(int rows, const float* a, int64_t a_row, int64_t a_dept
     for (; rows >= 2; rows -= 2, a += 2 * a_row, c += 2 * c_row)
         panel_product<2>(a, a_row, a_depth, depth, panel, c, c_row, accumulate);
     if (rows == 1) panel_product<1>(a, a_row, a_depth, depth, panel, c, c_row, accumulate);
+}
+
+// Depths of a panel that stay in the L1 cache (16 KiB) while all rows, and all columns of each, pass over them. Sums go on from
+// memory, which changes no bit. docs/design/cpu.md, "Products", has the measurement.
+constexpr int64_t kDepthChunk = 64;
+
+// `rows` rows of C's panel.
+inline void rows_product(int rows, const float* a, int64_t a_row, int64_t a_depth, int64_t depth, const float* panel,
+                         float* c, int64_t c_row, bool accumulate) {
+    for (int64_t d = 0; d < depth || d == 0; d += kDepthChunk) {
+        int64_t chunk = depth - d < kDepthChunk ? depth - d : kDepthChunk;
+        chunk_product(rows, a + d * a_depth, a_row, a_depth, chunk, panel + d * kPanel, c, c_row, accumulate || d);
+    }
 }
 
 // Columns [at, at + kPanel) of B [depth, n] (row stride b_row) as one panel of floats.
@@ -73,6 +86,12 @@ inline void copy_panel(const float* b, int64_t b_row, int64_t depth, int64_t n, 
 #if !defined(__AMX_BF16__)
 
 constexpr int kTileRows = 8;
+// Of a team, which shares the neurons: each part of the dictionary is read once for so many rows.
+constexpr int kTeamRows = 32;
+// Neurons of a block, whose parts of a mean are added in their order: a result depends on it, so it is the same for any number
+// of threads. Threads share neurons by blocks: few enough that two threads have some from 2,048 neurons on.
+constexpr int64_t kNeuronBlock = 1024;
+constexpr bool kMergesSlots = true;  // whether the rows of two draws are decoded as one matrix
 
 inline int64_t panel_floats(int64_t depth) { return kPanel * depth; }
 
@@ -92,12 +111,12 @@ inline void pack_panel(const float* matrix, int64_t depth, int64_t n, bool trans
                 packed[j * kPanel + i] = at + i < n ? matrix[(at + i) * depth + j] : 0.f;
 }
 
-// One row: c [n] = sum over the listed depths of a[depth] B[depth, :].
-inline void sparse_product(const float* a, const int32_t* listed, int64_t n_listed, int64_t depth, const float* b,
+// One row: c [n] = sum over the listed depths of a[depth] B[depth, :]; b_panel: floats from one panel of B to the next.
+inline void sparse_product(const float* a, const int32_t* listed, int64_t n_listed, const float* b, int64_t b_panel,
                            int64_t n, float* c) {
     constexpr int kVectors = kPanel / kWidth < 8 ? kPanel / kWidth : 8;
     for (int64_t at = 0; at < n; at += kVectors * kWidth) {
-        const float* block = b + at / kPanel * kPanel * depth + at % kPanel;
+        const float* block = b + at / kPanel * b_panel + at % kPanel;
         vf acc[kVectors] = {};
         for (int64_t i = 0; i < n_listed; ++i) {
             int32_t d = listed[i];
@@ -131,20 +150,21 @@ struct ProductScratch {
 inline int64_t product_scratch(int64_t depth) { return depth + kPanel; }
 inline ProductScratch product_scratch_at(float* memory, int64_t) { return {(int32_t*)memory}; }
 
-// C [rows, n] = A [rows, depth] B, by spikes where A is mostly zero. A's rows are zero up to padded(depth).
-inline void product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t n, float* c,
-                    int64_t c_row, const ProductScratch& scratch) {
+// C [rows, n] = A [rows, depth] B, by spikes where A is mostly zero. A's rows are zero up to padded(depth). b_panel: floats
+// from one panel of B to the next, more than one holds where B are some depths of a larger matrix.
+inline void product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t b_panel, int64_t n,
+                    float* c, int64_t c_row, const ProductScratch& scratch) {
     int64_t nonzero = 0;
     for (int r = 0; r < rows; ++r)
         for (int64_t d = 0; d < depth; d += kWidth) nonzero += __builtin_popcount(nonzero_lanes(load(a + r * a_row + d)));
     if (nonzero >= kSparseShare * rows * depth) {
         for (int64_t at = 0; at < n; at += kPanel)
-            rows_product(rows, a, a_row, 1, depth, b + at * depth, c + at, c_row, false);
+            rows_product(rows, a, a_row, 1, depth, b + at / kPanel * b_panel, c + at, c_row, false);
         return;
     }
     for (int r = 0; r < rows; ++r) {
         int64_t n_listed = list_nonzero(a + r * a_row, depth, scratch.listed);
-        sparse_product(a + r * a_row, scratch.listed, n_listed, depth, b, n, c + r * c_row);
+        sparse_product(a + r * a_row, scratch.listed, n_listed, b, b_panel, n, c + r * c_row);
     }
 }
 

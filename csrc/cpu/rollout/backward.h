@@ -67,7 +67,7 @@ inline void through_draw(const RolloutGradArgs& g, const Cell& cell, const GradT
     store_rows(t.grad_error, t.rows, a.n_inputs, t.mp, g.grad_errors + row * a.n_inputs);
     for (int64_t i = 0; i < t.rows * t.mp; i += kWidth)
         store(t.grad_x + i, load(t.grad_x + i) + load(t.grad_error + i));
-    product(t.rows, t.grad_error, t.mp, a.n_inputs, a.encoder, t.kp, t.grad_code, t.kp, t.product);
+    product(t.rows, t.grad_error, t.mp, a.n_inputs, a.encoder, a.n_inputs * kPanel, t.kp, t.grad_code, t.kp, t.product);
     for (int r = 0; r < t.rows; ++r)
         cell.draw_backward(t.grad_code + r * t.kp, t.state + t.state_of(r), t.code + r * t.kp, t.memo + r * t.kp,
                            t.grad_state + t.state_of(r));
@@ -108,7 +108,7 @@ inline void inner_backward(const RolloutGradArgs& g, const Cell& cell, const Gra
     }
     store_rows(t.grad_drive, t.rows, a.n_latents, t.kp, g.grad_drives + row * a.n_latents);
     // drive = encoder (e precision): d/de = precision * (dictionary grad_drive), d/d log sigma = -2 e d/de
-    product(t.rows, t.grad_drive, t.kp, a.n_latents, a.decoder, t.mp, t.grad_error, t.mp, t.product);
+    product(t.rows, t.grad_drive, t.kp, a.n_latents, a.decoder, a.n_latents * kPanel, t.mp, t.grad_error, t.mp, t.product);
     for (int r = 0; r < t.rows; ++r) {
         float* log_sigma = t.grad_log_sigma + r / kRowBlock * t.mp;
         for (int64_t i = 0; i < t.mp; i += kWidth) {
