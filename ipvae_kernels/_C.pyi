@@ -110,6 +110,14 @@ class RolloutArgs:
     errors: int
     drives: int
 
+class Prepared:
+    def __init__(
+        self, parameters: Parameters, n_inputs: int, n_latents: int, cell: int, counts: bool, n_threads: int
+    ) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+
+def rollout_prepared(args: RolloutArgs, prepared: Prepared, n_threads: int) -> None: ...
 def rollout(args: RolloutArgs, parameters: Parameters, n_threads: int) -> None: ...
 
 class RolloutGradArgs:

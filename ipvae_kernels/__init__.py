@@ -7,7 +7,18 @@ from .backend.choice import BackendError, BackendWarning, backends, use_backend
 from .graphs import warmup
 from .params import GaussianParams, PoissonParams, State, StepParams
 from .poisson import poisson_rsample, poisson_sample
-from .rollout import Decoded, Decoder, ElboResult, InferResult, Interrupted, LinearDecoder, elbo, infer
+from .rollout import (
+    Decoded,
+    Decoder,
+    ElboResult,
+    InferResult,
+    Interrupted,
+    LinearDecoder,
+    Prepared,
+    elbo,
+    infer,
+    prepare,
+)
 from .selftest import Check, self_test
 from .update import log_rate_update
 
@@ -23,6 +34,7 @@ __all__ = [
     "Interrupted",
     "LinearDecoder",
     "PoissonParams",
+    "Prepared",
     "State",
     "StepParams",
     "backends",
@@ -31,6 +43,7 @@ __all__ = [
     "log_rate_update",
     "poisson_rsample",
     "poisson_sample",
+    "prepare",
     "self_test",
     "use_backend",
     "warmup",

@@ -123,27 +123,6 @@ Buffer padded_exp(const Kernels& k, const float* v, int64_t n, float scale) {
 
 int64_t n_states(const RolloutArgs& args) { return states_of(args.cell); }
 
-// What a rollout derives from its parameters, alive while the kernels run.
-struct Derived {
-    Buffer encoder, decoder, precision, inhibition;
-};
-
-Derived derive(const Kernels& k, RolloutArgs& args, const Parameters& p, Packing decoder, int64_t n_threads) {
-    Derived d{packed(k, p.dictionary, args.n_inputs, args.n_latents, kPlain, n_threads),
-              packed(k, p.dictionary, args.n_latents, args.n_inputs, decoder, n_threads),
-              padded_exp(k, p.log_sigma, args.n_inputs, -2.f), padded_exp(k, p.log_bias, args.n_latents, 1.f)};
-    args.encoder = d.encoder.get();
-    args.decoder = d.decoder.get();
-    args.precision = d.precision.get();
-    args.inhibition = d.inhibition.get();
-    args.learning_rate = std::exp(p.log_lr[0]);
-    if (n_states(args) > 1) args.learning_rate_xi = std::exp(p.log_lr[1]);
-    double normalizer = 0.5 * std::log(2 * 3.14159265358979323846) * static_cast<double>(args.n_inputs);
-    for (int64_t i = 0; i < args.n_inputs; ++i) normalizer += p.log_sigma[i];
-    args.log_normalizer = static_cast<float>(normalizer);
-    return d;
-}
-
 // A team's threads, each with some blocks of the neurons.
 class NeuronTeam {
   public:
@@ -246,6 +225,42 @@ void prepare(void (*poll)()) {
     current();
 }
 
+Prepared::Prepared(const Parameters& p, int64_t n_inputs, int64_t n_latents, int cell, bool counts, int64_t n_threads)
+    : kernels_(current().load()), n_inputs_(n_inputs), n_latents_(n_latents), cell_(cell), counts_(counts) {
+    const Kernels& k = *kernels_;
+    Packing packing = counts ? kTransposedForCounts : kTransposed;
+    encoder_ = packed(k, p.dictionary, n_inputs, n_latents, kPlain, n_threads);
+    decoder_ = packed(k, p.dictionary, n_latents, n_inputs, packing, n_threads);
+    precision_ = padded_exp(k, p.log_sigma, n_inputs, -2.f);
+    inhibition_ = padded_exp(k, p.log_bias, n_latents, 1.f);
+    learning_rate_ = std::exp(p.log_lr[0]);
+    learning_rate_xi_ = states_of(cell) > 1 ? std::exp(p.log_lr[1]) : 0.f;
+    double normalizer = 0.5 * std::log(2 * 3.14159265358979323846) * static_cast<double>(n_inputs);
+    for (int64_t i = 0; i < n_inputs; ++i) normalizer += p.log_sigma[i];
+    log_normalizer_ = static_cast<float>(normalizer);
+    auto panels = [&](int64_t n) { return (n + k.panel - 1) / k.panel; };
+    bytes_ = 4 * (panels(n_latents) * (k.panel_floats(n_inputs, kPlain) + k.panel) +
+                  panels(n_inputs) * (k.panel_floats(n_latents, packing) + k.panel));
+}
+
+void Prepared::apply(RolloutArgs& args) const {
+    if (kernels_ != current().load() || n_inputs_ != args.n_inputs || n_latents_ != args.n_latents || cell_ != args.cell ||
+        counts_ != kernels_->draws_counts(args))
+        throw std::invalid_argument(std::string("prepared parameters: expected those of this model, made with the instruction "
+                                                "set ") + kernels_->name + ", found " + current().load()->name);
+    apply_to_any(args);
+}
+
+void Prepared::apply_to_any(RolloutArgs& args) const {
+    args.encoder = encoder_.get();
+    args.decoder = decoder_.get();
+    args.precision = precision_.get();
+    args.inhibition = inhibition_.get();
+    args.learning_rate = learning_rate_;
+    args.learning_rate_xi = learning_rate_xi_;
+    args.log_normalizer = log_normalizer_;
+}
+
 void poisson(const PoissonArgs& args, int64_t n_threads) {
     const Kernels& k = *current().load();
     // Some 10^4 neurons take as long as starting a thread.
@@ -275,10 +290,14 @@ void update_grad(UpdateGradArgs args, float* grad_log_bias, float* grad_log_lr, 
 }
 
 void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads) {
+    bool counts = current().load()->draws_counts(args);
+    rollout_prepared(args, Prepared(parameters, args.n_inputs, args.n_latents, args.cell, counts, n_threads), n_threads);
+}
+
+void rollout_prepared(RolloutArgs args, const Prepared& prepared, int64_t n_threads) {
     const Kernels& k = *current().load();
     args.draws_counts = k.draws_counts(args);
-    Packing decoder = args.draws_counts ? kTransposedForCounts : kTransposed;
-    Derived derived = derive(k, args, parameters, decoder, n_threads);
+    prepared.apply(args);
     // Threads share the neurons where that keeps more of them busy than sharing the rows.
     int64_t blocks = (args.n_latents - 1) / k.neuron_block + 1, tiles = (args.n_rows + k.team_rows - 1) / k.team_rows;
     bool by_neurons = blocks > 1 && std::min(blocks, n_threads) >= std::min(tiles, n_threads);
@@ -289,7 +308,9 @@ void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const Para
     const Kernels& k = *current().load();
     RolloutArgs& a = args.forward;
     a.draws_counts = k.draws_counts(a);
-    Derived derived = derive(k, a, parameters, kTransposed, n_threads);
+    // What is decoded here are gradients.
+    Prepared prepared(parameters, a.n_inputs, a.n_latents, a.cell, false, n_threads);
+    prepared.apply_to_any(a);
     int64_t n_blocks = row_blocks(a), n_partial = a.n_inputs + a.n_latents + n_states(a);
     Buffer grad_errors = allocate(a.n_steps * (a.n_inner + 1) * a.n_rows * a.n_inputs);
     Buffer grad_drives = allocate(a.n_steps * a.n_inner * a.n_rows * a.n_latents);

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "buffers.h"
 #include "kernels.h"
 
 namespace ipvae::cpu {
@@ -23,7 +24,27 @@ void update(const UpdateArgs& args, int64_t n_threads);
 // Writes grad_log_bias [n_latents] and grad_log_lr [1]; args.partial is provided here.
 void update_grad(UpdateGradArgs args, float* grad_log_bias, float* grad_log_lr, int64_t n_threads);
 
+// What a rollout derives from its parameters, the packed dictionary above all: made once, and used by many calls.
+class Prepared {
+  public:
+    // For codes that are counts or any numbers, see Kernels::draws_counts.
+    Prepared(const Parameters& parameters, int64_t n_inputs, int64_t n_latents, int cell, bool counts, int64_t n_threads);
+    // Throws std::invalid_argument where it was made for other sizes, another cell or instruction set.
+    void apply(RolloutArgs& args) const;
+    void apply_to_any(RolloutArgs& args) const;
+    int64_t bytes() const { return bytes_; }
+
+  private:
+    const Kernels* kernels_;
+    int64_t n_inputs_, n_latents_, bytes_;
+    int cell_;
+    bool counts_;
+    Buffer encoder_, decoder_, precision_, inhibition_;
+    float learning_rate_, learning_rate_xi_, log_normalizer_;
+};
+
 void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads);
+void rollout_prepared(RolloutArgs args, const Prepared& prepared, int64_t n_threads);
 void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads);
 
 // Whether |v| < limit for every element v; false where there is a NaN.

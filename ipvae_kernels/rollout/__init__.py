@@ -2,6 +2,18 @@
 
 from .decoders import Decoded, Decoder, LinearDecoder
 from .op import ElboResult, InferResult, elbo, infer
+from .prepared import Prepared, prepare
 from .stretches import Interrupted
 
-__all__ = ["Decoded", "Decoder", "ElboResult", "InferResult", "Interrupted", "LinearDecoder", "elbo", "infer"]
+__all__ = [
+    "Decoded",
+    "Decoder",
+    "ElboResult",
+    "InferResult",
+    "Interrupted",
+    "LinearDecoder",
+    "Prepared",
+    "elbo",
+    "infer",
+    "prepare",
+]

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .. import _transforms, checks
 from ..backend import choice
-from . import checkpointing, eager, stretches
+from . import checkpointing, cpu, eager, stretches
+from .config import RolloutConfig
 from .problem import Inputs, Trajectory, Upstream, schema, taken
 
 DIVERGED = (
@@ -63,6 +64,25 @@ def _infer_kernel(*arguments: Any) -> list[Tensor]:
         results = stretches.infer(module, inputs, seed, cfg, names, record_every)
     if check:
         checks.finite_result(DIVERGED, **dict(zip(("state", *names), results, strict=True)))
+    return results
+
+
+def infer_packed(
+    packed: Any,
+    inputs: Inputs,
+    seed: Tensor,
+    cfg: RolloutConfig,
+    record: tuple[str, ...],
+    every: int,
+    check: bool,
+) -> list[Tensor]:
+    """What the op ``infer`` computes on a CPU, from prepared parameters, which were looked at before."""
+    inputs = inputs._replace(x=inputs.x.detach().contiguous(), log_rate=inputs.log_rate.detach().contiguous())
+    if check:
+        checks.finite(**{_NAMES[0]: inputs.x, _NAMES[-1]: inputs.log_rate})
+    results = stretches.infer(cpu.Packed(packed), inputs, seed, cfg, record, every)
+    if check:
+        checks.finite_result(DIVERGED, **dict(zip(("state", *record), results, strict=True)))
     return results
 
 

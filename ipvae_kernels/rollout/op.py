@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from .. import _transforms, checks
 from ..backend import choice
 from ..cells import CELLS, Cell, make_cell
-from ..params import PoissonParams, State
+from ..params import State
 from ..poisson.noise import PhiloxNoise
 from ..poisson.op import check_estimator
 from . import composed, eager, library, stretches
 from .config import RolloutConfig
 from .decoders import Decoder, LinearDecoder
 from .problem import constants
-from .task import Clamp, Params, Task, prepare
+from .task import Clamp, Params, Task, task_of, unprepared
 
 RECORDS = tuple(eager.RECORDS)
 """What ``infer`` can record of a step."""
@@ -105,7 +105,8 @@ def infer(
 
     Args:
         x: input, [B, M], or one frame per step, [steps, B, M]; float32 or float64.
-        params: :class:`PoissonParams` or :class:`GaussianParams`, of the dtype of x.
+        params: :class:`PoissonParams` or :class:`GaussianParams`, of the dtype of x; or what :func:`prepare`
+            made of them.
         steps: T >= 1.
         decoder: None: the linear one whose dictionary is in ``params``, fused. Else ``params.dictionary`` is
             None, and this is a module from codes [B, K] to means [B, M], each row by itself, or another
@@ -151,7 +152,7 @@ def infer(
     check = checks.flag("check", check)
     record = _records(record)
     record_every = checks.integer("record_every", record_every, 1, 2**32)
-    task = prepare(
+    task = task_of(
         x, params, steps, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw,
         sample_offset, neuron_offset, matmul_precision,
     )  # fmt: skip
@@ -173,11 +174,8 @@ def infer(
                 found = dict(zip(("state", *names), (log_rate, *rows), strict=True))
                 checks.finite_result(library.DIVERGED, **found)
         else:
-            of_op = constants(task.seed, task.cfg)
             try:
-                log_rate, *rows = library.infer(
-                    *task.tensors, *of_op, ",".join(names), record_every, backend, check
-                )
+                log_rate, *rows = _fused(task, tuple(names), record_every, backend, check)
             except stretches.Interrupted as interrupt:
                 interrupt.result = _infer_result(task, interrupt.steps, names, record, interrupt.tensors)
                 raise
@@ -222,7 +220,8 @@ def elbo(
 
     Args:
         x: input, [B, M], or one frame per step, [steps, B, M]; float32 or float64.
-        params: :class:`PoissonParams` or :class:`GaussianParams`, of the dtype of x.
+        params: :class:`PoissonParams` or :class:`GaussianParams`, of the dtype of x; or what :func:`prepare`
+            made of them.
         steps: T >= 1.
         decoder: as in :func:`infer`. Gradients reach its parameters; it has to be differentiable twice.
         state: continue from here; None starts from the initial state in ``params``.
@@ -263,11 +262,11 @@ def elbo(
         truncate = checks.integer("truncate", truncate, 1, 2**32)
     if checkpoint is not None:
         checkpoint = checks.integer("checkpoint", checkpoint, 1, 2**32)
-    task = prepare(
-        x, params, steps, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw,
-        sample_offset, neuron_offset, matmul_precision,
+    task = task_of(
+        x, unprepared(params), steps, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl,
+        single_draw, sample_offset, neuron_offset, matmul_precision,
     )  # fmt: skip
-    if isinstance(params, PoissonParams):
+    if CELLS[task.cfg.cell].counts:
         task = task._replace(
             cfg=task.cfg._replace(estimator=estimator, temperature=temperature, n_arrivals=n_arrivals)
         )
@@ -302,6 +301,21 @@ def _records(record: object) -> tuple[str, ...]:
     if not isinstance(record, Iterable):
         raise TypeError(f"record: expected a collection of names, found {type(record).__name__}")
     return tuple(checks.choice("record", name, RECORDS) for name in record)
+
+
+def _fused(
+    task: Task, names: tuple[str, ...], record_every: int, backend: str, check: bool
+) -> Sequence[Tensor]:
+    """The final state and the records, by the op; or from prepared parameters, which no op can take."""
+    packed = None if task.prepared is None else task.prepared.packed
+    if packed is not None and backend in ("auto", "cpu") and not _traced():
+        return library.infer_packed(packed, task.tensors, task.seed, task.cfg, names, record_every, check)
+    of_op = constants(task.seed, task.cfg)
+    return library.infer(*task.tensors, *of_op, ",".join(names), record_every, backend, check)
+
+
+def _traced() -> bool:
+    return torch.compiler.is_compiling() or _transforms.transformed()
 
 
 def _by_autograd(backend: str, cfg: RolloutConfig) -> bool:

@@ -7,11 +7,11 @@ and within long ones (``csrc/cpu/cpu.cpp``), Python handles its signals.
 from __future__ import annotations
 
 import time
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from . import eager
 from .config import RolloutConfig
 from .eager import RECORDS, record_shapes
 from .problem import Inputs
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 
 FIRST_WORK = 2**30  # multiply-adds of the first stretch: .03 to .3 s on one or two cores
 _SECONDS = 0.5  # of each that follows: 0.3 ms to start one (M 256, K 512) is little of it
+
+
+class Inference(Protocol):
+    """A backend's module, or what stands for it."""
+
+    def infer(
+        self, inputs: Inputs, seed: Tensor, cfg: RolloutConfig, record: tuple[str, ...], record_every: int
+    ) -> list[Tensor]:
+        """As in ``eager.py``."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -39,7 +48,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def infer(
-    module: ModuleType,
+    module: Inference,
     inputs: Inputs,
     seed: Tensor,
     cfg: RolloutConfig,
@@ -54,7 +63,7 @@ def infer(
         Interrupted: without its ``result``, which the public function fills in.
     """
     x, log_rate = inputs.x, inputs.log_rate
-    length = _first_length(x, inputs.dictionary, cfg, compiled=not module.__name__.endswith("eager"))
+    length = _first_length(x, inputs.dictionary, cfg, compiled=module is not eager)
     done, records = 0, []
 
     def empty(n: int) -> list[Tensor]:

@@ -13,9 +13,11 @@ from ..params import GaussianParams, PoissonParams, State
 from ..update.op import check_clamp
 from .config import MATMUL_PRECISIONS, RolloutConfig
 from .decoders import Decoder, LinearDecoder, as_decoder
+from .prepared import Prepared
 from .problem import Inputs
+from .shapes import prepared_tensors, tensors_of
 
-Params = PoissonParams | GaussianParams
+Params = PoissonParams | GaussianParams | Prepared
 Clamp = float | tuple[float, float] | None
 
 
@@ -28,6 +30,7 @@ class Task(NamedTuple):
         initial: the initial state in the parameters, for each sample.
         seed: int64, [].
         cfg: constants.
+        prepared: the parameters, where they were prepared.
     """
 
     tensors: Inputs
@@ -35,9 +38,10 @@ class Task(NamedTuple):
     initial: Tensor
     seed: Tensor
     cfg: RolloutConfig
+    prepared: Prepared | None
 
 
-def prepare(
+def task_of(
     x: Tensor,
     params: Params,
     steps: int,
@@ -65,8 +69,13 @@ def prepare(
         raise ValueError(f"single_draw: expected n_inner = 1 with it, found {n_inner}")
     if state is not None and not isinstance(state, State):
         raise TypeError(f"state: expected a State or None, found {type(state).__name__}")
-    params, own = _decoder(params, decoder)
-    tensors, initial = _tensors(x, params, steps, own is None, state)
+    prepared = params if isinstance(params, Prepared) else None
+    params, own = _decoder(unprepared(params), decoder)
+    if prepared is None:
+        tensors, initial = tensors_of(x, params, steps, own is None, state)
+    else:
+        checks.tensor("x", x)
+        tensors, initial = prepared_tensors(x, prepared.inputs, prepared.cell, steps, state)
     batch = x.shape[-2]
     if state is not None:
         seed = state.seed if seed is None else seed
@@ -85,11 +94,21 @@ def prepare(
     if xi:
         cfg = cfg._replace(clamp_xi=xi[0], clamp_dxi=dxi[0])
     # A seed of the caller's, who may fill it anew for the next call, is copied: the state keeps this one.
-    return Task(tensors, own, initial, checks.seed(seed, x.device).clone(), cfg)
+    return Task(tensors, own, initial, checks.seed(seed, x.device).clone(), cfg, prepared)
 
 
-def _decoder(params: Params, decoder: nn.Module | Decoder | None) -> tuple[Params, Decoder | None]:
-    """The parameters, with the dictionary of a linear decoder; and any other decoder."""
+def unprepared(params: Params) -> PoissonParams | GaussianParams:
+    """The parameters themselves, which are as they were when they were prepared."""
+    if not isinstance(params, Prepared):
+        return params
+    params.check()
+    return params.params
+
+
+def _decoder(
+    params: PoissonParams | GaussianParams, decoder: nn.Module | Decoder | None
+) -> tuple[PoissonParams | GaussianParams, Decoder | None]:
+    """The parameters, with the dictionary of a linear decoder; and any other."""
     if decoder is None or not isinstance(params, PoissonParams | GaussianParams):
         return params, None
     if params.dictionary is not None:
@@ -97,52 +116,6 @@ def _decoder(params: Params, decoder: nn.Module | Decoder | None) -> tuple[Param
     if isinstance(decoder, LinearDecoder):
         return replace(params, dictionary=decoder.dictionary), None
     return params, as_decoder(decoder)
-
-
-def _tensors(
-    x: Tensor, params: Params, steps: int, linear: bool, state: State | None
-) -> tuple[Inputs, Tensor]:
-    """The tensors of a task, and the initial state of the parameters for each sample."""
-    checks.tensor("x", x)
-    cell = CELLS[name_of(params)]
-    n_states = len(cell.states)
-    lead, leading = ((n_states,), f"{n_states}, ") if n_states > 1 else ((), "")
-    start_name = f"params.{cell.start}"
-    sized = "params.dictionary" if linear else "params.log_sigma"
-    named = {
-        "x": x,
-        sized: getattr(params, sized.removeprefix("params.")),
-        "params.log_sigma": params.log_sigma,
-        "params.log_bias": params.log_bias,
-        "params.log_lr": params.log_lr,
-        start_name: getattr(params, cell.start),
-    }
-    if state is not None:
-        named["state.log_rate"] = state.log_rate
-    x, *others = checks.full_precision(sized, **named)
-    log_sigma, log_bias, log_lr, start, *first = others[1:] if linear else others
-    dictionary = others[0] if linear else log_sigma.new_empty((0, 0))
-    if linear and (dictionary.dim() != 2 or 0 in dictionary.shape):
-        raise ValueError(
-            f"params.dictionary: expected shape [M, K], neither of them 0, found {list(dictionary.shape)}"
-        )
-    pixels, neurons = dictionary.shape if linear else (log_sigma.numel(), log_bias.numel())
-    if x.dim() not in (2, 3):
-        raise ValueError(f"x: expected shape [B, M] or [steps, B, M], found {list(x.shape)}")
-    if x.dim() == 3 and x.shape[0] != steps:
-        raise ValueError(f"x: expected one frame per step, steps = {steps}, found {x.shape[0]} frames")
-    if x.shape[-1] != pixels:
-        raise ValueError(f"x: expected last dimension M = {pixels} as in {sized}, found {x.shape[-1]}")
-    checks.shape("params.log_sigma", log_sigma, (pixels,), "[M]")
-    checks.shape("params.log_bias", log_bias, (neurons,), "[K]")
-    checks.shape("params.log_lr", log_lr, lead, f"{list(lead)}")
-    checks.shape(start_name, start, (*lead, neurons), f"[{leading}K]")
-    full = (*lead, x.shape[-2], neurons)
-    initial = start.unsqueeze(-2).expand(full)
-    if first:
-        checks.shape("state.log_rate", first[0], full, f"[{leading}B, K]")
-    state_before = first[0] if first else initial
-    return Inputs(x, dictionary, log_sigma, log_bias, log_lr, state_before), initial
 
 
 def _clamps(name: str, value: Clamp, default: tuple[float, ...]) -> tuple[float, ...]:

@@ -531,3 +531,54 @@ def test_clamps_open_from_their_initial_value() -> None:
     assert opened(10.0, 0.0) == 2.0
     assert opened(10.0, 0.25) == 4.0
     assert opened(7.0, 1.0, init=1.0) == 7.0
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_eval_mode_prepares_parameters_and_never_uses_stale_ones(
+    options: dict[str, Any], x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    prepare = ipvae_kernels.prepare
+    monkeypatch.setattr(ipvae_kernels, "prepare", lambda params: made.append(params) or prepare(params))
+    model = small(**options).eval()
+
+    def infer() -> Tensor:
+        return model.infer(x, 3, seed=1).state.log_rate
+
+    def fresh() -> Tensor:
+        return ipvae_kernels.infer(
+            x, model.params, 3, seed=1, kl=model.config.kl, **model.clamps
+        ).state.log_rate
+
+    assert torch.equal(infer(), fresh())
+    assert torch.equal(infer(), fresh())
+    assert len(made) == 1
+    changes: list[Callable[[], Any]] = [
+        lambda: (model.layer.phi.weight.data.mul_(2), model.eval()),  # by .data torch counts no version
+        lambda: torch.nn.init.constant_(model.layer.dec_log_sigma, -0.5),
+        lambda: model.load_state_dict(small(**options, seed=4).state_dict()),
+        lambda: setattr(model.layer, "log_bias", torch.nn.Parameter(model.layer.log_bias - 1)),
+    ]
+    for n, change in enumerate(changes, 2):
+        before = infer()
+        change()
+        assert not torch.equal(infer(), before)
+        assert torch.equal(infer(), fresh())
+        assert len(made) == n
+    other = {name: value + 0.1 for name, value in model.named_parameters()}
+    called = torch.func.functional_call(_Infers(model), {f"model.{k}": v for k, v in other.items()}, (x,))
+    assert not torch.equal(called, infer())
+    model.train()
+    infer()
+    assert len(made) == len(changes) + 1
+    copied = copy.deepcopy(model.eval())
+    assert torch.equal(copied.infer(x, 3, seed=1).state.log_rate, infer())
+
+
+class _Infers(torch.nn.Module):
+    def __init__(self, model: IterativeVAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.infer(x, 3, seed=1).state.log_rate
