@@ -22,7 +22,7 @@ with explained():
 
 # Events of one row group, 20 bytes each before they are packed: what a reader has to take at once.
 ROW_GROUP = 2**20
-# Steps of a file, whose events are held until it is written: 14 MB for 4 samples of 512 neurons, a third active.
+# Steps of a file, whose events are held until it is written: 14 MB for 4 samples of 512 neurons at 35 %.
 PART_STEPS = 1_000
 
 
