@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from os import PathLike
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self
 
 import ipvae_kernels
-from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, Prepared, State, checks
+from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, State, checks
 
 from .. import checkpoint
 from ..inputs import Inputs, whole
 from ..interop import released
+from . import packed
 from .base import VAE
 from .config import ModelConfig
 from .layer import Layer
@@ -24,8 +23,6 @@ from .layer import Layer
 SIGMA_CLAMP = 3.45
 # Recorded values held at once while latents are averaged over steps: 64 MiB in float32.
 RECORD_ENTRIES = 2**24
-# Of models in eval mode; beside them, so that they are copied and pickled without it.
-_READY: MutableMapping[IterativeVAE, tuple[list[tuple[int, int, int]], Prepared]] = WeakKeyDictionary()
 
 
 class IterativeVAE(VAE):
@@ -234,32 +231,15 @@ class IterativeVAE(VAE):
         """
         with torch.no_grad():
             return ipvae_kernels.infer(
-                self.flatten(x), self._ready(), self._steps(steps),
+                self.flatten(x), packed.packed_once(self, lambda: self.params), self._steps(steps),
                 state=state, record=record, record_every=record_every, seed=seed, single_draw=single_draw,
                 sample_offset=sample_offset, backend=backend, check=check,
                 **self._rollout_options(matmul_precision),
             )  # fmt: skip
 
-    def _ready(self) -> PoissonParams | GaussianParams | Prepared:
-        """The parameters; in eval mode on a CPU prepared, until one of them changes.
-
-        Changes are seen by the version and the place of a parameter: what `ipvae_kernels.Prepared` says.
-        """
-        parameters = list(self.parameters())
-        plain = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
-        own = plain and all(type(p) is nn.Parameter and p.device.type == "cpu" for p in parameters)
-        if self.training or not own or any(p.is_inference() for p in parameters):
-            return self.params
-        now = [(id(p), p.data_ptr(), p._version) for p in parameters]
-        seen, ready = _READY.get(self, (None, None))
-        if ready is None or seen != now:
-            ready = ipvae_kernels.prepare(self.params)
-            _READY[self] = (now, ready)
-        return ready
-
     def train(self, mode: bool = True) -> Self:
         """Sets the mode, and forgets what `infer` had prepared."""
-        _READY.pop(self, None)
+        packed.forget(self)
         return super().train(mode)
 
     def _draw_options(self, estimator: str | None, temperature: float | None) -> dict[str, Any]:
