@@ -35,10 +35,14 @@ class IterativeVAE(VAE):
         config: as given.
         matmul_precision: of matrix products on a GPU's tensor cores, "float32", "tf32" or "bf16"
             (`ipvae_kernels.infer`); a matter of the machine, so it is not saved.
+        n_states: numbers that a neuron's state has; with more than one, states are [n_states, B, K].
+        spiking: whether its latents are counts.
+        clamp_init: of the soft clamps, before they open.
     """
 
     matmul_precision: str = "float32"
     n_states: ClassVar[int]
+    spiking: ClassVar[bool]
     clamp_init: ClassVar[float]
     layer: Layer
 
@@ -354,11 +358,12 @@ class IterativeVAE(VAE):
         config: ModelConfig | None = None,
         settings: str | PathLike[str] | dict[str, Any] | None = None,
     ) -> Self:
-        """A model with the weights of a checkpoint of the authors' code; see `ipvae.interop.released.load`.
+        """A model with the weights of a checkpoint of the authors' code; see `ipvae.interop.released`.
 
         Args:
             source: a ``.pt`` file, its folder (the last one in it counts), a loaded checkpoint or state dict.
-            config: of the model; None: made from the authors' settings.
+            config: of the model; None: made from the authors' settings. Temperature, opening of the clamps,
+                weight of the leak and cut of the arrivals are those of the weights all the same.
             settings: the authors' settings, a JSON file or its contents; None: looked for beside the file and
                 one folder above it.
 
@@ -366,10 +371,12 @@ class IterativeVAE(VAE):
             CheckpointError: where there are no settings, for weights of the other family; or listing every
                 key that is missing, unknown, or of another shape.
         """
-        found, state, name = released.load(source, config, settings)
-        if not isinstance(found, cls.config_class):
-            raise checkpoint.CheckpointError(f"{name}: expected {cls.__name__}, found a {found.cell} model")
-        return cls.with_weights(found, state, name)
+        found = released.load(source)
+        if (cell := found.cell if config is None else config.cell) != cls.config_class.cell:
+            raise checkpoint.CheckpointError(f"{found.name}: expected {cls.__name__}, found a {cell} model")
+        if config is None:
+            config = cls.config_from(*released.configuration(found, settings))
+        return cls.with_weights(config, found.state, found.name)
 
 
 def opened(final: float, eps: float, *, init: float = 2.0) -> float:
