@@ -21,21 +21,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from .extras import explained
 from .fields import ConfigError
-from .models.config import ModelConfig
 
 with explained():
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save as safetensors_bytes
 
-C = TypeVar("C", bound=ModelConfig)
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -72,6 +71,20 @@ _SCALARS: list[Any] = [
 
 class CheckpointError(RuntimeError):
     """A file of weights is missing, damaged or of another origin; the message says which and what."""
+
+
+class Config(Protocol):
+    """What a file keeps of a configuration: its plain values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that survive JSON."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse; raises `ConfigError` for values that cannot work."""
+
+
+C = TypeVar("C", bound=Config)
 
 
 @contextmanager
@@ -121,7 +134,7 @@ def _remove_leftovers(path: Path) -> None:
                 leftover.unlink()
 
 
-def save_model(folder: str | PathLike[str], config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+def save_model(folder: str | PathLike[str], config: Config, state: Mapping[str, Tensor]) -> None:
     """Writes a model's folder, creating it if need be.
 
     Args:
@@ -363,12 +376,12 @@ def config_of(kind: type[C], values: Mapping[str, Any], path: str | PathLike[str
     """The configuration of a family from what a file holds.
 
     Raises:
-        CheckpointError: it is that of another family, or damaged.
+        CheckpointError: it is that of another family, or damaged; `path` is where it comes from.
     """
     try:
         return kind.from_dict(dict(values))
     except ConfigError as error:
-        raise CheckpointError(f"{path}: damaged configuration ({error})") from error
+        raise CheckpointError(f"{path}: no model fits it ({error})") from error
 
 
 def _compare_config(path: Path, config: dict[str, Any]) -> None:

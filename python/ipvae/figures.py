@@ -77,7 +77,7 @@ def _figures(
     figures = {"convergence.png": plots.convergence(r2, zeros, trained_steps=t_train, title=title)}
     if plots.is_image(model.config.shape):
         figures |= _images(model, x, steps, title, seed, backend)
-    if model.cell == "poisson":
+    if model.spiking:
         spikes = model.infer(
             x[:1], min(RASTER_STEPS, steps), record=("counts",), seed=seed, backend=backend
         ).records["counts"]

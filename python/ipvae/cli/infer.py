@@ -88,7 +88,7 @@ def infer(
         )  # fmt: skip
         states.append(state.log_rate.cpu())
         parts.append({name: values.cpu() for name, values in records.items()})
-    sample_axis = {name: 2 if name == "log_rate" and net.cell == "gaussian" else 1 for name in names}
+    sample_axis = {name: 2 if name == "log_rate" and net.n_states > 1 else 1 for name in names}
     arrays = {name: torch.cat([p[name] for p in parts], sample_axis[name]).numpy() for name in names}
     arrays |= {"log_rate_final": torch.cat(states, -2).numpy(), "x": x.numpy()}
     arrays["steps"] = np.arange(record_every, steps + 1, record_every)

@@ -15,14 +15,14 @@ with explained():
 
 
 class KernelCommand(TyperCommand):
-    """A command whose help names backends and formats of products, imported with PyTorch when it is shown."""
+    """A command whose help names what is listed elsewhere, imported with PyTorch when it is shown."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The help, with {backends} and {matmul_precisions} filled in."""
+        """The help, with {backends}, {families} and {matmul_precisions} filled in."""
         for parameter in self.params:
             text = getattr(parameter, "help", None) or ""
-            for name, choices in (("{backends}", backends), ("{matmul_precisions}", matmul_precisions)):
-                if name in text:
+            for choices in (backends, families, matmul_precisions):
+                if (name := f"{{{choices.__name__}}}") in text:
                     parameter.help = text.replace(name, ", ".join(choices()))  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
 
@@ -32,6 +32,13 @@ def backends() -> Sequence[str]:
     from ipvae_kernels.backend.choice import NAMES
 
     return NAMES
+
+
+def families() -> Sequence[str]:
+    """What ``--cell`` takes."""
+    from ..models.registry import FAMILIES
+
+    return tuple(FAMILIES)
 
 
 def matmul_precisions() -> Sequence[str]:
@@ -46,13 +53,6 @@ class Recipe(str, Enum):
 
     SHORT = "short"
     RELEASED = "released"
-
-
-class CellName(str, Enum):
-    """The cell of a model: what its latents are."""
-
-    POISSON = "poisson"
-    GAUSSIAN = "gaussian"
 
 
 class Motion(str, Enum):

@@ -13,7 +13,6 @@ from .app import TERMINATED, app, clear_errors, fail
 from .loading import load_data, machine
 from .options import (
     Backend,
-    CellName,
     Data,
     DataDir,
     Device,
@@ -24,6 +23,7 @@ from .options import (
     Recipe,
     Seed,
     Threads,
+    families,
 )  # fmt: skip
 
 with explained():
@@ -61,9 +61,14 @@ def train(
     ] = None,
     estimator: Annotated[
         str | None,
-        typer.Option(autocompletion=lambda: ESTIMATORS, help=f"Gradient of counts: {', '.join(ESTIMATORS)}."),
+        typer.Option(
+            autocompletion=lambda: ESTIMATORS,
+            help=f"Of a poisson model, gradient of counts: {', '.join(ESTIMATORS)}.",
+        ),
     ] = None,
-    cell: Annotated[CellName, typer.Option(help="poisson: iP-VAE; gaussian: iG-VAE.")] = CellName.POISSON,
+    cell: Annotated[
+        str, typer.Option(autocompletion=families, help="Family of the model: {families}.")
+    ] = "poisson",
     activation: Annotated[str, typer.Option(help="Of a gaussian model: identity or relu.")] = "identity",
     motion: Annotated[
         Motion, typer.Option(help="Train on moving images, a frame per inference step.")
@@ -138,13 +143,13 @@ def train(
 
 
 def _recipe(
-    recipe: Recipe, data: str, splits: DataSplits, cell: CellName, activation: str
+    recipe: Recipe, data: str, splits: DataSplits, cell: str, activation: str
 ) -> tuple[ModelConfig, TrainConfig]:
     from ..training.recipes import paper_recipe, short_recipe
 
     if recipe is Recipe.SHORT:
-        return short_recipe(splits, cell.value, activation)  # type: ignore[arg-type]
-    return paper_recipe(data, splits.shape, cell.value, activation)  # type: ignore[arg-type]
+        return short_recipe(splits, cell, activation)  # type: ignore[arg-type]
+    return paper_recipe(data, splits.shape, cell, activation)  # type: ignore[arg-type]
 
 
 C = TypeVar("C", "ModelConfig", "TrainConfig")

@@ -12,50 +12,58 @@ import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..checkpoint import CheckpointError, load_pickled
 from ..fields import ConfigError
-from ..models.config import RELEASED_LOG_RATE, IGVAEConfig, IPVAEConfig, ModelConfig
 
 DICTIONARY = "layer.phi.weight"
+# Bounds of the uniform initial log rates: nearly silent.
+INIT_LOG_RATE = (-6.0, -4.0)
 SETTINGS = {"poisson": "ConfigPoisVAE.json", "gaussian": "ConfigGausVAE.json"}
 # Settings that must be there, as theirs always are; what else is read has a value that says "as usual".
 _REQUIRED = ("t_train", "n_iters_inner", "clamp_u", "clamp_du")
 _SHAPES = {256: (1, 16, 16), 784: (1, 28, 28), 1024: (1, 32, 32), 3072: (3, 32, 32)}
 
 
-def load(
-    source: str | PathLike[str] | Mapping[str, Any],
-    config: ModelConfig | None = None,
-    settings: str | PathLike[str] | Mapping[str, Any] | None = None,
-) -> tuple[ModelConfig, dict[str, Tensor], str]:
+class Weights(NamedTuple):
+    """What a released checkpoint holds.
+
+    Attributes:
+        state: the state dict.
+        name: of the source, for messages.
+        path: the file, if there is one: its settings lie near.
+    """
+
+    state: dict[str, Any]
+    name: str
+    path: Path | None
+
+    @property
+    def cell(self) -> str:
+        """The family of the model, as `ipvae.models.registry` names it."""
+        return "gaussian" if "layer.log_lr.1" in self.state else "poisson"
+
+
+def load(source: str | PathLike[str] | Mapping[str, Any]) -> Weights:
     """Reads a released checkpoint.
 
     Args:
         source: a ``.pt`` file, or a folder of them as the authors' trainer fills it, see `locate`; a loaded
             checkpoint, or a bare state dict.
-        config: used as it is, without a look at settings. Temperature, opening of the clamps, weight of the
-            leak and cut of the arrivals are those of the weights all the same.
-        settings: the authors' settings, as a JSON file or its contents. None: ``ConfigPoisVAE.json`` or
-            ``ConfigGausVAE.json``, whichever belongs to the weights, beside the file or one folder above it.
-
-    Returns:
-        Configuration, with the released KL, estimator and cut of the arrivals where it comes from settings;
-        state dict; and a name of the source for messages.
 
     Raises:
-        CheckpointError: for a file that is missing, damaged or something else, or a model without settings.
+        CheckpointError: for a file that is missing, damaged or something else.
     """
     if isinstance(source, Mapping):
-        return read(source, "state dict", None, config, settings)
+        return weights(source, "state dict")
     path = locate(Path(source))
     if path is None:
         problem = "expected one .pt file, found 0" if Path(source).is_dir() else "no such file"
         raise CheckpointError(f"{source}: {problem}")
-    return read(load_pickled(path), str(path), path, config, settings)
+    return weights(load_pickled(path), str(path), path)
 
 
 def locate(path: Path) -> Path | None:
@@ -70,45 +78,60 @@ def locate(path: Path) -> Path | None:
     return next(reversed(sorted(path.glob("*.pt")) or runs), None)
 
 
-def read(
-    content: object,
-    name: str,
-    path: Path | None,
-    config: ModelConfig | None = None,
-    settings: str | PathLike[str] | Mapping[str, Any] | None = None,
-) -> tuple[ModelConfig, dict[str, Tensor], str]:
-    """`load` for what a file holds; `path` is that file, if there is one, and `name` is for messages."""
+def weights(content: object, name: str, path: Path | None = None) -> Weights:
+    """`load` for what a file holds."""
     state = content.get("model", content) if isinstance(content, Mapping) else None
     dictionary = state.get(DICTIONARY) if isinstance(state, Mapping) else None
     if not isinstance(state, Mapping) or not isinstance(dictionary, Tensor) or dictionary.ndim != 2:
         raise CheckpointError(
             f"{name}: not a checkpoint of the released code, no matrix {DICTIONARY!r} in it"
         )
-    state = dict(state)
-    if config is not None:
-        return config, state, name
-    cell = "gaussian" if "layer.log_lr.1" in state else "poisson"
-    found, origin = _settings(settings, path, cell, name)
-    return _config(state, found, cell, origin), state, name
+    return Weights(dict(state), name, path)
+
+
+def configuration(
+    found: Weights, settings: str | PathLike[str] | Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], str]:
+    """The configuration of a released model, as `ipvae.checkpoint.read_model` gives that of one of ours.
+
+    Temperature, opening of the clamps, weight of the leak and cut of the arrivals are those of the weights.
+
+    Args:
+        found: the weights.
+        settings: the authors' settings, as a JSON file or its contents. None: ``ConfigPoisVAE.json`` or
+            ``ConfigGausVAE.json``, whichever belongs to the weights, beside the file or one folder above it.
+
+    Returns:
+        Plain values, with the released KL, estimator and cut of the arrivals; and where the settings come
+        from, for messages.
+
+    Raises:
+        CheckpointError: for settings that are missing, damaged, or of a model that this package has not.
+    """
+    values, origin = _settings(found, settings)
+    try:
+        return _values(found, values, origin), origin
+    except ConfigError as error:
+        raise CheckpointError(f"{origin}: no model fits it ({error})") from error
 
 
 def _settings(
-    given: str | PathLike[str] | Mapping[str, Any] | None, path: Path | None, cell: str, name: str
+    found: Weights, given: str | PathLike[str] | Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any], str]:
     """The authors' settings of a model, and a name of where they come from."""
     if isinstance(given, Mapping):
         return given, "settings"
     if given is not None:
         return _parse(Path(given)), str(given)
-    places = [] if path is None else [path.parent, path.absolute().parent.parent]
-    for file in (place / SETTINGS[cell] for place in places):
+    places = [] if found.path is None else [found.path.parent, found.path.absolute().parent.parent]
+    for file in (place / SETTINGS[found.cell] for place in places):
         if file.is_file():
             return _parse(file), str(file)
     where = " beside it or one folder above" if places else ""
     raise CheckpointError(
-        f"{name}: no settings ({SETTINGS[cell]}){where}, and weights alone do not tell inner iterations, "
-        "clamps and steps; put that file beside the weights, or call from_released with settings= (that "
-        "file, or its contents) or config= (an IPVAEConfig or IGVAEConfig)"
+        f"{found.name}: no settings ({SETTINGS[found.cell]}){where}, and weights alone do not tell inner "
+        "iterations, clamps and steps; put that file beside the weights, or call from_released with "
+        "settings= (that file, or its contents) or config= (an IPVAEConfig or IGVAEConfig)"
     )
 
 
@@ -122,8 +145,9 @@ def _parse(file: Path) -> Mapping[str, Any]:
     return settings
 
 
-def _config(state: Mapping[str, Any], settings: Mapping[str, Any], cell: str, origin: str) -> ModelConfig:
+def _values(found: Weights, settings: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """The configuration that settings and the shapes of the weights make together."""
+    state = found.state
     if missing := [name for name in _REQUIRED if name not in settings]:
         raise CheckpointError(f"{origin}: missing {', '.join(missing)}")
     n_inputs, n_latents = state[DICTIONARY].shape
@@ -138,26 +162,22 @@ def _config(state: Mapping[str, Any], settings: Mapping[str, Any], cell: str, or
     beta_inner = state.get("layer.beta_inner")
     if not isinstance(beta_inner, Tensor) or beta_inner.shape != () or not beta_inner.is_floating_point():
         beta_inner = None  # loading the weights says what is wrong with it
-    try:
-        shared: dict[str, Any] = {
-            "n_inputs": n_inputs,
-            "n_latents": n_latents,
-            "input_shape": _SHAPES.get(n_inputs),
-            "t_train": _count(settings, "t_train") * _count(settings, "n_iters_outer"),
-            "n_inner": _count(settings, "n_iters_inner"),
-            "beta_inner": 1.0 if beta_inner is None else float(beta_inner),
-            "clamp_u": settings["clamp_u"],
-            "clamp_du": settings["clamp_du"],
-            "fit_prior": settings.get("fit_prior", True),
-            "kl": "released",
-        }
-        if cell == "gaussian":
-            return IGVAEConfig(**shared, activation="identity" if activation is None else "relu")
-        return IPVAEConfig(
-            **shared, init_log_rate=RELEASED_LOG_RATE, estimator="sigmoid", n_arrivals="released"
-        )
-    except ConfigError as error:
-        raise CheckpointError(f"{origin}: no model fits it ({error})") from error
+    gaussian = {"activation": activation or "identity"}
+    poisson = {"estimator": "sigmoid", "n_arrivals": "released", "init_log_rate": INIT_LOG_RATE}
+    return {
+        "cell": found.cell,
+        "n_inputs": n_inputs,
+        "n_latents": n_latents,
+        "input_shape": _SHAPES.get(n_inputs),
+        "t_train": _count(settings, "t_train") * _count(settings, "n_iters_outer"),
+        "n_inner": _count(settings, "n_iters_inner"),
+        "beta_inner": 1.0 if beta_inner is None else float(beta_inner),
+        "clamp_u": settings["clamp_u"],
+        "clamp_du": settings["clamp_du"],
+        "fit_prior": settings.get("fit_prior", True),
+        "kl": "released",
+        **(gaussian if found.cell == "gaussian" else poisson),
+    }
 
 
 def _count(settings: Mapping[str, Any], name: str) -> int:

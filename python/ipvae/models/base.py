@@ -49,7 +49,7 @@ class VAE(nn.Module):
 
     @property
     def cell(self) -> str:
-        """What the latents are, "poisson" or "gaussian"."""
+        """Name of the family, `ModelConfig.cell`."""
         return self.config.cell
 
     @property
@@ -179,12 +179,20 @@ class VAE(nn.Module):
             raise checkpoint.CheckpointError(
                 f"{file}: not a model of ipvae; from_released reads weights of the authors' code"
             )
+        return cls.with_weights(cls.config_from(values, file), state, str(file)).to(device)
+
+    @classmethod
+    def config_from(cls, values: Mapping[str, Any], source: str | PathLike[str]) -> ModelConfig:
+        """The configuration that a file holds; ``source`` is that file, for messages.
+
+        Raises:
+            CheckpointError: it is that of another family, or damaged.
+        """
         if values.get("cell") != cls.config_class.cell:
             raise checkpoint.CheckpointError(
-                f"{file}: expected {cls.__name__}, found a {values.get('cell')} model"
+                f"{source}: expected {cls.__name__}, found a {values.get('cell')} model"
             )
-        config = checkpoint.config_of(cls.config_class, values, file)
-        return cls.with_weights(config, state, str(file)).to(device)
+        return checkpoint.config_of(cls.config_class, values, source)
 
     @classmethod
     def with_weights(cls, config: ModelConfig, state: Mapping[str, Any], name: str) -> Self:

@@ -16,19 +16,16 @@ from typing_extensions import Self
 
 from ..fields import ConfigError, as_python, choice, from_dict, integer, is_int, is_number, number
 
-Cell = Literal["poisson", "gaussian"]
 Kl = Literal["exact", "released"]
 Activation = Literal["identity", "relu"]
 ESTIMATORS = ("sigmoid", "linear", "cubic", "quintic", "cosine", "fini2", "fini3", "gumbel", "hard")
-# Of a Poisson model of the released code, which trains for hours; the defaults differ ("Defaults").
-RELEASED_LOG_RATE, RELEASED_CLAMP_U = (-6.0, -4.0), 10.0
 # Sizes of a model: the product of two, in bytes, does not overflow.
 _MODEL_SIZE_MAX = 2**28
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What iterative models with a linear decoder share; what you make is an `IPVAEConfig` or `IGVAEConfig`.
+    """What iterative models with a linear decoder share; you make that of a family, such as `IPVAEConfig`.
 
     Attributes:
         n_inputs: M, pixels of one input.
@@ -60,16 +57,14 @@ class ModelConfig:
     init_log_bias: float = -3.0
     seed: int = 0
 
-    cell: ClassVar[Cell]
-    """What the latents of the family are; under this name its files say which family they hold."""
+    cell: ClassVar[str]
+    """Name of the family in the registry, in files and of ``ipvae train --cell``; no two have the same."""
     clamps: ClassVar[Mapping[str, tuple[float, ...]]]
     """Defaults of ``clamp_u`` and ``clamp_du``, for each number of the state."""
 
     def __post_init__(self) -> None:
         if type(self) is ModelConfig:
-            raise ConfigError(
-                "ModelConfig: expected the configuration of a family, IPVAEConfig or IGVAEConfig"
-            )
+            raise ConfigError("ModelConfig: expected the configuration of a family, such as IPVAEConfig")
         as_python(self)
         for name in ("n_inputs", "n_latents", "t_train"):
             integer(self, name, low=1, high=_MODEL_SIZE_MAX)

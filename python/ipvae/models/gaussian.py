@@ -28,6 +28,7 @@ class IGVAE(IterativeVAE):
     config: IGVAEConfig
     config_class = IGVAEConfig
     n_states = 2
+    spiking = False
     clamp_init = 1.0
 
     def _layer(self) -> Layer:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from os import PathLike
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self
 
 import ipvae_kernels
-from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, Prepared, State, checks
+from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, State, checks
 
 from .. import checkpoint
 from ..inputs import Inputs, whole
 from ..interop import released
+from . import packed
 from .base import VAE
 from .config import ModelConfig
 from .layer import Layer
@@ -24,8 +23,6 @@ from .layer import Layer
 SIGMA_CLAMP = 3.45
 # Recorded values held at once while latents are averaged over steps: 64 MiB in float32.
 RECORD_ENTRIES = 2**24
-# Of models in eval mode; beside them, so that they are copied and pickled without it.
-_READY: MutableMapping[IterativeVAE, tuple[list[tuple[int, int, int]], Prepared]] = WeakKeyDictionary()
 
 
 class IterativeVAE(VAE):
@@ -38,10 +35,14 @@ class IterativeVAE(VAE):
         config: as given.
         matmul_precision: of matrix products on a GPU's tensor cores, "float32", "tf32" or "bf16"
             (`ipvae_kernels.infer`); a matter of the machine, so it is not saved.
+        n_states: numbers that a neuron's state has; with more than one, states are [n_states, B, K].
+        spiking: whether its latents are counts.
+        clamp_init: of the soft clamps, before they open.
     """
 
     matmul_precision: str = "float32"
     n_states: ClassVar[int]
+    spiking: ClassVar[bool]
     clamp_init: ClassVar[float]
     layer: Layer
 
@@ -234,32 +235,15 @@ class IterativeVAE(VAE):
         """
         with torch.no_grad():
             return ipvae_kernels.infer(
-                self.flatten(x), self._ready(), self._steps(steps),
+                self.flatten(x), packed.packed_once(self, lambda: self.params), self._steps(steps),
                 state=state, record=record, record_every=record_every, seed=seed, single_draw=single_draw,
                 sample_offset=sample_offset, backend=backend, check=check,
                 **self._rollout_options(matmul_precision),
             )  # fmt: skip
 
-    def _ready(self) -> PoissonParams | GaussianParams | Prepared:
-        """The parameters; in eval mode on a CPU prepared, until one of them changes.
-
-        Changes are seen by the version and the place of a parameter: what `ipvae_kernels.Prepared` says.
-        """
-        parameters = list(self.parameters())
-        plain = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
-        own = plain and all(type(p) is nn.Parameter and p.device.type == "cpu" for p in parameters)
-        if self.training or not own or any(p.is_inference() for p in parameters):
-            return self.params
-        now = [(id(p), p.data_ptr(), p._version) for p in parameters]
-        seen, ready = _READY.get(self, (None, None))
-        if ready is None or seen != now:
-            ready = ipvae_kernels.prepare(self.params)
-            _READY[self] = (now, ready)
-        return ready
-
     def train(self, mode: bool = True) -> Self:
         """Sets the mode, and forgets what `infer` had prepared."""
-        _READY.pop(self, None)
+        packed.forget(self)
         return super().train(mode)
 
     def _draw_options(self, estimator: str | None, temperature: float | None) -> dict[str, Any]:
@@ -374,11 +358,12 @@ class IterativeVAE(VAE):
         config: ModelConfig | None = None,
         settings: str | PathLike[str] | dict[str, Any] | None = None,
     ) -> Self:
-        """A model with the weights of a checkpoint of the authors' code; see `ipvae.interop.released.load`.
+        """A model with the weights of a checkpoint of the authors' code; see `ipvae.interop.released`.
 
         Args:
             source: a ``.pt`` file, its folder (the last one in it counts), a loaded checkpoint or state dict.
-            config: of the model; None: made from the authors' settings.
+            config: of the model; None: made from the authors' settings. Temperature, opening of the clamps,
+                weight of the leak and cut of the arrivals are those of the weights all the same.
             settings: the authors' settings, a JSON file or its contents; None: looked for beside the file and
                 one folder above it.
 
@@ -386,10 +371,12 @@ class IterativeVAE(VAE):
             CheckpointError: where there are no settings, for weights of the other family; or listing every
                 key that is missing, unknown, or of another shape.
         """
-        found, state, name = released.load(source, config, settings)
-        if not isinstance(found, cls.config_class):
-            raise checkpoint.CheckpointError(f"{name}: expected {cls.__name__}, found a {found.cell} model")
-        return cls.with_weights(found, state, name)
+        found = released.load(source)
+        if (cell := found.cell if config is None else config.cell) != cls.config_class.cell:
+            raise checkpoint.CheckpointError(f"{found.name}: expected {cls.__name__}, found a {cell} model")
+        if config is None:
+            config = cls.config_from(*released.configuration(found, settings))
+        return cls.with_weights(config, found.state, found.name)
 
 
 def opened(final: float, eps: float, *, init: float = 2.0) -> float:

@@ -29,6 +29,7 @@ class IPVAE(IterativeVAE):
     config: IPVAEConfig
     config_class = IPVAEConfig
     n_states = 1
+    spiking = True
     clamp_init = 2.0
 
     def _layer(self) -> Layer:

@@ -2,51 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .. import checkpoint
+from ..fields import ConfigError
 from ..interop import released
 from .config import ModelConfig
 from .gaussian import IGVAE
+from .iterative import IterativeVAE
 from .poisson import IPVAE
 
-FAMILIES: dict[str, type[IPVAE] | type[IGVAE]] = {
-    family.config_class.cell: family for family in (IPVAE, IGVAE)
-}
-"""By the cell that a configuration names."""
 
-
-def build_model(config: ModelConfig) -> IPVAE | IGVAE:
-    """The model that a configuration describes, with freshly drawn weights."""
-    return FAMILIES[config.cell](config)
-
-
-def read_config(values: Mapping[str, Any], file: str | PathLike[str]) -> ModelConfig:
-    """The configuration that a file holds, of whichever family.
+def by_name(families: Iterable[type[IterativeVAE]]) -> dict[str, type[IterativeVAE]]:
+    """Families by the name that their configuration class has, `ModelConfig.cell`.
 
     Raises:
-        CheckpointError: it is of no family, or damaged.
+        ValueError: two have the same, so that a file of one would be read as the other.
     """
-    family = FAMILIES.get(str(values.get("cell")))
-    if family is None:
-        expected = ", ".join(FAMILIES)
-        raise checkpoint.CheckpointError(
-            f"{file}: damaged configuration (cell: expected one of {expected}, found {values.get('cell')!r})"
-        )
-    return checkpoint.config_of(family.config_class, values, file)
+    found: dict[str, type[IterativeVAE]] = {}
+    for family in families:
+        other = found.setdefault(family.config_class.cell, family)
+        if other is not family:
+            raise ValueError(f"{family.__name__}.cell: expected a name of its own, found {other.__name__}'s")
+    return found
 
 
-def load_model(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> IPVAE | IGVAE:
+FAMILIES = by_name([IPVAE, IGVAE])
+"""By the name in files and of ``ipvae train --cell``."""
+
+
+def family_of(cell: object) -> type[IterativeVAE]:
+    """The family of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not isinstance(cell, str) or cell not in FAMILIES:
+        raise ConfigError(f"cell: expected one of {', '.join(FAMILIES)}, found {cell!r}")
+    return FAMILIES[cell]
+
+
+def build_model(config: ModelConfig) -> IterativeVAE:
+    """The model that a configuration describes, with freshly drawn weights."""
+    return family_of(config.cell)(config)
+
+
+def load_model(path: str | PathLike[str], *, device: str | torch.device = "cpu") -> IterativeVAE:
     """A model from whatever holds one; what it is, the content says.
 
     Args:
         path: what `IPVAE.from_pretrained` takes, of any family; or weights of the authors' code with their
-            settings, a file or a folder, see `ipvae.interop.released.load`.
+            settings, a file or a folder, see `ipvae.interop.released`.
         device: where to put the model.
 
     Raises:
@@ -60,8 +70,12 @@ def load_model(path: str | PathLike[str], *, device: str | torch.device = "cpu")
             "code with its settings"
         )
     values, state = checkpoint.read_model(file)
+    source = str(file)
     if values is None:
-        config, state, _ = released.read(state, str(file), file)
-    else:
-        config = read_config(values, file)
-    return FAMILIES[config.cell].with_weights(config, state, str(file)).to(device)
+        weights = released.weights(state, source, file)
+        state, (values, source) = weights.state, released.configuration(weights)
+    try:
+        family = family_of(values.get("cell"))
+    except ConfigError as error:
+        raise checkpoint.CheckpointError(f"{source}: no model fits it ({error})") from error
+    return family.with_weights(family.config_from(values, source), state, str(file)).to(device)

@@ -11,14 +11,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -37,6 +33,7 @@ from .batches import FRAMES, N_EXP, NOISE, Batches, mix, share
 from .config import TrainConfig
 from .identity import describe, digest, plain
 from .outcome import Outcome, TrainingError, collapse
+from .signals import StopRequest
 
 with explained():
     import lightning.pytorch as lightning
@@ -45,9 +42,6 @@ with explained():
 
 # The released code renews its cut of the arrivals every 200 updates.
 N_EXP_EVERY = 200
-# Of several processes each hears a Ctrl-C from the terminal and from its parent: within so many seconds they
-# are one.
-ECHO_SECONDS = 1.0
 # How many inputs tell the outcome of a run where nothing validates.
 OUTCOME_SAMPLES = 200
 # A batch [B, M] and a seed -> moving input [T, B, M].
@@ -105,13 +99,10 @@ class Training(lightning.LightningModule):
         self.rows: list[dict[str, float]] = []
         self.started = 0.0
         self.first_step = 0
-        self.stop: str | None = None
+        self.stop = StopRequest()
         self.whole: tuple[Path, int] | None = None
         self.outcome: Outcome | None = None
         self.mailbox: Path | None = None
-        self.launcher: Any = None
-        self._caller = os.getpid()
-        self._stop_heard = 0.0
         self._latest: tuple[Tensor, ...] = ()
         self._bar: tqdm[Any] | None = None
 
@@ -254,7 +245,7 @@ class Training(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Starts the clock and the progress bar, and hears signals instead of Lightning's handlers."""
-        self.listen()
+        self.stop.listen()
         self.started, self.first_step = time.perf_counter(), self.global_step
         if self.progress and self.global_rank == 0:
             self._bar = tqdm(
@@ -285,7 +276,7 @@ class Training(lightning.LightningModule):
         """Saves what no step has saved, and says how the run ended and what became of the model."""
         if self.whole is None or self.whole[1] != self.global_step:
             self._save()
-        stopped_by = None if self.global_step >= self.total else self.stop or "callback"
+        stopped_by = None if self.global_step >= self.total else self.stop.heard or "callback"
         seconds = time.perf_counter() - self.started
         collapsed = None
         if stopped_by is None and self.trainer.is_global_zero:
@@ -300,32 +291,13 @@ class Training(lightning.LightningModule):
 
     def _tell(self, **what: Any) -> None:
         """Leaves word for the process that called `train`, where that is another one."""
-        if self.mailbox is not None and os.getpid() != self._caller:
+        if self.mailbox is not None and self.stop.elsewhere:
             with atomic_file(self.mailbox) as file:
                 file.write(json.dumps(what).encode())
 
-    def listen(self) -> None:
-        """Lets the first Ctrl-C or SIGTERM wait for the end of the step at hand.
-
-        A second one acts at once. Only a process's main thread can set this up.
-        """
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        first = self.stop is None
-        if first:
-            self.stop, self._stop_heard = signal.Signals(number).name, time.monotonic()
-        if self.launcher is not None:
-            self.launcher.kill(number)
-        alone = self.launcher is None and os.getpid() == self._caller
-        if not first and (alone or time.monotonic() - self._stop_heard > ECHO_SECONDS):
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
     def _asked_to_stop(self) -> bool:
         """Whether a signal came, to any of the devices' processes: all must stop at the same step."""
-        stop = self.stop is not None
+        stop = self.stop.heard is not None
         if self.trainer.world_size > 1:
             stop = self.trainer.strategy.reduce_boolean_decision(stop, all=False)
         return stop

@@ -11,15 +11,9 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..fields import ConfigError
-from ..models.config import (
-    RELEASED_CLAMP_U,
-    RELEASED_LOG_RATE,
-    Activation,
-    Cell,
-    IGVAEConfig,
-    IPVAEConfig,
-    ModelConfig,
-)
+from ..interop.released import INIT_LOG_RATE
+from ..models.config import Activation, IPVAEConfig, ModelConfig
+from ..models.registry import family_of
 from .config import TrainConfig
 
 if TYPE_CHECKING:
@@ -46,16 +40,17 @@ SHORT = {
 
 
 def short_recipe(
-    splits: DataSplits, cell: Cell = "poisson", activation: Activation = "identity"
+    splits: DataSplits, cell: str = "poisson", activation: Activation = "identity"
 ) -> tuple[ModelConfig, TrainConfig]:
     """Our recipe for a data set, chosen by its numbers, wherever they come from.
 
+    The models are of the sizes below, and of their family's defaults; Poisson ones have the released clamp.
     Numbers of both signs were centred or whitened, as the patches are; others are images in [0, 1], small
     ones like the digits or large ones like those of MNIST.
 
     Args:
         splits: the data; the model takes over the shape of an input.
-        cell: of the model.
+        cell: of the model, a name of `ipvae.models.registry.FAMILIES`.
         activation: of a Gaussian model.
 
     Raises:
@@ -65,32 +60,33 @@ def short_recipe(
     signed = len(splits.train) > 0 and float(splits.train.min()) < 0.0
     name = "patches" if signed else "digits" if math.prod(shape) <= SMALL else "images"
     model, train = SHORT[name]
-    if _is_poisson(cell, activation):
-        return dataclasses.replace(model, n_inputs=math.prod(shape), input_shape=shape), train
-    fitted = IGVAEConfig(
-        n_inputs=math.prod(shape), input_shape=shape, n_latents=model.n_latents, activation=activation
-    )
-    return fitted, train
+    config_class = family_of(cell).config_class
+    fields = {"n_inputs": math.prod(shape), "input_shape": shape, **_own(config_class, activation)}
+    if isinstance(model, config_class):
+        return dataclasses.replace(model, **fields), train
+    return config_class(n_latents=model.n_latents, **fields), train
 
 
-def _is_poisson(cell: Cell, activation: Activation) -> bool:
-    """Whether a recipe is for a Poisson model, which has no activation to choose."""
-    if cell not in ("poisson", "gaussian"):
-        raise ConfigError(f"cell: expected one of poisson, gaussian, found {cell!r}")
-    if cell == "poisson" and activation != "identity":
-        raise ConfigError(f"activation: expected 'identity' for a poisson model, found {activation!r}")
-    return cell == "poisson"
+def _own(config_class: type[ModelConfig], activation: str) -> dict[str, Any]:
+    """What a recipe is told about the model, as the fields that its family has."""
+    if any(field.name == "activation" for field in dataclasses.fields(config_class)):
+        return {"activation": activation}
+    if activation != "identity":
+        raise ConfigError(
+            f"activation: expected 'identity' for a {config_class.cell} model, found {activation!r}"
+        )
+    return {}
 
 
 def paper_recipe(
-    data: str, shape: tuple[int, ...], cell: Cell = "poisson", activation: Activation = "identity"
+    data: str, shape: tuple[int, ...], cell: str = "poisson", activation: Activation = "identity"
 ) -> tuple[ModelConfig, TrainConfig]:
     """The recipe behind the published figures that fits a data set.
 
     Args:
         data: name of the set.
         shape: of one input; 28x28 images get the recipe of MNIST.
-        cell: of the model.
+        cell: of the model, a name of `ipvae.models.registry.FAMILIES`.
         activation: of a Gaussian model.
 
     Raises:
@@ -115,22 +111,28 @@ _MNIST = {
     ("gaussian", "identity"): (64, 64.0),
     ("gaussian", "relu"): (32, 32.0),
 }
+# What the released models of a family have besides (docs/design/training.md, "Defaults").
+_RELEASED: dict[str, dict[str, Any]] = {
+    "poisson": {
+        "estimator": "sigmoid", "n_arrivals": "released", "init_log_rate": INIT_LOG_RATE, "clamp_u": 10.0
+    },
+    "gaussian": {},
+}  # fmt: skip
 
 
 def released_recipe(
-    name: Literal["patches", "mnist"], cell: Cell = "poisson", activation: Activation = "identity"
+    name: Literal["patches", "mnist"], cell: str = "poisson", activation: Activation = "identity"
 ) -> tuple[ModelConfig, TrainConfig]:
     """The recipes behind the published figures.
 
     Args:
         name: "patches" (whitened 16x16 natural patches, 300 epochs) or "mnist" ([0, 1] pixels, 400 epochs).
-        cell: of the model.
+        cell: of the model, a name of `ipvae.models.registry.FAMILIES`.
         activation: of a Gaussian model.
 
     Returns:
         Configurations as released: sigmoid estimator, their KL, their cut of the arrivals. Change single
-            fields
-        with `dataclasses.replace`; with ``kl="exact"`` a beta means something else than in the paper.
+        fields with `dataclasses.replace`; with ``kl="exact"`` a beta means something else than in the paper.
 
     Raises:
         ConfigError: for a name or a model that has no released recipe.
@@ -145,10 +147,8 @@ def released_recipe(
     shared: dict[str, Any] = {
         "n_inputs": math.prod(shape), "input_shape": shape, "t_train": t_train, "kl": "released"
     }  # fmt: skip
-    model = IGVAEConfig(**shared, activation=activation) if cell == "gaussian" else IPVAEConfig(
-        **shared, estimator="sigmoid", n_arrivals="released", init_log_rate=RELEASED_LOG_RATE,
-        clamp_u=RELEASED_CLAMP_U,
-    )  # fmt: skip
+    config_class = family_of(cell).config_class
+    model = config_class(**shared, **_RELEASED[cell], **_own(config_class, activation))
     if name == "patches":
         return model, TrainConfig(lr=0.005, epochs=300, batch_size=200, beta_outer=beta, grad_clip=300.0)
     return model, TrainConfig(lr=0.002, epochs=400, batch_size=100, beta_outer=beta, grad_clip=3000.0)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from ..checkpoint import LAST, CheckpointError, atomic_file, load_pickled
 from ..extras import explained
 from ..inputs import Source
 from ..models.iterative import IterativeVAE
+from . import signals
 from .config import TrainConfig
 from .folder import alone_in
 from .history import columns, read_history
@@ -200,7 +199,7 @@ def train(
     training.progress = progress and not own_bar
     if resume is not None and resume is not False and not _checkpoint(training, resume).is_file():
         raise CheckpointError(f"{_checkpoint(training, resume)}: no such file")  # and make no folder
-    with alone_in(out_dir), _quiet(), _signals_restored(), tempfile.TemporaryDirectory() as mailbox:
+    with alone_in(out_dir), _quiet(), signals.restored(), tempfile.TemporaryDirectory() as mailbox:
         start = _resume_from(training, resume)
         trainer = lightning.Trainer(
             max_steps=total, max_epochs=-1, logger=_logger(logger, out_dir), callbacks=list(callbacks),
@@ -209,8 +208,8 @@ def train(
             enable_progress_bar=own_bar, enable_model_summary=False, use_distributed_sampler=False,
             log_every_n_steps=log_every, num_sanity_val_steps=0, default_root_dir=out_dir,
         )  # fmt: skip
-        training.mailbox, training.launcher = Path(mailbox) / "outcome.json", trainer.strategy.launcher
-        training.listen()
+        training.mailbox, training.stop.launcher = Path(mailbox) / "outcome.json", trainer.strategy.launcher
+        training.stop.listen()
         outcome = _fit(trainer, training, start)
         if outcome.stopped_by == "SIGINT":
             raise KeyboardInterrupt(_interrupted(training))
@@ -252,7 +251,7 @@ def _fit(trainer: lightning.Trainer, training: Training, start: Path | None) -> 
         return Outcome(**told)
     # There was no step to run, or a signal came before the first.
     steps = at_start if training.whole is None else training.whole[1]
-    stopped_by = None if steps >= training.total else training.stop or "callback"
+    stopped_by = None if steps >= training.total else training.stop.heard or "callback"
     return Outcome(steps, 0.0, stopped_by, training.rows)
 
 
@@ -333,17 +332,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-@contextmanager
-def _signals_restored() -> Iterator[None]:
-    """Puts the handlers that `Training.listen` replaces back in their place."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
