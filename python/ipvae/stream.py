@@ -91,7 +91,7 @@ class Stream:
         self._sample_offset = checks.integer("sample_offset", sample_offset, 0, 2**32 - 1)
         self._writer: SpikeWriter | None = None
         self._model = fingerprint(model)
-        if self.record is not None and model.cell != "poisson":
+        if self.record is not None and not model.spiking:
             raise ValueError(f"record: expected None for a {model.cell} model, which has no spikes")
         if self.record is not None and (self.record / STATE).exists():
             raise FileExistsError(f"{self.record}: holds a run; Stream.resume goes on with it")
