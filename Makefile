@@ -9,6 +9,7 @@
 # make triton-matrix   the table of aot with every version of Triton since 3.3: hours
 # make wheels        wheels of the Pythons at hand and the sdist, in dist/; each is tested in an environment of its own
 # make test-matrix   the core tests with the oldest and the newest torch, Pythons and dependencies: gigabytes, tens of minutes
+# make endurance   10^6 steps of a stream with spikes on disk: memory, a kill at a random step, the same files: a quarter of an hour
 # make clean  remove what the above made
 #
 # Settings, as in `make demo CUDA=OFF`:
@@ -35,7 +36,7 @@ PROGRESS := { grep --line-buffered -E '^ *(\[[0-9]+/[0-9]+\] Building|-- ipvae_k
 
 SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
-.PHONY: demo test sweep lint bench bench-quick aot triton-matrix triton-interpreter wheels test-matrix clean
+.PHONY: demo test sweep endurance lint bench bench-quick aot triton-matrix triton-interpreter wheels test-matrix clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ipvae demo --out demo
@@ -93,6 +94,9 @@ wheels: $(BIN)/python
 
 test-matrix: $(BIN)/python
 	$(BIN)/python tools/environments.py matrix $(addprefix --python ,$(PYTHONS))
+
+endurance: $(VENV)/.dev
+	$(BIN)/python tools/endurance.py
 
 clean:
 	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache *.egg-info ipvae_kernels/_C.*.so

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -82,17 +82,17 @@ def task_of(
         sample_offset = state.sample_offset if sample_offset is None else sample_offset
     step, offset = 0 if state is None else state.step, 0 if sample_offset is None else sample_offset
     step, offset = checks.stream(step, steps, offset, batch)
-    cfg = RolloutConfig(
-        steps=steps, n_inner=n_inner, beta_inner=beta_inner, kl=kl, single_draw=single_draw,
-        step=step, sample_offset=offset, matmul_precision=matmul_precision, cell=name_of(params),
-        neuron_offset=checks.neuron_offset(neuron_offset, len(tensors[3])),
-    )  # fmt: skip
-    cell = CELLS[cfg.cell]
+    cell = CELLS[name_of(params)]
     u, *xi = _clamps("clamp_u", clamp_u, cell.clamp_u)
     du, *dxi = _clamps("clamp_du", clamp_du, cell.clamp_du)
-    cfg = cfg._replace(clamp_u=u, clamp_du=du)
-    if xi:
-        cfg = cfg._replace(clamp_xi=xi[0], clamp_dxi=dxi[0])
+    of_xi: dict[str, Any] = {"clamp_xi": xi[0], "clamp_dxi": dxi[0]} if xi else {}
+    cfg = RolloutConfig(
+        steps=steps, n_inner=n_inner, beta_inner=beta_inner, clamp_u=u, clamp_du=du, kl=kl,
+        single_draw=single_draw, step=step, sample_offset=offset, cell=name_of(params),
+        neuron_offset=checks.neuron_offset(neuron_offset, len(tensors[3])),
+        matmul_precision=matmul_precision,
+        **of_xi,
+    )  # fmt: skip
     # A seed of the caller's, who may fill it anew for the next call, is copied: the state keeps this one.
     return Task(tensors, own, initial, checks.seed(seed, x.device).clone(), cfg, prepared)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .models.iterative import IterativeVAE
     from .models.poisson import IPVAE
     from .models.registry import build_model, load_model
+    from .stream import Stream, StreamEnded
     from .training.config import TrainConfig
     from .training.history import read_history
     from .training.module import Training
@@ -36,6 +37,8 @@ __all__ = [
     "IterativeVAE",
     "ModelConfig",
     "Readout",
+    "Stream",
+    "StreamEnded",
     "TrainConfig",
     "TrainResult",
     "Training",
@@ -58,6 +61,7 @@ _HOMES = {
     "models.iterative": ("IterativeVAE",),
     "models.poisson": ("IPVAE",),
     "models.registry": ("build_model", "load_model"),
+    "stream": ("Stream", "StreamEnded"),
     "training.config": ("TrainConfig",),
     "training.history": ("read_history",),
     "training.module": ("Training",),
