@@ -127,21 +127,27 @@ def _rollout(problem: Problem) -> tuple[Any, list[Any]]:
         count, p, mean, largest = optimiser
         (_, outputs), grads = jax.value_and_grad(rollout, has_aux=True)(p, key)
         outputs["gradient"] = grads["phi"]
-        norm = jnp.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
-        scale = jnp.minimum(1.0, GRAD_CLIP / (norm + 1e-6))
-        grads = jax.tree.map(lambda g, w: g * scale + WEIGHT_DECAY * w, grads, p)
-        # Adamax, as torch.optim has it.
-        mean = jax.tree.map(lambda m, g: BETAS[0] * m + (1.0 - BETAS[0]) * g, mean, grads)
-        largest = jax.tree.map(lambda v, g: jnp.maximum(BETAS[1] * v, jnp.abs(g) + EPS), largest, grads)
-        count = count + 1
-        rate = LR / (1.0 - BETAS[0] ** count)
-        p = jax.tree.map(lambda w, m, v: w - rate * m / v, p, mean, largest)
-        return outputs, (count, p, mean, largest)
+        return outputs, _adamax(grads, count, p, mean, largest)
 
     if case.op == "infer":
         return infer, [params]
     zeros = jax.tree.map(jnp.zeros_like, params)
     return train, [(jnp.zeros(()), params, zeros, zeros)]
+
+
+def _adamax(grads: Any, count: Any, p: Any, mean: Any, largest: Any) -> tuple[Any, Any, Any, Any]:
+    """A step of the optimiser as torch.optim has it, after clipping the norm of the gradient."""
+    import jax
+    import jax.numpy as jnp
+
+    norm = jnp.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
+    scale = jnp.minimum(1.0, GRAD_CLIP / (norm + 1e-6))
+    grads = jax.tree.map(lambda g, w: g * scale + WEIGHT_DECAY * w, grads, p)
+    mean = jax.tree.map(lambda m, g: BETAS[0] * m + (1.0 - BETAS[0]) * g, mean, grads)
+    largest = jax.tree.map(lambda v, g: jnp.maximum(BETAS[1] * v, jnp.abs(g) + EPS), largest, grads)
+    count = count + 1
+    rate = LR / (1.0 - BETAS[0] ** count)
+    return count, jax.tree.map(lambda w, m, v: w - rate * m / v, p, mean, largest), mean, largest
 
 
 def _draw(u: Any, key: Any, estimator: str, temperature: float, cut: int) -> Any:

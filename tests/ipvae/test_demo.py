@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ipvae import IPVAE, evaluate
+from ipvae import IPVAE, ConfigError, evaluate
 from ipvae.data import DataSplits
 from ipvae.experiments import demo, timing, turns
 from ipvae.training.folder import alone_in
@@ -60,6 +60,12 @@ def test_the_demo_leaves_what_it_says(tmp_path: Path, data: DataSplits) -> None:
         f"ipvae eval {out}/model",
     ):
         assert words in text
+
+    # What cannot work is refused before anything is removed.
+    for wrong in ({"n_latents": 0}, {"steps": 0}):
+        with pytest.raises(ConfigError, match=r"^(n_latents|max_steps): expected"):
+            tiny(out, data, **wrong)
+        assert visible(out) == expected
 
     # Again into the same folder: replaced; what is not the demo's stays.
     (out / "notes.txt").write_text("mine")

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models.arrivals import arrivals_quantile
 from ..models.poisson import IPVAE
 
 FLOOR = -8.0
@@ -170,8 +171,6 @@ def sample(log_rate: Tensor, estimator: str, temperature: float, n_arrivals: int
 
 def released_quantile(rate: Tensor) -> int:
     """The released number of arrivals, the 0.999 quantile of Poisson(largest rate)."""
-    from ..models.arrivals import arrivals_quantile
-
     return arrivals_quantile(rate.detach().max().item())
 
 

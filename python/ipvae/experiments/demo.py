@@ -27,7 +27,9 @@ from ..models.config import IPVAEConfig
 from ..models.iterative import IterativeVAE
 from ..models.poisson import IPVAE
 from ..training.config import TrainConfig
+from ..training.folder import alone_in
 from ..training.recipes import DEMO_MODEL, DEMO_TRAIN
+from ..training.run import train
 from .timing import Timing, compare
 
 with explained():
@@ -96,8 +98,6 @@ def run(
         FileExistsError: `out` is not empty and not a demo's.
         TrainingError: another demo, or a training, runs in `out`.
     """
-    from ..training.folder import alone_in
-
     out = Path(out)
     _refuse_foreign(out)  # before a lock lies in it
     with alone_in(out, LOCK):
@@ -118,15 +118,7 @@ def _run(
     console: Console,
 ) -> dict[str, Any]:
     """`run` in a folder that no other demo touches meanwhile."""
-    from ..training.folder import alone_in
-    from ..training.run import train
-
-    model_config = dataclasses.replace(
-        DEMO_MODEL, seed=seed, n_latents=DEMO_MODEL.n_latents if n_latents is None else n_latents
-    )
-    train_config = dataclasses.replace(
-        DEMO_TRAIN, seed=seed, max_steps=DEMO_TRAIN.max_steps if steps is None else steps
-    )
+    model_config, train_config = _configs(steps, seed, n_latents)  # refused before anything is removed
     started = time.perf_counter()
     with alone_in(out):
         _claim(out)
@@ -168,6 +160,16 @@ def _run(
     _write_metrics(out, metrics)
     report(metrics, out, console)
     return metrics
+
+
+def _configs(steps: int | None, seed: int, n_latents: int | None) -> tuple[IPVAEConfig, TrainConfig]:
+    """The demo's recipe; None: as it stands there."""
+    neurons = DEMO_MODEL.n_latents if n_latents is None else n_latents
+    max_steps = DEMO_TRAIN.max_steps if steps is None else steps
+    return (
+        dataclasses.replace(DEMO_MODEL, seed=seed, n_latents=neurons),
+        dataclasses.replace(DEMO_TRAIN, seed=seed, max_steps=max_steps),
+    )
 
 
 def measure(

@@ -13,6 +13,9 @@ from ..fields import ConfigError, as_python, from_dict, integer, is_number, numb
 class TrainConfig:
     """How to train: Adamax, warm-up, cosine, annealed KL, clamps and temperature, as in the released code.
 
+    Every family is trained by it alike, and ignores what it does not have: a Gaussian model has no relaxed
+    counts, so no temperature and no arrivals to cut.
+
     Portions are shares of all optimizer steps. One of `epochs` and `max_steps` sets their number.
 
     Attributes:
@@ -32,8 +35,9 @@ class TrainConfig:
         warmup_portion: linear warm-up of the learning rate.
         anneal_portion: linear rise of beta from `beta_min` and of the clamps from tight to final.
         const_portion: before which both rest at their first value.
-        temperature_start: of the relaxed counts.
-        temperature_stop: of the relaxed counts.
+        temperature_start: of the relaxed counts; of no effect where there are none (Gaussian models, and
+            estimators of whole counts such as fini2), though the log has the column all the same.
+        temperature_stop: likewise.
         temperature_portion: share of the steps over which the temperature falls linearly.
         seed: of the noise and of the order of the data.
     """
