@@ -111,11 +111,11 @@ class RolloutArgs:
     drives: int
 
 class Prepared:
+    bytes: int
+
     def __init__(
         self, parameters: Parameters, n_inputs: int, n_latents: int, cell: int, counts: bool, n_threads: int
     ) -> None: ...
-    @property
-    def bytes(self) -> int: ...
 
 def rollout_prepared(args: RolloutArgs, prepared: Prepared, n_threads: int) -> None: ...
 def rollout(args: RolloutArgs, parameters: Parameters, n_threads: int) -> None: ...

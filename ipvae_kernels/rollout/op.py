@@ -158,21 +158,9 @@ def infer(
     )  # fmt: skip
     backend = choice.select(backend)
     names = [name for name in RECORDS if name in record]
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.no_grad():
         if task.decoder is not None or _by_autograd(backend, task.cfg):
-            if check:
-                library.check_finite(task.tensors)
-            log_rate, *rows = eager.record_run(
-                *_parts(task),
-                _cell("infer", task, backend),
-                task.tensors.log_rate,
-                task.cfg,
-                tuple(names),
-                record_every,
-            )
-            if check:
-                found = dict(zip(("state", *names), (log_rate, *rows), strict=True))
-                checks.finite_result(library.DIVERGED, **found)
+            log_rate, *rows = _composed(task, tuple(names), record_every, backend, check)
         else:
             try:
                 log_rate, *rows = _fused(task, tuple(names), record_every, backend, check)
@@ -312,6 +300,20 @@ def _fused(
         return library.infer_packed(packed, task.tensors, task.seed, task.cfg, names, record_every, check)
     of_op = constants(task.seed, task.cfg)
     return library.infer(*task.tensors, *of_op, ",".join(names), record_every, backend, check)
+
+
+def _composed(
+    task: Task, names: tuple[str, ...], record_every: int, backend: str, check: bool
+) -> Sequence[Tensor]:
+    """The same by the driver in Python."""
+    if check:
+        library.check_finite(task.tensors)
+    cell, state = _cell("infer", task, backend), task.tensors.log_rate
+    with torch.autocast(state.device.type, enabled=False):
+        found = eager.record_run(*_parts(task), cell, state, task.cfg, names, record_every)
+    if check:
+        checks.finite_result(library.DIVERGED, **dict(zip(("state", *names), found, strict=True)))
+    return found
 
 
 def _traced() -> bool:
