@@ -5,7 +5,7 @@ Signatures as in ``eager.py``; tensors are contiguous and float32.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,22 +24,6 @@ def infer(
     args, results = structs.infer(load(), inputs, cfg, record, record_every)
     _run(args, inputs, seed)
     return results
-
-
-class Packed(NamedTuple):
-    """The same from prepared parameters."""
-
-    packed: Any
-
-    def infer(
-        self, inputs: Inputs, seed: Tensor, cfg: RolloutConfig, record: tuple[str, ...], record_every: int
-    ) -> list[Tensor]:
-        """As :func:`infer`."""
-        module = load()
-        args, results = structs.infer(module, inputs, cfg, record, record_every)
-        args.seed = unsigned_seed(seed)
-        module.rollout_prepared(args, self.packed, torch.get_num_threads())
-        return results
 
 
 def elbo(inputs: Inputs, seed: Tensor, cfg: RolloutConfig) -> Forward:

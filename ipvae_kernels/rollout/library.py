@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import _transforms, checks
 from ..backend import choice
-from . import checkpointing, cpu, eager, stretches
+from . import checkpointing, eager, stretches
 from .config import RolloutConfig
 from .problem import Inputs, Trajectory, Upstream, schema, taken
 
@@ -68,7 +68,7 @@ def _infer_kernel(*arguments: Any) -> list[Tensor]:
 
 
 def infer_packed(
-    packed: Any,
+    packed: stretches.Inference,
     inputs: Inputs,
     seed: Tensor,
     cfg: RolloutConfig,
@@ -80,7 +80,7 @@ def infer_packed(
     inputs = inputs._replace(x=inputs.x.detach().contiguous(), log_rate=inputs.log_rate.detach().contiguous())
     if check:
         checks.finite(**{_NAMES[0]: inputs.x, _NAMES[-1]: inputs.log_rate})
-    results = stretches.infer(cpu.Packed(packed), inputs, seed, cfg, record, every)
+    results = stretches.infer(packed, inputs, seed, cfg, record, every)
     if check:
         checks.finite_result(DIVERGED, **dict(zip(("state", *record), results, strict=True)))
     return results

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,29 @@ from .. import cells, checks
 from ..backend import compiled, cpu
 from ..params import GaussianParams, PoissonParams
 from . import structs
+from .config import RolloutConfig
 from .problem import PARAMETERS, Inputs
 from .shapes import tensors_of
+
+
+class Packed(NamedTuple):
+    """What serves in place of the CPU backend's module.
+
+    Attributes:
+        of_kernels: what the compiled module keeps.
+    """
+
+    of_kernels: Any
+
+    def infer(
+        self, inputs: Inputs, seed: Tensor, cfg: RolloutConfig, record: tuple[str, ...], record_every: int
+    ) -> list[Tensor]:
+        """As in ``cpu.py``."""
+        module = compiled.load()
+        args, results = structs.infer(module, inputs, cfg, record, record_every)
+        args.seed = cpu.unsigned_seed(seed)
+        module.rollout_prepared(args, self.of_kernels, torch.get_num_threads())
+        return results
 
 
 class Prepared:
@@ -25,7 +46,7 @@ class Prepared:
         params: as given; the packed copy belongs to the numbers they had.
     """
 
-    def __init__(self, params: PoissonParams | GaussianParams, inputs: Inputs, packed: Any) -> None:
+    def __init__(self, params: PoissonParams | GaussianParams, inputs: Inputs, packed: Packed | None) -> None:
         self.params, self.inputs, self.packed = params, inputs, packed
         self._seen = [(name, tensor, tensor._version) for name, tensor in _tensors(params).items()]
 
@@ -37,7 +58,7 @@ class Prepared:
     @property
     def bytes(self) -> int:
         """Memory of the packed copy; 0 where nothing is packed."""
-        return int(self.packed.bytes) if self.packed is not None else 0
+        return int(self.packed.of_kernels.bytes) if self.packed is not None else 0
 
     def check(self) -> None:
         """Refuses parameters that were changed since.
@@ -94,7 +115,7 @@ def prepare(params: PoissonParams | GaussianParams) -> Prepared:
         module = compiled.load()
         of_parameters = structs.parameters(module, dense)
         sizes = (dense.x.shape[-1], dense.log_bias.numel(), cells.code(cells.name_of(params)))
-        packed = module.Prepared(of_parameters, *sizes, cell.counts, torch.get_num_threads())
+        packed = Packed(module.Prepared(of_parameters, *sizes, cell.counts, torch.get_num_threads()))
     return Prepared(params, dense, packed)
 
 
