@@ -47,6 +47,8 @@ struct RolloutArgs {
     int64_t x_step;              // n_rows * n_inputs, or 0
     const float* encoder;        // dictionary [n_inputs, n_latents], packed
     const float* decoder;        // its transpose, packed
+    const float* dictionary;     // [n_inputs, n_latents] as it is, read block by block where nothing is packed, or
+    const uint16_t* dictionary_bf16;  // the same in bfloat16; CPU only
     bool draws_counts;           // what it decodes are integers; forward: the decoder is packed for them
     const float* precision;      // [padded n_inputs] exp(-2 log_sigma), 0 in the padding
     const float* inhibition;     // [padded n_latents] exp(log_bias), 0 in the padding
@@ -82,6 +84,7 @@ struct RolloutGradArgs {
 // The parameters of a rollout as a user has them; RolloutArgs takes derived, packed forms on the CPU.
 struct Parameters {
     const float* dictionary;  // [n_inputs, n_latents]
+    const uint16_t* dictionary_bf16;  // the same in bfloat16, instead; CPU only
     const float* log_sigma;   // [n_inputs]
     const float* log_bias;    // [n_latents]
     const float* log_lr;      // [S]: one number for each state of the cell

@@ -60,6 +60,7 @@ def update_grad(args: UpdateGradArgs, grad_log_bias: int, grad_log_lr: int, n_th
 
 class Parameters:
     dictionary: int
+    dictionary_bf16: int
     log_sigma: int
     log_bias: int
     log_lr: int
@@ -114,9 +115,17 @@ class Prepared:
     bytes: int
 
     def __init__(
-        self, parameters: Parameters, n_inputs: int, n_latents: int, cell: int, counts: bool, n_threads: int
+        self,
+        parameters: Parameters,
+        n_inputs: int,
+        n_latents: int,
+        cell: int,
+        counts: bool,
+        pack: bool,
+        n_threads: int,
     ) -> None: ...
 
+def packs(n_inputs: int, n_latents: int) -> bool: ...
 def rollout_prepared(args: RolloutArgs, prepared: Prepared, n_threads: int) -> None: ...
 def rollout(args: RolloutArgs, parameters: Parameters, n_threads: int) -> None: ...
 

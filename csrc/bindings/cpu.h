@@ -18,10 +18,12 @@ inline void bind_cpu_kernels(py::module_& m) {
         py::arg("args"), py::arg("grad_log_bias"), py::arg("grad_log_lr"), py::arg("n_threads"), Release());
     m.def("rollout", &cpu::rollout, py::arg("args"), py::arg("parameters"), py::arg("n_threads"), Release());
     py::class_<cpu::Prepared>(m, "Prepared", py::module_local())
-        .def(py::init<const Parameters&, int64_t, int64_t, int, bool, int64_t>(), py::arg("parameters"), py::arg("n_inputs"),
-             py::arg("n_latents"), py::arg("cell"), py::arg("counts"), py::arg("n_threads"), Release())
+        .def(py::init<const Parameters&, int64_t, int64_t, int, bool, bool, int64_t>(), py::arg("parameters"),
+             py::arg("n_inputs"), py::arg("n_latents"), py::arg("cell"), py::arg("counts"), py::arg("pack"),
+             py::arg("n_threads"), Release())
         .def_property_readonly("bytes", &cpu::Prepared::bytes);
     m.def("rollout_prepared", &cpu::rollout_prepared, py::arg("args"), py::arg("prepared"), py::arg("n_threads"), Release());
+    m.def("packs", &cpu::packs, py::arg("n_inputs"), py::arg("n_latents"));
     m.def("rollout_grad", &cpu::rollout_grad, py::arg("args"), py::arg("parameters"), py::arg("grads"),
           py::arg("n_threads"), Release());
 }

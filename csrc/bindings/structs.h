@@ -67,7 +67,7 @@ inline void bind_pointwise_structs(py::module_& m) {
 inline void bind_rollout_structs(py::module_& m) {
     {
         using Struct = Parameters;
-        Fields<Struct>(m, "Parameters").FIELD(dictionary).FIELD(log_sigma).FIELD(log_bias).FIELD(log_lr);
+        Fields<Struct>(m, "Parameters").FIELD(dictionary).FIELD(dictionary_bf16).FIELD(log_sigma).FIELD(log_bias).FIELD(log_lr);
     }
     {
         using Struct = ParameterGrads;

@@ -66,6 +66,15 @@ std::atomic<const Kernels*>& current() {
     return kernels;
 }
 
+// The set that reads a dictionary that is not packed: the current one, or the next that can.
+const Kernels* reader() {
+    const Kernels* set = current().load();
+    if (set->reads_dictionary) return set;
+    for (const Kernels* kernels : supported())
+        if (kernels->reads_dictionary) return kernels;
+    return set;
+}
+
 void (*poll_caller)() = [] {};
 
 // Asks the caller now and then whether a call is to end early; threads stop at the next piece of their work.
@@ -225,12 +234,18 @@ void prepare(void (*poll)()) {
     current();
 }
 
-Prepared::Prepared(const Parameters& p, int64_t n_inputs, int64_t n_latents, int cell, bool counts, int64_t n_threads)
-    : kernels_(current().load()), n_inputs_(n_inputs), n_latents_(n_latents), cell_(cell), counts_(counts) {
+bool packs(int64_t n_inputs, int64_t n_latents) { return 4 * n_inputs * n_latents < current().load()->packed_bytes; }
+
+Prepared::Prepared(const Parameters& p, int64_t n_inputs, int64_t n_latents, int cell, bool counts, bool pack,
+                   int64_t n_threads)
+    : set_(current().load()), kernels_(pack ? set_ : reader()), dictionary_(pack ? nullptr : p.dictionary),
+      dictionary_bf16_(p.dictionary_bf16), n_inputs_(n_inputs), n_latents_(n_latents), cell_(cell), counts_(counts) {
     const Kernels& k = *kernels_;
     Packing packing = counts ? kTransposedForCounts : kTransposed;
-    encoder_ = packed(k, p.dictionary, n_inputs, n_latents, kPlain, n_threads);
-    decoder_ = packed(k, p.dictionary, n_latents, n_inputs, packing, n_threads);
+    if (pack) {
+        encoder_ = packed(k, p.dictionary, n_inputs, n_latents, kPlain, n_threads);
+        decoder_ = packed(k, p.dictionary, n_latents, n_inputs, packing, n_threads);
+    }
     precision_ = padded_exp(k, p.log_sigma, n_inputs, -2.f);
     inhibition_ = padded_exp(k, p.log_bias, n_latents, 1.f);
     learning_rate_ = std::exp(p.log_lr[0]);
@@ -239,21 +254,25 @@ Prepared::Prepared(const Parameters& p, int64_t n_inputs, int64_t n_latents, int
     for (int64_t i = 0; i < n_inputs; ++i) normalizer += p.log_sigma[i];
     log_normalizer_ = static_cast<float>(normalizer);
     auto panels = [&](int64_t n) { return (n + k.panel - 1) / k.panel; };
-    bytes_ = 4 * (panels(n_latents) * (k.panel_floats(n_inputs, kPlain) + k.panel) +
-                  panels(n_inputs) * (k.panel_floats(n_latents, packing) + k.panel));
+    bytes_ = 4 * k.panel * (panels(n_latents) + panels(n_inputs));
+    if (pack)
+        bytes_ += 4 * (panels(n_latents) * k.panel_floats(n_inputs, kPlain) +
+                       panels(n_inputs) * k.panel_floats(n_latents, packing));
 }
 
 void Prepared::apply(RolloutArgs& args) const {
-    if (kernels_ != current().load() || n_inputs_ != args.n_inputs || n_latents_ != args.n_latents || cell_ != args.cell ||
-        counts_ != kernels_->draws_counts(args))
+    if (set_ != current().load() || n_inputs_ != args.n_inputs || n_latents_ != args.n_latents || cell_ != args.cell ||
+        counts_ != set_->draws_counts(args))
         throw std::invalid_argument(std::string("prepared parameters: expected those of this model, made with the instruction "
-                                                "set ") + kernels_->name + ", found " + current().load()->name);
+                                                "set ") + set_->name + ", found " + current().load()->name);
     apply_to_any(args);
 }
 
 void Prepared::apply_to_any(RolloutArgs& args) const {
     args.encoder = encoder_.get();
     args.decoder = decoder_.get();
+    args.dictionary = dictionary_;
+    args.dictionary_bf16 = dictionary_bf16_;
     args.precision = precision_.get();
     args.inhibition = inhibition_.get();
     args.learning_rate = learning_rate_;
@@ -291,11 +310,12 @@ void update_grad(UpdateGradArgs args, float* grad_log_bias, float* grad_log_lr, 
 
 void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads) {
     bool counts = current().load()->draws_counts(args);
-    rollout_prepared(args, Prepared(parameters, args.n_inputs, args.n_latents, args.cell, counts, n_threads), n_threads);
+    bool pack = packs(args.n_inputs, args.n_latents);
+    rollout_prepared(args, Prepared(parameters, args.n_inputs, args.n_latents, args.cell, counts, pack, n_threads), n_threads);
 }
 
 void rollout_prepared(RolloutArgs args, const Prepared& prepared, int64_t n_threads) {
-    const Kernels& k = *current().load();
+    const Kernels& k = prepared.kernels();
     args.draws_counts = k.draws_counts(args);
     prepared.apply(args);
     // Threads share the neurons where that keeps more of them busy than sharing the rows.
@@ -309,7 +329,7 @@ void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const Para
     RolloutArgs& a = args.forward;
     a.draws_counts = k.draws_counts(a);
     // What is decoded here are gradients.
-    Prepared prepared(parameters, a.n_inputs, a.n_latents, a.cell, false, n_threads);
+    Prepared prepared(parameters, a.n_inputs, a.n_latents, a.cell, false, true, n_threads);
     prepared.apply_to_any(a);
     int64_t n_blocks = row_blocks(a), n_partial = a.n_inputs + a.n_latents + n_states(a);
     Buffer grad_errors = allocate(a.n_steps * (a.n_inner + 1) * a.n_rows * a.n_inputs);

@@ -24,18 +24,26 @@ void update(const UpdateArgs& args, int64_t n_threads);
 // Writes grad_log_bias [n_latents] and grad_log_lr [1]; args.partial is provided here.
 void update_grad(UpdateGradArgs args, float* grad_log_bias, float* grad_log_lr, int64_t n_threads);
 
+// Whether a dictionary is worth packing, by its size alone: a result may depend on it with AMX.
+bool packs(int64_t n_inputs, int64_t n_latents);
+
 // What a rollout derives from its parameters, the packed dictionary above all: made once, and used by many calls.
 class Prepared {
   public:
-    // For codes that are counts or any numbers, see Kernels::draws_counts.
-    Prepared(const Parameters& parameters, int64_t n_inputs, int64_t n_latents, int cell, bool counts, int64_t n_threads);
+    // For codes that are counts or any numbers, see Kernels::draws_counts. Without `pack` the dictionary is read as it is, and
+    // has to outlive this.
+    Prepared(const Parameters& parameters, int64_t n_inputs, int64_t n_latents, int cell, bool counts, bool pack,
+             int64_t n_threads);
     // Throws std::invalid_argument where it was made for other sizes, another cell or instruction set.
     void apply(RolloutArgs& args) const;
     void apply_to_any(RolloutArgs& args) const;
     int64_t bytes() const { return bytes_; }
+    const Kernels& kernels() const { return *kernels_; }
 
   private:
-    const Kernels* kernels_;
+    const Kernels *set_, *kernels_;  // in force when it was made; what computes with it
+    const float* dictionary_;
+    const uint16_t* dictionary_bf16_;
     int64_t n_inputs_, n_latents_, bytes_;
     int cell_;
     bool counts_;

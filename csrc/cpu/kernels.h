@@ -45,6 +45,8 @@ struct Kernels {
     int64_t (*panel_floats)(int64_t depth, Packing packing);  // of a packed matrix
     void (*pack)(const float* matrix, int64_t depth, int64_t n, Packing packing, float* packed, int64_t begin, int64_t end);
     bool (*draws_counts)(const RolloutArgs&);  // whether what it decodes are integers
+    bool reads_dictionary;        // whether a rollout need not have it packed
+    int64_t packed_bytes;         // size of a dictionary below which it is worth packing
     int64_t neuron_block;         // neurons of a block of a rollout
     int tile_rows, team_rows;     // rows that a thread, and a team, takes at a time
     int64_t (*rollout_scratch)(const RolloutArgs&, int rows, bool alone);

@@ -43,6 +43,11 @@ IPVAE_HD vf to_float(vu u) { return __builtin_convertvector(u, vf); }
 IPVAE_HD vf to_float(vi i) { return __builtin_convertvector(i, vf); }
 
 IPVAE_HD vf load(const float* p) { return *(const vf_unaligned*)p; }
+// bfloat16 is the upper half of a float.
+typedef uint16_t vh_unaligned __attribute__((vector_size(IPVAE_VECTOR_BYTES / 2), aligned(2), may_alias));
+IPVAE_HD vf load(const uint16_t* p) { return from_bits(__builtin_convertvector(*(const vh_unaligned*)p, vu) << 16); }
+IPVAE_HD float widened(float v) { return v; }
+IPVAE_HD float widened(uint16_t v) { return from_bits((uint32_t)v << 16); }
 IPVAE_HD void store(float* p, vf v) { *(vf_unaligned*)p = v; }
 
 IPVAE_HD bool any(vi mask) {

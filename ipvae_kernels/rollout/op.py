@@ -28,6 +28,7 @@ from ..poisson.op import check_estimator
 from . import composed, eager, library, stretches
 from .config import RolloutConfig
 from .decoders import Decoder, LinearDecoder
+from .prepared import Packed
 from .problem import constants
 from .task import Clamp, Params, Task, task_of, unprepared
 
@@ -157,6 +158,9 @@ def infer(
         sample_offset, neuron_offset, matmul_precision,
     )  # fmt: skip
     backend = choice.select(backend)
+    if task.tensors.dictionary.dtype == torch.bfloat16 and _packed(task, backend) is None:
+        wide = task.tensors.dictionary.to(task.tensors.log_sigma.dtype)
+        task = task._replace(tensors=task.tensors._replace(dictionary=wide))
     names = [name for name in RECORDS if name in record]
     with torch.no_grad():
         if task.decoder is not None or _by_autograd(backend, task.cfg):
@@ -291,12 +295,17 @@ def _records(record: object) -> tuple[str, ...]:
     return tuple(checks.choice("record", name, RECORDS) for name in record)
 
 
+def _packed(task: Task, backend: str) -> Packed | None:
+    """What serves prepared parameters without an op, or None."""
+    packed = None if task.prepared is None else task.prepared.packed
+    return packed if backend in ("auto", "cpu") and not _traced() else None
+
+
 def _fused(
     task: Task, names: tuple[str, ...], record_every: int, backend: str, check: bool
 ) -> Sequence[Tensor]:
     """The final state and the records, by the op; or from prepared parameters, which no op can take."""
-    packed = None if task.prepared is None else task.prepared.packed
-    if packed is not None and backend in ("auto", "cpu") and not _traced():
+    if (packed := _packed(task, backend)) is not None:
         return library.infer_packed(packed, task.tensors, task.seed, task.cfg, names, record_every, check)
     of_op = constants(task.seed, task.cfg)
     return library.infer(*task.tensors, *of_op, ",".join(names), record_every, backend, check)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ class Prepared:
     what depends on the parameters alone: packing the dictionary, copies, and looking for NaN.
 
     Attributes:
-        params: as given; the packed copy belongs to the numbers they had.
+        params: as given; a packed copy belongs to the numbers they had.
     """
 
     def __init__(self, params: PoissonParams | GaussianParams, inputs: Inputs, packed: Packed | None) -> None:
@@ -57,7 +58,7 @@ class Prepared:
 
     @property
     def bytes(self) -> int:
-        """Memory of the packed copy; 0 where nothing is packed."""
+        """Memory beside that of the parameters."""
         return int(self.packed.of_kernels.bytes) if self.packed is not None else 0
 
     def check(self) -> None:
@@ -77,26 +78,31 @@ class Prepared:
 
     def __repr__(self) -> str:
         pixels, neurons = self.inputs.dictionary.shape
-        return f"Prepared({self.cell}, M {pixels}, K {neurons}, {self.bytes / 2**20:.1f} MiB packed)"
+        return f"Prepared({self.cell}, M {pixels}, K {neurons}, {self.bytes / 2**20:.1f} MiB beside them)"
 
 
-def prepare(params: PoissonParams | GaussianParams) -> Prepared:
+def prepare(params: PoissonParams | GaussianParams, *, pack: bool | None = None) -> Prepared:
     """Makes parameters ready for many calls: frame by frame, or of a wide dictionary.
 
-    On a CPU the dictionary is packed, which takes about its own memory twice over; elsewhere the kernels
-    read it as it is. Packing is for the instruction set in force.
+    On a CPU a narrow dictionary is packed, which takes its own memory twice over. A wide one is read where it
+    lies, once a step, and nothing of it is copied: it may be a memory map of a file. Packing is for the
+    instruction set in force; elsewhere kernels read the dictionary as it is.
 
     Args:
-        params: with a dictionary, finite; what they hold must not be written to afterwards.
+        params: with a dictionary, finite; what they hold must not be written to afterwards. The dictionary
+            alone may be bfloat16, which takes half the memory; the sums are those of its numbers in float32.
+            Backends other than the compiled CPU kernels widen it at every call, and ``elbo`` wants float32.
+        pack: None: below 8 MiB, with AMX below 64; False: copy nothing; True: pack. Bit-identical but for AMX.
 
     Returns:
         What ``infer`` and ``elbo`` take in place of parameters, until one of them changes.
 
     Raises:
         TypeError, ValueError: parameters are not as described, or have no version by which a change would be
-            seen (made under ``torch.inference_mode``).
+            seen (made under ``torch.inference_mode``); ``pack`` is True for bfloat16.
     """
-    cell = cells.CELLS[cells.name_of(params)]
+    pack = None if pack is None else checks.flag("pack", pack)
+    cell = cells.name_of(params)
     if params.dictionary is None:
         raise ValueError("params.dictionary: expected a tensor, found None: a decoder is not prepared")
     named = {f"params.{name}": tensor for name, tensor in _tensors(params).items()}
@@ -106,17 +112,31 @@ def prepare(params: PoissonParams | GaussianParams) -> Prepared:
             raise TypeError(
                 f"{name}: expected a tensor whose changes can be seen, found one of inference mode"
             )
+    dictionary = params.dictionary
+    half = dictionary.dtype == torch.bfloat16
+    if half and pack:
+        raise ValueError("pack: expected False or None for a bfloat16 dictionary, found True")
     sample = params.log_sigma.detach().new_zeros((1, params.log_sigma.numel()))
-    inputs, _ = tensors_of(sample, params, 1, True, None)
+    # Sizes and types of the others are checked beside an empty stand-in of the dictionary's.
+    others = replace(params, dictionary=sample.new_zeros(()).expand(dictionary.shape)) if half else params
+    inputs, _ = tensors_of(sample, others, 1, True, None)
     checks.finite(**named)
-    dense = Inputs(*(tensor.detach().contiguous() for tensor in inputs))
-    packed = None
-    if cpu.reason() is None and cpu.unserved(dense) is None:
-        module = compiled.load()
-        of_parameters = structs.parameters(module, dense)
-        sizes = (dense.x.shape[-1], dense.log_bias.numel(), cells.code(cells.name_of(params)))
-        packed = Packed(module.Prepared(of_parameters, *sizes, cell.counts, torch.get_num_threads()))
-    return Prepared(params, dense, packed)
+    dense = Inputs(*(tensor.detach().contiguous() for tensor in inputs._replace(dictionary=dictionary)))
+    served = cpu.reason() is None and cpu.unserved(dense._replace(dictionary=dense.x)) is None
+    return Prepared(params, dense, _packed(dense, cell, pack) if served else None)
+
+
+def _packed(dense: Inputs, cell: str, pack: bool | None) -> Packed:
+    """The same for the compiled kernels of a CPU."""
+    module = compiled.load()
+    (pixels, neurons), half = dense.dictionary.shape, dense.dictionary.dtype == torch.bfloat16
+    if pack is None:
+        pack = not half and module.packs(pixels, neurons)
+    of_parameters = structs.parameters(module, dense._replace(dictionary=dense.x) if half else dense)
+    if half:
+        of_parameters.dictionary, of_parameters.dictionary_bf16 = 0, dense.dictionary.data_ptr()
+    of_cell = (cells.code(cell), cells.CELLS[cell].counts)
+    return Packed(module.Prepared(of_parameters, pixels, neurons, *of_cell, pack, torch.get_num_threads()))
 
 
 def _tensors(params: PoissonParams | GaussianParams) -> dict[str, Tensor]:

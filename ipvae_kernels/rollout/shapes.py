@@ -55,7 +55,7 @@ def prepared_tensors(
     x: Tensor, given: Inputs, cell: str, steps: int, state: State | None
 ) -> tuple[Inputs, Tensor]:
     """The same beside parameters that were checked before, ``given`` for one sample."""
-    parts = {"params": given.dictionary, "x": x}
+    parts = {"params": given.log_sigma, "x": x}
     if state is not None:
         parts["state.log_rate"] = state.log_rate
     _, x, *first = checks.full_precision("params", **parts)

@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,6 @@ from ipvae_kernels.rollout.problem import Inputs
 Problem = Callable[..., tuple[Tensor, Any]]
 
 pytestmark = pytest.mark.skipif(compiled.reason() is not None, reason=str(compiled.reason()))
-
-
-def _instruction_sets() -> list[str]:
-    return compiled.load().instruction_sets() if compiled.reason() is None else []
-
-
-@pytest.fixture(params=_instruction_sets())
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    module = compiled.load()
-    before = module.instruction_set()
-    module.set_instruction_set(request.param)
-    yield request.param
-    module.set_instruction_set(before)
 
 
 def _evaluate(function: str, x: Tensor) -> Tensor:

@@ -9,6 +9,10 @@ constexpr int kTileRows = 32;  // rows of a product: two tiles share each tile o
 // Neurons are one block here, for any number of them, and so threads share rows alone.
 constexpr int kTeamRows = kTileRows;
 constexpr int64_t kNeuronBlock = int64_t{1} << 40;
+constexpr bool kReadsDictionary = false;
+// From so many bytes on a dictionary is not packed in digits but read by the next instruction set: the copies would take twice
+// its memory, and few rows are bound by memory either way.
+constexpr int64_t kPackedBytes = int64_t{1} << 26;
 constexpr bool kMergesSlots = false;
 
 // The tile intrinsics of GCC 12 do not tell the compiler what memory they read.

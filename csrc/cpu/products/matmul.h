@@ -83,6 +83,24 @@ inline void copy_panel(const float* b, int64_t b_row, int64_t depth, int64_t n, 
     }
 }
 
+IPVAE_HD uint32_t nonzero_lanes(vf v) { return lanes_below(vf{}, from_bits(bits(v) & 0x7FFFFFFFu)); }
+
+inline int64_t count_nonzero(const float* a, int64_t n) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += kWidth) count += __builtin_popcount(nonzero_lanes(load(a + i)));
+    return count;
+}
+
+inline int64_t list_nonzero(const float* a, int64_t n, int32_t* listed) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += kWidth) {
+        uint32_t lanes = nonzero_lanes(load(a + i));
+        pack_lanes(listed + count, lane_numbers() + (int32_t)i, lanes);
+        count += __builtin_popcount(lanes);
+    }
+    return count;
+}
+
 #if !defined(__AMX_BF16__)
 
 constexpr int kTileRows = 8;
@@ -91,6 +109,10 @@ constexpr int kTeamRows = 32;
 // Neurons of a block, whose parts of a mean are added in their order: a result depends on it, so it is the same for any number
 // of threads. Threads share neurons by blocks: few enough that two threads have some from 2,048 neurons on.
 constexpr int64_t kNeuronBlock = 1024;
+constexpr bool kReadsDictionary = true;  // whether it need not be packed
+// From so many bytes on a dictionary is read as it is: where the caches hold no packed copies, that was as fast for 32 rows and
+// faster for fewer (docs/design/cpu.md, "Wide dictionaries").
+constexpr int64_t kPackedBytes = int64_t{1} << 23;
 constexpr bool kMergesSlots = true;  // whether the rows of two draws are decoded as one matrix
 
 inline int64_t panel_floats(int64_t depth) { return kPanel * depth; }
@@ -128,18 +150,6 @@ inline void sparse_product(const float* a, const int32_t* listed, int64_t n_list
     }
 }
 
-IPVAE_HD uint32_t nonzero_lanes(vf v) { return lanes_below(vf{}, from_bits(bits(v) & 0x7FFFFFFFu)); }
-
-inline int64_t list_nonzero(const float* a, int64_t n, int32_t* listed) {
-    int64_t count = 0;
-    for (int64_t i = 0; i < n; i += kWidth) {
-        uint32_t lanes = nonzero_lanes(load(a + i));
-        pack_lanes(listed + count, lane_numbers() + (int32_t)i, lanes);
-        count += __builtin_popcount(lanes);
-    }
-    return count;
-}
-
 // Below this share of non-zero coefficients a row is multiplied spike by spike. A dense tile reads each element of the
 // dictionary once for eight rows, a sparse row once for itself; measured, the two meet near 0.4 (docs/design/cpu.md).
 constexpr float kSparseShare = 0.4f;
@@ -155,8 +165,7 @@ inline ProductScratch product_scratch_at(float* memory, int64_t) { return {(int3
 inline void product(int rows, const float* a, int64_t a_row, int64_t depth, const float* b, int64_t b_panel, int64_t n,
                     float* c, int64_t c_row, const ProductScratch& scratch) {
     int64_t nonzero = 0;
-    for (int r = 0; r < rows; ++r)
-        for (int64_t d = 0; d < depth; d += kWidth) nonzero += __builtin_popcount(nonzero_lanes(load(a + r * a_row + d)));
+    for (int r = 0; r < rows; ++r) nonzero += count_nonzero(a + r * a_row, depth);
     if (nonzero >= kSparseShare * rows * depth) {
         for (int64_t at = 0; at < n; at += kPanel)
             rows_product(rows, a, a_row, 1, depth, b + at / kPanel * b_panel, c + at, c_row, false);

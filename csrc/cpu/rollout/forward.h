@@ -11,7 +11,7 @@
 
 #include "../draw.h"
 #include "../kernels.h"
-#include "../products/matmul.h"
+#include "../products/direct.h"
 
 IPVAE_BEGIN
 
@@ -71,6 +71,8 @@ template <class Cell> struct Tile {
 template <class Cell> inline int64_t block_floats(const RolloutArgs& a, int rows) {
     return rows * (2 * Cell::kStates + Cell::kAux + 2 * kSlots + 1) * widest_block(a);
 }
+
+inline bool reads_dictionary(const RolloutArgs& a) { return kReadsDictionary && (a.dictionary || a.dictionary_bf16); }
 
 // Memory of a thread: with the blocks and what belongs to them where it is alone.
 template <class Cell> inline int64_t forward_scratch(const RolloutArgs& a, int rows, bool alone) {
@@ -162,23 +164,31 @@ inline void draw_block(const Tile<Cell>& t, const Block<Cell>& b, const Cell& ce
     }
 }
 
-// This thread's parts of the means of some slots; alone, their sum is left in part_of the first block.
-template <class Cell> inline void decode_parts(const Tile<Cell>& t, int first, int slots) {
+// Calls function(columns of the dictionary that are a block's) where it is read as it is.
+template <class Cell, class Function> inline void with_columns(const Tile<Cell>& t, const Block<Cell>& b, Function function) {
+    t.a.dictionary ? function(t.a.dictionary + b.first) : function(t.a.dictionary_bf16 + b.first);
+}
+
+// A block's parts of the means of some slots; alone, their sum is left in part_of the first block.
+template <class Cell> inline void decode_block(const Tile<Cell>& t, const Block<Cell>& b, int first, int slots) {
     auto decode = t.a.draws_counts ? counts_product : product;
-    int64_t panel = t.a.n_latents * kPanel;
-    for_blocks(t, [&](const Block<Cell>& b, const Cell&) {
-        // Alone, the first block's part is the sum, and the next ones' lie where the error will.
-        bool sum = !t.share.meet && b.index > 0;
-        float* to = sum ? t.error : t.part_of(b.index);
-        for (int slot = first; slot < first + slots; slot += kMergesSlots ? slots : 1) {
-            int64_t at = slot * t.size();
-            int rows = kMergesSlots ? slots * t.rows : t.rows;
-            decode(rows, b.code_of(slot), b.kp, b.args.n_latents, t.a.decoder + b.first * kPanel, panel, t.mp, to + at, t.mp,
-                   t.product);
-        }
-        for (int64_t i = first * t.size(); sum && i < (first + slots) * t.size(); i += kWidth)
-            store(t.part + i, load(t.part + i) + load(to + i));
-    });
+    // Alone, the first block's part is the sum, and the next ones' lie where the error will.
+    bool sum = !t.share.meet && b.index > 0;
+    float* to = sum ? t.error : t.part_of(b.index);
+    for (int slot = first; slot < first + slots; slot += kMergesSlots ? slots : 1) {
+        int64_t at = slot * t.size();
+        int rows = kMergesSlots ? slots * t.rows : t.rows;
+        if (reads_dictionary(t.a))
+            with_columns(t, b, [&](const auto* columns) {
+                turned_product(rows, b.code_of(slot), b.kp, b.args.n_latents, columns, t.a.n_latents, t.a.n_inputs, to + at,
+                               t.mp);
+            });
+        else
+            decode(rows, b.code_of(slot), b.kp, b.args.n_latents, t.a.decoder + b.first * kPanel, t.a.n_latents * kPanel, t.mp,
+                   to + at, t.mp, t.product);
+    }
+    for (int64_t i = first * t.size(); sum && i < (first + slots) * t.size(); i += kWidth)
+        store(t.part + i, load(t.part + i) + load(to + i));
 }
 
 // All parts are there, once every thread of a team has come. False: the call is to end.
@@ -204,8 +214,13 @@ template <class Cell> inline void residual(const Tile<Cell>& t, int from, int to
 // Precision-weighted errors to the drives of a block, and one update of every row.
 template <class Cell>
 inline void update_block(const Tile<Cell>& t, const Block<Cell>& b, const Cell& cell, bool first, bool kl) {
-    const float* encoder = t.a.encoder + b.first * t.a.n_inputs;  // of the instruction sets that have several blocks
-    product(t.rows, t.weighted, t.mp, t.a.n_inputs, encoder, t.a.n_inputs * kPanel, b.kp, b.drive, b.kp, t.product);
+    if (reads_dictionary(t.a))
+        with_columns(t, b, [&](const auto* columns) {
+            direct_product(t.rows, t.weighted, t.mp, t.a.n_inputs, columns, t.a.n_latents, b.args.n_latents, b.drive, b.kp);
+        });
+    else  // several blocks have only the instruction sets that pack floats
+        product(t.rows, t.weighted, t.mp, t.a.n_inputs, t.a.encoder + b.first * t.a.n_inputs, t.a.n_inputs * kPanel, b.kp,
+                b.drive, b.kp, t.product);
     float* terms = t.terms_of(b.index) + kKlTerm * t.rows;
     for (int r = 0; r < t.rows; ++r) {
         float *state = b.state_of(r), *prior = b.prior_of(r), *aux = b.aux_of(r);
@@ -304,28 +319,44 @@ template <class Cell> inline void record_sums(const Tile<Cell>& t, int64_t step,
 
 // ---- the loop over time -----------------------------------------------------------------------------------------------
 
-// The draws that come from the state after update `inner` of a step, and what they leave of the frames. False: end.
-template <class Cell> inline bool next_draws(Tile<Cell>& t, int64_t step, int64_t inner, bool loss) {
-    const RolloutArgs& a = t.a;
+// The draws from the state that an update leaves: that of the next update, and the fresh one of the step.
+struct Draws {
+    bool update, loss;
+    bool same;  // the fresh draw drives the next update too
+    DrawOf of_update, of_loss;
+    int64_t step, next_step;  // whose frames they are compared with
+
+    bool draws_update() const { return update && !same; }
+    bool any() const { return update || loss; }
+    int first() const { return draws_update() ? kUpdateSlot : kLossSlot; }
+    int slots() const { return draws_update() && loss ? 2 : 1; }
+};
+
+inline Draws draws_after(const RolloutArgs& a, int64_t step, int64_t inner, bool loss) {
     bool last = inner + 1 == a.n_inner, update = !last || step + 1 < a.n_steps;
     int64_t next_step = last ? step + 1 : step, next_inner = last ? 0 : inner + 1;
-    uint32_t global = a.step + (uint32_t)step, next_global = a.step + (uint32_t)next_step;
-    bool same = loss && a.single_draw;  // the fresh draw drives the next update too
-    bool draws_update = update && !same;
-    if (!loss && !update) return true;
-    for_blocks(t, [&](const Block<Cell>& b, const Cell& cell) {
-        if (draws_update)
-            draw_block(t, b, cell, kUpdateSlot, update_draw_of(a.single_draw, next_global, (uint32_t)next_inner));
-        if (loss) draw_block(t, b, cell, kLossSlot, loss_draw_of(global));
-        if (!same) return;
+    return {update, loss, update && loss && a.single_draw,
+            update_draw_of(a.single_draw, a.step + (uint32_t)next_step, (uint32_t)next_inner),
+            loss_draw_of(a.step + (uint32_t)step), step, next_step};
+}
+
+template <class Cell>
+inline void draw_and_decode(const Tile<Cell>& t, const Block<Cell>& b, const Cell& cell, const Draws& draws) {
+    if (draws.draws_update()) draw_block(t, b, cell, kUpdateSlot, draws.of_update);
+    if (draws.loss) draw_block(t, b, cell, kLossSlot, draws.of_loss);
+    if (draws.same) {
         memcpy(b.code_of(kUpdateSlot), b.code_of(kLossSlot), t.rows * b.kp * sizeof(float));
         memcpy(b.memo_of(kUpdateSlot), b.memo_of(kLossSlot), t.rows * b.kp * sizeof(float));
-    });
-    int from = draws_update ? kUpdateSlot : kLossSlot, slots = draws_update && loss ? 2 : 1;
-    decode_parts(t, from, slots);
+    }
+    decode_block(t, b, draws.first(), draws.slots());
+}
+
+// What the draws leave of the frames, once all blocks have decoded theirs. False: end.
+template <class Cell> inline bool residuals(Tile<Cell>& t, const Draws& draws) {
+    if (!draws.any()) return true;
     if (!meet(t)) return false;
-    if (update) residual(t, same ? kLossSlot : kUpdateSlot, kUpdateSlot, next_step);
-    if (loss) residual(t, kLossSlot, kLossSlot, step);
+    if (draws.update) residual(t, draws.same ? kLossSlot : kUpdateSlot, kUpdateSlot, draws.next_step);
+    if (draws.loss) residual(t, kLossSlot, kLossSlot, draws.step);
     ++t.n_means;
     return true;
 }
@@ -333,26 +364,26 @@ template <class Cell> inline bool next_draws(Tile<Cell>& t, int64_t step, int64_
 // The states before the first step, and its first draw. False: end.
 template <class Cell> inline bool begin(Tile<Cell>& t) {
     const RolloutArgs& a = t.a;
+    Draws draws{true, false, false, update_draw_of(a.single_draw, a.step, 0), {}, 0, 0};
     for_blocks(t, [&](const Block<Cell>& b, const Cell& cell) {
         load_block_states(t, b, a.log_rate);
         for (int r = 0; r < t.rows; ++r) cell.prepare(b.state_of(r), b.aux_of(r));
         memset(b.memo, 0, kSlots * t.rows * b.kp * sizeof(float));  // hard draws leave it alone
-        draw_block(t, b, cell, kUpdateSlot, update_draw_of(a.single_draw, a.step, 0));
+        draw_and_decode(t, b, cell, draws);
     });
     save_path(t, 0);
-    decode_parts(t, kUpdateSlot, 1);
-    if (!meet(t)) return false;
-    residual(t, kUpdateSlot, kUpdateSlot, 0);
-    ++t.n_means;
-    return true;
+    return residuals(t, draws);
 }
 
-template <class Cell> inline void update_all(const Tile<Cell>& t, int64_t update, bool first, bool kl) {
+// One update, and the draws from the state it leaves; block by block, while what each needs is in the cache.
+template <class Cell>
+inline void update_and_draw(const Tile<Cell>& t, int64_t update, bool first, bool kl, const Draws& draws) {
     const RolloutArgs& a = t.a;
     for_blocks(t, [&](const Block<Cell>& b, const Cell& cell) {
         if (first && a.n_inner > 1) memcpy(b.prior, b.state, t.rows * Cell::kStates * b.kp * sizeof(float));
         update_block(t, b, cell, first, kl);
         if (a.drives) store_block(t, b, b.drive, a.drives + (update * a.n_rows + t.first) * a.n_latents);
+        if (draws.any()) draw_and_decode(t, b, cell, draws);
     });
     save_path(t, update + 1);
 }
@@ -370,8 +401,9 @@ inline bool rollout_tile(const RolloutArgs& a, int64_t first, int rows, const Sh
         for (int64_t inner = 0; inner < a.n_inner; ++inner) {
             save_draw(t, kUpdateSlot, step * (a.n_inner + 1) + inner);
             bool last = inner + 1 == a.n_inner;
-            update_all(t, step * a.n_inner + inner, inner == 0, recorded && a.kl_out && last);
-            if (!next_draws(t, step, inner, last && recorded && loss_draw)) return false;
+            Draws draws = draws_after(a, step, inner, last && recorded && loss_draw);
+            update_and_draw(t, step * a.n_inner + inner, inner == 0, recorded && a.kl_out && last, draws);
+            if (!residuals(t, draws)) return false;
         }
         if (!recorded) continue;
         if (loss_draw) save_draw(t, kLossSlot, step * (a.n_inner + 1) + a.n_inner);
