@@ -1,6 +1,7 @@
 """T whole steps: inference, and the training loss with its gradient."""
 
 from .decoders import Decoded, Decoder, LinearDecoder
+from .estimates import Estimate, estimate
 from .op import ElboResult, InferResult, elbo, infer
 from .prepared import Prepared, prepare
 from .stretches import Interrupted
@@ -9,11 +10,13 @@ __all__ = [
     "Decoded",
     "Decoder",
     "ElboResult",
+    "Estimate",
     "InferResult",
     "Interrupted",
     "LinearDecoder",
     "Prepared",
     "elbo",
+    "estimate",
     "infer",
     "prepare",
 ]
