@@ -147,8 +147,8 @@ class SpikeWriter:
 def _give_back() -> None:
     """Hands freed memory back to the system.
 
-    Files differ in size, and allocators keep a little more after each: over 10^6 steps resident memory grew by
-    18 %, and with this by a fraction of 1 % (tools/endurance.py).
+    Files differ in size, and allocators keep a little more after each: over 10^6 steps resident memory grew
+    by 18 %, and with this by a fraction of 1 % (tools/endurance.py).
     """
     pa.default_memory_pool().release_unused()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
