@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checkpoint import CheckpointError
+    from .coder import SpikeCoder, fit
     from .evaluation.evaluate import Evaluation, evaluate
     from .evaluation.readout import Readout
     from .fields import ConfigError
@@ -37,6 +38,7 @@ __all__ = [
     "IterativeVAE",
     "ModelConfig",
     "Readout",
+    "SpikeCoder",
     "Stream",
     "StreamEnded",
     "TrainConfig",
@@ -45,6 +47,7 @@ __all__ = [
     "TrainingError",
     "build_model",
     "evaluate",
+    "fit",
     "load_model",
     "read_history",
     "released_recipe",
@@ -53,6 +56,7 @@ __all__ = [
 
 _HOMES = {
     "checkpoint": ("CheckpointError",),
+    "coder": ("SpikeCoder", "fit"),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
     "evaluation.readout": ("Readout",),
     "fields": ("ConfigError",),
