@@ -6,7 +6,7 @@ from typing import Any
 from .backend.choice import BackendError, BackendWarning, backends, use_backend
 from .graphs import warmup
 from .params import GaussianParams, PoissonParams, State, StepParams
-from .poisson import poisson_rsample, poisson_sample
+from .poisson import arrivals_quantile, poisson_kl, poisson_rsample, poisson_sample
 from .rollout import (
     Decoded,
     Decoder,
@@ -37,10 +37,12 @@ __all__ = [
     "Prepared",
     "State",
     "StepParams",
+    "arrivals_quantile",
     "backends",
     "elbo",
     "infer",
     "log_rate_update",
+    "poisson_kl",
     "poisson_rsample",
     "poisson_sample",
     "prepare",
