@@ -222,8 +222,8 @@ def seed(value: object, device: torch.device, generator: torch.Generator | None 
             raise TypeError(f"generator: expected a torch.Generator, found {type(generator).__name__}")
         if value is not None:
             raise TypeError(f"generator: expected None beside a seed, found both (seed={value!r})")
-        own = {"dtype": torch.int64, "device": generator.device, "generator": generator}
-        return torch.randint(2**63 - 1, (), **own).to(device)
+        drawn = torch.randint(2**63 - 1, (), dtype=torch.int64, device=generator.device, generator=generator)
+        return drawn.to(device)
     if value is None:
         return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
     if isinstance(value, Tensor):

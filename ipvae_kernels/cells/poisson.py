@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..philox import Stream
-from ..poisson import eager as poisson
 from ..poisson import divergence, noise
+from ..poisson import eager as poisson
 from ..update import eager as update
 from .base import Draw
 

@@ -1,4 +1,4 @@
-"""The divergence of Poisson laws, and the variant of the released code; in C++: ``csrc/common/cells/poisson.h``."""
+"""The divergence of Poisson laws; in C++: ``csrc/common/cells/poisson.h``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def poisson_kl(
     second = log_rate_from(log_rate_prior, rate_prior, check, floor=0.0, suffix="_prior")
     first, second = checks.full_precision(log_rate=first, log_rate_prior=second)
     try:
-        torch.broadcast_shapes(first.shape, second.shape)
+        torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise ValueError(
             f"log_rate_prior: expected a shape that broadcasts with {list(first.shape)}, that of log_rate; "

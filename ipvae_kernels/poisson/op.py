@@ -12,6 +12,7 @@ from . import eager, noise, registered
 from .estimators import ESTIMATORS, is_hard
 from .rates import log_rate_from
 
+ARRIVALS_KEPT_MAX = 2**22 - 4  # and counts of a support: as many as the words of one draw allow
 _TEMPERATURE_MAX = 1e6  # more than any draw can afford, and within the integers that count arrivals
 
 
@@ -143,7 +144,7 @@ def poisson_rsample(
     log_rate = log_rate_from(log_rate, rate, check)
     temperature, n_arrivals = check_estimator(estimator, temperature, n_arrivals)
     if upper_bound is not None:
-        upper_bound = checks.integer("upper_bound", upper_bound, 1, 2**22 - 4)
+        upper_bound = checks.integer("upper_bound", upper_bound, 1, ARRIVALS_KEPT_MAX)
     backend = choice.select(backend)
     seed = checks.seed(seed, log_rate.device, generator)
     rows = _rows(log_rate)
@@ -170,7 +171,7 @@ def check_estimator(
 ) -> tuple[float, int | None]:
     """Checks the arguments that say how counts are drawn; returns temperature and n_arrivals."""
     checks.choice("estimator", estimator, ESTIMATORS)
-    limit = None if n_arrivals is None else checks.integer("n_arrivals", n_arrivals, 1, 2**22 - 4)
+    limit = None if n_arrivals is None else checks.integer("n_arrivals", n_arrivals, 1, ARRIVALS_KEPT_MAX)
     return checks.number("temperature", temperature, 0.0, _TEMPERATURE_MAX), limit
 
 

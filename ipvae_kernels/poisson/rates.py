@@ -25,22 +25,40 @@ def log_rate_of(rate: Tensor, floor: float = RATE_FLOOR) -> Tensor:
 def log_rate_from(
     log_rate: Tensor | None, rate: Tensor | None, check: bool, floor: float = RATE_FLOOR, suffix: str = ""
 ) -> Tensor:
-    """The log rate, of which one form is given; ``suffix`` ends the names of both for the caller.
+    """The log rate, of which one form is given.
+
+    Args:
+        log_rate: u, or None.
+        rate: the rate, or None.
+        check: look for rates that are none.
+        floor: what the rate is above exp(u).
+        suffix: of both names for the caller.
+
+    Raises:
+        TypeError: see :func:`one_form`.
+        ValueError: a rate is negative, NaN or infinite, as far as the numbers can be looked at.
+    """
+    form, given = one_form(log_rate, rate, suffix)
+    if rate is None:
+        return given
+    if check and not torch.compiler.is_compiling():
+        checks.finite(**{form: given})
+        checks.not_negative(form, given)
+    return log_rate_of(given, floor)
+
+
+def one_form(log_rate: Tensor | None, rate: Tensor | None, suffix: str = "") -> tuple[str, Tensor]:
+    """The name and the tensor of the one that is given.
 
     Raises:
         TypeError: neither is given, or both, or not a tensor of float32 or float64.
-        ValueError: a rate is negative, NaN or infinite, as far as the numbers can be looked at.
     """
     of_log, of_rate = f"log_rate{suffix}", f"rate{suffix}"
-    if rate is None:
-        if log_rate is None:
-            raise TypeError(f"{of_log}: expected a torch.Tensor, or {of_rate} in its place; found neither")
-        (log_rate,) = checks.full_precision(**{of_log: log_rate})
-        return log_rate
-    if log_rate is not None:
+    if log_rate is None and rate is None:
+        raise TypeError(f"{of_log}: expected a torch.Tensor, or {of_rate} in its place; found neither")
+    if log_rate is not None and rate is not None:
         raise TypeError(f"{of_rate}: expected None beside {of_log}, found both")
-    (rate,) = checks.full_precision(**{of_rate: rate})
-    if check and not torch.compiler.is_compiling():
-        checks.finite(**{of_rate: rate})
-        checks.not_negative(of_rate, rate)
-    return log_rate_of(rate, floor)
+    form, given = (of_log, log_rate) if rate is None else (of_rate, rate)
+    assert given is not None
+    (given,) = checks.full_precision(**{form: given})
+    return form, given
