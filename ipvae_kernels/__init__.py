@@ -15,9 +15,11 @@ from .rollout import (
     Interrupted,
     LinearDecoder,
     Prepared,
+    StepResult,
     elbo,
     infer,
     prepare,
+    step,
 )
 from .selftest import Check, self_test
 from .update import log_rate_update
@@ -37,6 +39,7 @@ __all__ = [
     "Prepared",
     "State",
     "StepParams",
+    "StepResult",
     "arrivals_quantile",
     "backends",
     "elbo",
@@ -47,6 +50,7 @@ __all__ = [
     "poisson_sample",
     "prepare",
     "self_test",
+    "step",
     "use_backend",
     "warmup",
 ]

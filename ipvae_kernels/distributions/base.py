@@ -126,21 +126,9 @@ def sample_shape_of(sample_shape: Shape = None, n_samples: int | None = None) ->
     return torch.Size([checks.integer("sample_shape", sample_shape, 0, 2**62)])
 
 
-def _kl(p: PoissonLaw, q: PoissonLaw) -> Tensor:
-    return kl(p.rate.log(), q.rate.log(), "exact")
+def _kl(p: PoissonLaw | TorchPoisson, q: PoissonLaw | TorchPoisson) -> Tensor:
+    return kl(log_rate_of(p.rate, 0.0), log_rate_of(q.rate, 0.0), "exact")
 
 
-def _kl_to_torch(p: PoissonLaw, q: TorchPoisson) -> Tensor:
-    return kl(p.rate.log(), log_rate_of(q.rate, 0.0), "exact")
-
-
-def _kl_from_torch(p: TorchPoisson, q: PoissonLaw) -> Tensor:
-    return kl(log_rate_of(p.rate, 0.0), q.rate.log(), "exact")
-
-
-for laws, formula in (
-    ((PoissonLaw, PoissonLaw), _kl),
-    ((PoissonLaw, TorchPoisson), _kl_to_torch),
-    ((TorchPoisson, PoissonLaw), _kl_from_torch),
-):
-    register_kl(*laws)(formula)  # type: ignore[no-untyped-call]
+for pair in ((PoissonLaw, PoissonLaw), (PoissonLaw, TorchPoisson), (TorchPoisson, PoissonLaw)):
+    register_kl(*pair)(_kl)  # type: ignore[no-untyped-call]

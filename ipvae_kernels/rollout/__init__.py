@@ -3,6 +3,7 @@
 from .decoders import Decoded, Decoder, LinearDecoder
 from .op import ElboResult, InferResult, elbo, infer
 from .prepared import Prepared, prepare
+from .step import StepResult, step
 from .stretches import Interrupted
 
 __all__ = [
@@ -13,7 +14,9 @@ __all__ = [
     "Interrupted",
     "LinearDecoder",
     "Prepared",
+    "StepResult",
     "elbo",
     "infer",
     "prepare",
+    "step",
 ]
