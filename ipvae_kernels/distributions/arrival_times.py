@@ -10,6 +10,7 @@ from torch.distributions.utils import lazy_property
 from .. import checks
 from ..poisson.arrivals import N_EXP_TAIL, arrivals_quantile, tail_probability
 from ..poisson.estimators import ESTIMATORS
+from ..poisson.noise import RATE_FLOOR
 from ..poisson.op import ARRIVALS_KEPT_MAX, poisson_rsample
 from ..update.eager import soft_clamp
 from .base import PoissonLaw, Shape, sample_shape_of
@@ -84,9 +85,7 @@ class EATPoisson(PoissonLaw):
     @lazy_property
     def n_exp(self) -> int | None:
         """The number of arrivals kept, of the largest rate."""
-        if not self.rate.numel():
-            return 1
-        n = arrivals_quantile(float(self.rate.detach().max()), self.n_exp_p)
+        n = arrivals_quantile(max(self.largest_rate(), RATE_FLOOR), self.n_exp_p)
         return checks.integer("n_exp", n, 1, ARRIVALS_KEPT_MAX)
 
     @constraints.dependent_property(event_dim=0)

@@ -85,7 +85,17 @@ class PoissonLaw(Distribution):
 
     def wide(self, sample_shape: torch.Size) -> Tensor:
         """Log rates, [*sample_shape, *batch_shape]."""
+        if not sample_shape:
+            return self.log_rate
         return self.log_rate.expand(sample_shape + self.batch_shape)
+
+    def largest_rate(self) -> float:
+        """The largest rate; 0 of none."""
+        if not self.batch_shape.numel():
+            return 0.0
+        if "rate" in self.__dict__:
+            return float(self.rate.detach().max())
+        return float(rate_of(self.log_rate.detach().max()))  # without the exponentials of all the others
 
     def seed(self) -> Tensor:
         """A seed for one draw, int64 [], on the device of the rates."""

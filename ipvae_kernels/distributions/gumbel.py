@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from .. import checks
 from ..philox import KIND_ALONE, Stream
 from ..poisson.arrivals import N_EXP_TAIL, arrivals_quantile
-from ..poisson.noise import PhiloxNoise
+from ..poisson.noise import RATE_FLOOR, PhiloxNoise
 from ..poisson.op import ARRIVALS_KEPT_MAX
 from ..poisson.relaxation import count_logits
 from .base import PoissonLaw, Shape, sample_shape_of
@@ -71,12 +71,10 @@ class GumbelSoftmaxPoisson(PoissonLaw):
     def _upperbound(self) -> int:
         if self.upperbound_method == "fixed":
             bound = int(self.upperbound_param)
-        elif not self.rate.numel():
-            bound = 1
         elif self.upperbound_method == "std_ratio":
-            bound = int(float(self.rate.detach().max()) ** 0.5 * self.upperbound_param)
+            bound = int(self.largest_rate() ** 0.5 * self.upperbound_param)
         else:
-            bound = arrivals_quantile(float(self.rate.detach().max()), self.upperbound_param)
+            bound = arrivals_quantile(max(self.largest_rate(), RATE_FLOOR), self.upperbound_param)
         return checks.integer("upperbound", max(1, bound), 1, ARRIVALS_KEPT_MAX)
 
     @property

@@ -1,4 +1,4 @@
-"""One differentiable step: gradients of counts, decoders, families, refusals; see also test_composition.py."""
+"""One differentiable step: gradients of counts, decoders, families, refusals."""
 
 from __future__ import annotations
 
