@@ -72,6 +72,8 @@ class ParameterGrads:
     log_lr: int
 
 class RolloutArgs:
+    def __init__(self, of: RolloutArgs = ...) -> None: ...
+
     n_steps: int
     n_inner: int
     n_rows: int

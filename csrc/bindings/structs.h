@@ -19,7 +19,7 @@ template <class Struct> class Fields {
   public:
     Fields(py::module_& m, const char* name) : class_(m, name, py::module_local()) {
         // Value-initialised: every size 0, every pointer null.
-        class_.def(py::init([] { return Struct{}; }));
+        class_.def(py::init([] { return Struct{}; })).def(py::init<const Struct&>());
     }
 
     template <class T> Fields& field(const char* name, T Struct::* member) {

@@ -101,6 +101,11 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
+def dense_finite(tensor: Tensor) -> bool:
+    """The same of a contiguous float32 tensor in the host's memory."""
+    return _all_below(tensor.data_ptr(), tensor.numel(), math.inf)
+
+
 def _all_below(address: int, n: int, limit: float) -> bool:
     return bool(load().all_below(address, n, limit, torch.get_num_threads()))
 

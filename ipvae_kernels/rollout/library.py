@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _transforms, checks
-from ..backend import choice
+from ..backend import choice, compiled
 from . import checkpointing, eager, stretches
 from .config import RolloutConfig
 from .problem import Inputs, Trajectory, Upstream, schema, taken
@@ -78,10 +78,11 @@ def infer_packed(
 ) -> list[Tensor]:
     """What the op ``infer`` computes on a CPU, from prepared parameters, which were looked at before."""
     inputs = inputs._replace(x=inputs.x.detach().contiguous(), log_rate=inputs.log_rate.detach().contiguous())
-    if check:
+    # Of dense floats on the CPU: the general checks, which say more, took 15 microseconds more of a call.
+    if check and not (compiled.dense_finite(inputs.x) and compiled.dense_finite(inputs.log_rate)):
         checks.finite(**{_NAMES[0]: inputs.x, _NAMES[-1]: inputs.log_rate})
     results = stretches.infer(packed, inputs, seed, cfg, record, every)
-    if check:
+    if check and not all(map(compiled.dense_finite, results)):
         checks.finite_result(DIVERGED, **dict(zip(("state", *record), results, strict=True)))
     return results
 

@@ -13,6 +13,7 @@ From "Brain-like variational inference" (arXiv 2410.19315) and its released code
 With a decoder f of the caller's, Phi z is f(z), and Phi^T the vector-Jacobian product of f at z.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -24,9 +25,8 @@ from ..backend import choice
 from ..cells import CELLS
 from ..params import State
 from ..poisson.op import check_estimator
-from . import composed, eager, library, stretches
+from . import composed, eager, library, records, sparse, stretches
 from .decoders import Decoder
-from .prepared import Packed
 from .problem import constants
 from .task import Clamp, Params, Task, task_of, unprepared
 
@@ -115,6 +115,7 @@ def infer(
         record: what to record of each recorded step, R steps in all:
             "log_rate" [R, B, K] (Gaussian: the state, [R, 2, B, K]);
             "counts" [R, B, K], the fresh draw z' (Gaussian: the latents after the activation);
+            "sparse_counts", the same as a sparse COO tensor: never dense but for some steps at a time;
             "reconstruction" [R, B, M], Phi z';
             "recon" and "kl" [R, B], nats;
             "squared_error" [R, B], summed over pixels;
@@ -146,30 +147,38 @@ def infer(
     Raises:
         TypeError, ValueError: an argument is not as described.
         BackendError: a backend named cannot serve.
+        MemoryError: the records do not fit; said before anything is computed, with what would.
         Interrupted: Ctrl-C (a KeyboardInterrupt) on a CPU; its ``result`` holds the steps that were finished.
     """
     check = checks.flag("check", check)
     record = _records(record)
     record_every = checks.integer("record_every", record_every, 1, 2**32)
+    if sparse.NAME in record:
+        if _traced():
+            raise ValueError(f"record: {sparse.NAME!r} is not served by torch.compile and torch.func")
+        dense = functools.partial(
+            infer, params=params, decoder=decoder, n_inner=n_inner, beta_inner=beta_inner, clamp_u=clamp_u,
+            clamp_du=clamp_du, kl=kl, single_draw=single_draw, neuron_offset=neuron_offset,
+            matmul_precision=matmul_precision, backend=backend, check=check,
+        )  # fmt: skip
+        return sparse.infer(
+            dense, x, checks.integer("steps", steps, 1, 2**32), record, state, record_every=record_every,
+            seed=seed, sample_offset=sample_offset,
+        )  # fmt: skip
     task = task_of(
         x, params, steps, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw,
         sample_offset, neuron_offset, matmul_precision,
     )  # fmt: skip
     backend = choice.select(backend)
-    if task.tensors.dictionary.dtype == torch.bfloat16 and _packed(task, backend) is None:
-        wide = task.tensors.dictionary.to(task.tensors.log_sigma.dtype)
-        task = task._replace(tensors=task.tensors._replace(dictionary=wide))
     names = [name for name in RECORDS if name in record]
-    with torch.no_grad():
-        if task.decoder is not None or composed.by_autograd(backend, task.cfg):
-            log_rate, *rows = _composed(task, tuple(names), record_every, backend, check)
-        else:
-            try:
-                log_rate, *rows = _fused(task, tuple(names), record_every, backend, check)
-            except stretches.Interrupted as interrupt:
-                interrupt.result = _infer_result(task, interrupt.steps, names, record, interrupt.tensors)
-                raise
-    return _infer_result(task, task.cfg.steps, names, record, [log_rate, *rows])
+    if names and not _traced():
+        records.check(task.tensors.x, task.tensors.log_rate, task.cfg, names, record_every)
+    try:
+        results = _inferred(task, tuple(names), record_every, backend, check)
+    except stretches.Interrupted as interrupt:
+        interrupt.result = _infer_result(task, interrupt.steps, names, record, interrupt.tensors)
+        raise
+    return _infer_result(task, task.cfg.steps, names, record, results)
 
 
 def elbo(
@@ -290,21 +299,29 @@ def _records(record: object) -> tuple[str, ...]:
         raise TypeError(f"record: expected a collection of names, found the string {record!r}")
     if not isinstance(record, Iterable):
         raise TypeError(f"record: expected a collection of names, found {type(record).__name__}")
-    return tuple(checks.choice("record", name, RECORDS) for name in record)
+    return tuple(checks.choice("record", name, (*RECORDS, sparse.NAME)) for name in record)
 
 
-def _packed(task: Task, backend: str) -> Packed | None:
-    """What serves prepared parameters without an op, or None."""
+def _inferred(
+    task: Task, names: tuple[str, ...], record_every: int, backend: str, check: bool
+) -> Sequence[Tensor]:
+    """The final state and the records."""
     packed = None if task.prepared is None else task.prepared.packed
-    return packed if backend in ("auto", "cpu") and not _traced() else None
+    if packed is not None and backend in ("auto", "cpu") and not _traced():
+        return library.infer_packed(packed, task.tensors, task.seed, task.cfg, names, record_every, check)
+    if task.tensors.dictionary.dtype == torch.bfloat16:
+        wide = task.tensors.dictionary.to(task.tensors.log_sigma.dtype)
+        task = task._replace(tensors=task.tensors._replace(dictionary=wide))
+    with torch.no_grad():
+        if task.decoder is not None or composed.by_autograd(backend, task.cfg):
+            return _composed(task, names, record_every, backend, check)
+        return _fused(task, names, record_every, backend, check)
 
 
 def _fused(
     task: Task, names: tuple[str, ...], record_every: int, backend: str, check: bool
 ) -> Sequence[Tensor]:
-    """The final state and the records, by the op; or from prepared parameters, which no op can take."""
-    if (packed := _packed(task, backend)) is not None:
-        return library.infer_packed(packed, task.tensors, task.seed, task.cfg, names, record_every, check)
+    """The same by the op."""
     of_op = constants(task.seed, task.cfg)
     return library.infer(*task.tensors, *of_op, ",".join(names), record_every, backend, check)
 
@@ -347,12 +364,12 @@ def _elbo_part(
 
 
 def _infer_result(
-    task: Task, steps: int, names: list[str], record: Sequence[str], tensors: list[Tensor]
+    task: Task, steps: int, names: list[str], record: Sequence[str], tensors: Sequence[Tensor]
 ) -> InferResult:
     """Of so many steps: the final log rate, and the records in canonical order."""
     log_rate, *rows = tensors
-    records = dict(zip(names, rows, strict=True))
-    return InferResult(_advanced(task, log_rate, steps), {name: records[name] for name in record})
+    found = dict(zip(names, rows, strict=True))
+    return InferResult(_advanced(task, log_rate, steps), {name: found[name] for name in record})
 
 
 def _advanced(task: Task, log_rate: Tensor, steps: int) -> State:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import cells, checks
+from .. import cells, checks, memory
 from ..backend import compiled, cpu
 from ..params import GaussianParams, PoissonParams
 from . import structs
@@ -17,24 +17,39 @@ from .problem import PARAMETERS, Inputs
 from .shapes import tensors_of
 
 
-class Packed(NamedTuple):
+class Packed:
     """What serves in place of the CPU backend's module.
 
-    Attributes:
+    Args:
         of_kernels: what the compiled module keeps.
     """
 
-    of_kernels: Any
+    def __init__(self, of_kernels: Any) -> None:
+        self.of_kernels = of_kernels
+        self._known: tuple[Any, Any] = (None, None)
 
     def infer(
         self, inputs: Inputs, seed: Tensor, cfg: RolloutConfig, record: tuple[str, ...], record_every: int
     ) -> list[Tensor]:
         """As in ``cpu.py``."""
         module = compiled.load()
-        args, results = structs.infer(module, inputs, cfg, record, record_every)
+        args = self._args(module, inputs, cfg)
+        results = structs.results(args, inputs, cfg, record, record_every)
         args.seed = cpu.unsigned_seed(seed)
         module.rollout_prepared(args, self.of_kernels, torch.get_num_threads())
         return results
+
+    def _args(self, module: Any, inputs: Inputs, cfg: RolloutConfig) -> Any:
+        """Arguments of the kernels, but for the results; those that calls share are filled in once."""
+        shared = (cfg._replace(step=0, sample_offset=0), inputs.x.shape)
+        known, args = self._known
+        if known != shared:
+            args = structs.rollout(module, inputs, cfg)
+            self._known = shared, args
+        args = module.RolloutArgs(args)  # other threads read the same
+        args.step, args.sample_offset = cfg.step, cfg.sample_offset
+        args.x, args.log_rate = inputs.x.data_ptr(), inputs.log_rate.data_ptr()
+        return args
 
 
 class Prepared:
@@ -92,7 +107,7 @@ def prepare(params: PoissonParams | GaussianParams, *, pack: bool | None = None)
         params: with a dictionary, finite; what they hold must not be written to afterwards. The dictionary
             alone may be bfloat16, which takes half the memory; the sums are those of its numbers in float32.
             Backends other than the compiled CPU kernels widen it at every call, and ``elbo`` wants float32.
-        pack: None: below 8 MiB, with AMX below 64; False: copy nothing; True: pack. Bit-identical but for AMX.
+        pack: None: below 8 MiB, with AMX below 64; False: copy nothing; True: pack. Bit-identical without AMX
 
     Returns:
         What ``infer`` and ``elbo`` take in place of parameters, until one of them changes.
@@ -100,6 +115,7 @@ def prepare(params: PoissonParams | GaussianParams, *, pack: bool | None = None)
     Raises:
         TypeError, ValueError: parameters are not as described, or have no version by which a change would be
             seen (made under ``torch.inference_mode``); ``pack`` is True for bfloat16.
+        MemoryError: the packed copies do not fit.
     """
     pack = None if pack is None else checks.flag("pack", pack)
     cell = cells.name_of(params)
@@ -132,6 +148,13 @@ def _packed(dense: Inputs, cell: str, pack: bool | None) -> Packed:
     (pixels, neurons), half = dense.dictionary.shape, dense.dictionary.dtype == torch.bfloat16
     if pack is None:
         pack = not half and module.packs(pixels, neurons)
+    if pack:
+        memory.check(
+            "pack: two copies of the dictionary",
+            8 * pixels * neurons,
+            dense.x.device,
+            "pack=False copies nothing",
+        )
     of_parameters = structs.parameters(module, dense._replace(dictionary=dense.x) if half else dense)
     if half:
         of_parameters.dictionary, of_parameters.dictionary_bf16 = 0, dense.dictionary.data_ptr()

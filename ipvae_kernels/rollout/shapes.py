@@ -54,7 +54,11 @@ def tensors_of(
 def prepared_tensors(
     x: Tensor, given: Inputs, cell: str, steps: int, state: State | None
 ) -> tuple[Inputs, Tensor]:
-    """The same beside parameters that were checked before, ``given`` for one sample."""
+    """The same beside parameters that were checked before, ``given`` for one sample.
+
+    The second tensor is the state itself where there is one: ``elbo``, which asks for the other, comes with
+    parameters as they are.
+    """
     parts = {"params": given.log_sigma, "x": x}
     if state is not None:
         parts["state.log_rate"] = state.log_rate
@@ -62,11 +66,14 @@ def prepared_tensors(
     pixels, neurons = given.dictionary.shape
     _check_frames(x, steps, pixels, "params.dictionary")
     shape = (*given.log_rate.shape[:-2], x.shape[-2], neurons)
-    initial = given.log_rate.expand(shape)
     if first:
-        leading = f"{len(CELLS[cell].states)}, " if len(CELLS[cell].states) > 1 else ""
-        checks.shape("state.log_rate", first[0], shape, f"[{leading}B, K]")
-    return given._replace(x=x, log_rate=first[0] if first else initial), initial
+        if first[0].shape != shape:
+            leading = f"{len(CELLS[cell].states)}, " if len(CELLS[cell].states) > 1 else ""
+            checks.shape("state.log_rate", first[0], shape, f"[{leading}B, K]")
+        state_before = first[0]
+    else:
+        state_before = given.log_rate.expand(shape)
+    return given._replace(x=x, log_rate=state_before), state_before
 
 
 def _check_frames(x: Tensor, steps: int, pixels: int, sized: str) -> None:

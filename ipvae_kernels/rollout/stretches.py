@@ -63,7 +63,7 @@ def infer(
         Interrupted: without its ``result``, which the public function fills in.
     """
     x, log_rate = inputs.x, inputs.log_rate
-    length = _first_length(x, inputs.dictionary, cfg, compiled=module is not eager)
+    length = 1 if cfg.steps == 1 else _first_length(x, inputs.dictionary, cfg, compiled=module is not eager)
     done, records = 0, []
 
     def empty(n: int) -> list[Tensor]:

@@ -52,15 +52,24 @@ def infer(
     module: Any, inputs: Inputs, cfg: RolloutConfig, record: tuple[str, ...], record_every: int
 ) -> tuple[Any, list[Tensor]]:
     """Arguments of inference, and what it writes: the final state, then the records in canonical order."""
+    args = rollout(module, inputs, cfg if cfg.estimator == "hard" else cfg._replace(estimator="hard"))
+    return args, results(args, inputs, cfg, record, record_every)
+
+
+def results(
+    args: Any, inputs: Inputs, cfg: RolloutConfig, record: tuple[str, ...], record_every: int
+) -> list[Tensor]:
+    """What inference writes, and in ``args`` where: the final state, then the records in canonical order."""
     x, log_rate = inputs.x, inputs.log_rate
+    final = torch.empty_like(log_rate)
+    args.log_rate_out, args.record_every = final.data_ptr(), record_every
+    if not record:
+        return [final]
     shapes = record_shapes(x.shape[-2], inputs.dictionary.shape, log_rate.shape)
     n_records = (cfg.step + cfg.steps) // record_every - cfg.step // record_every
     records = {name: x.new_empty((n_records, *shapes[name])) for name in RECORDS if name in record}
-    final = torch.empty_like(log_rate)
-    args = rollout(module, inputs, cfg if cfg.estimator == "hard" else cfg._replace(estimator="hard"))
-    fill(args, log_rate_out=final, record_every=record_every)
     fill(args, **{_RECORDS.get(name, name): tensor for name, tensor in records.items()})
-    return args, [final, *records.values()]
+    return [final, *records.values()]
 
 
 def elbo(module: Any, inputs: Inputs, cfg: RolloutConfig) -> tuple[Any, Forward]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .. import checks
@@ -28,7 +30,7 @@ class Task(NamedTuple):
     Attributes:
         tensors: the floating tensors, beside a decoder the dictionary is empty.
         decoder: the caller's, or None.
-        initial: the initial state in the parameters, for each sample.
+        initial: the initial state in the parameters, for each sample; of prepared ones where it is the first.
         seed: int64, [].
         cfg: constants.
         prepared: the parameters, where they were prepared.
@@ -60,42 +62,92 @@ def task_of(
     matmul_precision: str,
 ) -> Task:
     """Checks the arguments that ``infer`` and ``elbo`` share."""
-    steps = checks.integer("steps", steps, 1, 2**32)
-    n_inner = checks.integer("n_inner", n_inner, 1, 256)
-    beta_inner = checks.number("beta_inner", beta_inner, 0.0)
-    checks.choice("kl", kl, KLS)
-    single_draw = checks.flag("single_draw", single_draw)
-    checks.choice("matmul_precision", matmul_precision, MATMUL_PRECISIONS)
-    if single_draw and n_inner > 1:
-        raise ValueError(f"single_draw: expected n_inner = 1 with it, found {n_inner}")
+    options = (
+        steps,
+        n_inner,
+        beta_inner,
+        clamp_u,
+        clamp_du,
+        kl,
+        single_draw,
+        neuron_offset,
+        matmul_precision,
+    )
     if state is not None and not isinstance(state, State):
         raise TypeError(f"state: expected a State or None, found {type(state).__name__}")
     prepared = params if isinstance(params, Prepared) else None
     params, own = _decoder(unprepared(params), decoder)
     if prepared is None:
+        cell = name_of(params)
+        steps = checks.integer("steps", steps, 1, 2**32)
         tensors, initial = tensors_of(x, params, steps, own is None, state)
+        cfg = _config(cell, len(tensors.log_bias), *options)
     else:
         checks.tensor("x", x)
-        tensors, initial = prepared_tensors(x, prepared.inputs, prepared.cell, steps, state)
-    batch = x.shape[-2]
+        cfg = _config_once(prepared.cell, prepared.inputs.log_bias.numel(), options)
+        tensors, initial = prepared_tensors(x, prepared.inputs, prepared.cell, cfg.steps, state)
+    own_seed = state is not None and seed is None
     if state is not None:
         seed = state.seed if seed is None else seed
         sample_offset = state.sample_offset if sample_offset is None else sample_offset
     step, offset = 0 if state is None else state.step, 0 if sample_offset is None else sample_offset
-    step, offset = checks.stream(step, steps, offset, batch)
-    cell = CELLS[name_of(params)]
-    u, *xi = _clamps("clamp_u", clamp_u, cell.clamp_u)
-    du, *dxi = _clamps("clamp_du", clamp_du, cell.clamp_du)
-    of_xi: dict[str, Any] = {"clamp_xi": xi[0], "clamp_dxi": dxi[0]} if xi else {}
-    cfg = RolloutConfig(
-        steps=steps, n_inner=n_inner, beta_inner=beta_inner, clamp_u=u, clamp_du=du, kl=kl,
-        single_draw=single_draw, step=step, sample_offset=offset, cell=name_of(params),
-        neuron_offset=checks.neuron_offset(neuron_offset, len(tensors[3])),
-        matmul_precision=matmul_precision,
-        **of_xi,
-    )  # fmt: skip
+    step, offset = checks.stream(step, cfg.steps, offset, x.shape[-2])
+    seed = checks.seed(seed, x.device)
     # A seed of the caller's, who may fill it anew for the next call, is copied: the state keeps this one.
-    return Task(tensors, own, initial, checks.seed(seed, x.device).clone(), cfg, prepared)
+    return Task(
+        tensors, own, initial, seed if own_seed else seed.clone(),
+        cfg._replace(step=step, sample_offset=offset), prepared,
+    )  # fmt: skip
+
+
+def _config(
+    cell: str,
+    neurons: int,
+    steps: int,
+    n_inner: int,
+    beta_inner: float,
+    clamp_u: Clamp,
+    clamp_du: Clamp,
+    kl: str,
+    single_draw: bool,
+    neuron_offset: int,
+    matmul_precision: str,
+) -> RolloutConfig:
+    """The constants, checked; of a sequence from its start."""
+    n_inner = checks.integer("n_inner", n_inner, 1, 256)
+    single_draw = checks.flag("single_draw", single_draw)
+    if single_draw and n_inner > 1:
+        raise ValueError(f"single_draw: expected n_inner = 1 with it, found {n_inner}")
+    u, *xi = _clamps("clamp_u", clamp_u, CELLS[cell].clamp_u)
+    du, *dxi = _clamps("clamp_du", clamp_du, CELLS[cell].clamp_du)
+    of_xi: dict[str, Any] = {"clamp_xi": xi[0], "clamp_dxi": dxi[0]} if xi else {}
+    return RolloutConfig(
+        steps=checks.integer("steps", steps, 1, 2**32),
+        n_inner=n_inner,
+        beta_inner=checks.number("beta_inner", beta_inner, 0.0),
+        clamp_u=u,
+        clamp_du=du,
+        kl=checks.choice("kl", kl, KLS),
+        single_draw=single_draw,
+        cell=cell,
+        neuron_offset=checks.neuron_offset(neuron_offset, neurons),
+        matmul_precision=checks.choice("matmul_precision", matmul_precision, MATMUL_PRECISIONS),
+        **of_xi,
+    )
+
+
+# Checking the constants again took a tenth of a call of one step. Types tell True from 1.
+_known = functools.lru_cache(maxsize=256, typed=True)(_config)
+
+
+def _config_once(cell: str, neurons: int, options: tuple[Any, ...]) -> RolloutConfig:
+    """The same, remembered where that can be."""
+    if torch.compiler.is_compiling():
+        return _config(cell, neurons, *options)
+    try:
+        return _known(cell, neurons, *options)
+    except TypeError:  # of an argument, or of one that cannot be remembered
+        return _config(cell, neurons, *options)
 
 
 def unprepared(params: Params) -> PoissonParams | GaussianParams:

@@ -79,8 +79,9 @@ class SpikeRecord:
         counts = torch.tensor(table["count"].to_numpy(), dtype=torch.float32)
         shape = (stop - start, self.batch, self.n_latents)
         return torch.sparse_coo_tensor(
-            torch.stack([step - start, sample, neuron]), counts, shape, is_coalesced=True
-        )
+            torch.stack([step - start, sample, neuron]), counts, shape,
+            is_coalesced=True, check_invariants=False,
+        )  # fmt: skip
 
     def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Counts of the steps, [T, B, K], float32."""
