@@ -12,7 +12,7 @@ from .. import checks
 from ..philox import KIND_ALONE, Stream
 from ..poisson.arrivals import N_EXP_TAIL, arrivals_quantile
 from ..poisson.noise import RATE_FLOOR, PhiloxNoise
-from ..poisson.op import ARRIVALS_KEPT_MAX
+from ..poisson.op import ARRIVALS_KEPT_MAX, rows_of
 from ..poisson.relaxation import count_logits
 from .base import PoissonLaw, Shape, sample_shape_of
 
@@ -94,8 +94,7 @@ class GumbelSoftmaxPoisson(PoissonLaw):
         log_rate = self.wide(sample_shape_of(sample_shape, n_samples))
         if self.checked:
             checks.finite(log_rate=log_rate)
-        rows = log_rate.reshape(-1, log_rate.shape[-1] if log_rate.dim() else 1)
-        gumbel = PhiloxNoise(self.seed()).gumbel(rows, self.upperbound, Stream(KIND_ALONE))
+        gumbel = PhiloxNoise(self.seed()).gumbel(rows_of(log_rate), self.upperbound, Stream(KIND_ALONE))
         scores = count_logits(log_rate, self.upperbound) + gumbel.view(*log_rate.shape, self.upperbound)
         if self.temperature > 0.0:
             return torch.softmax(scores / self.temperature, dim=-1)

@@ -32,7 +32,7 @@ def poisson_kl(
         kind: "exact", or "released": the formula of the released code, exp(u - u_prior) times the exact one.
         rate: the rates themselves, >= 0, in place of ``log_rate``.
         rate_prior: those of the second law, in place of ``log_rate_prior``; as 0 counts all below 1e-15.
-        check: raise where an argument is not finite, or a rate negative; costs a pass over each.
+        check: raise where a rate is negative, and what is given or the result not finite; a pass over each.
 
     Returns:
         Nats, of the shape to which both broadcast; differentiable to any order.
@@ -51,9 +51,13 @@ def poisson_kl(
             f"log_rate_prior: expected a shape that broadcasts with {list(first.shape)}, that of log_rate; "
             f"found {list(second.shape)}"
         ) from None
-    if check and not torch.compiler.is_compiling():
+    check = check and not torch.compiler.is_compiling()
+    if check:
         checks.finite(log_rate=first, log_rate_prior=second)
-    return kl(first, second, kind)
+    nats = kl(first, second, kind)
+    if check:
+        checks.finite_result("rates overflow, or their quotient does", poisson_kl=nats)
+    return nats
 
 
 def kl(log_rate: Tensor, prior: Tensor, kind: str) -> Tensor:

@@ -165,6 +165,7 @@ def test_what_has_no_divergence_is_refused() -> None:
         ({"log_rate": u, "log_rate_prior": torch.zeros(2)}, r"broadcasts with \[3\].*found \[2\]"),
         ({"log_rate": u, "log_rate_prior": u.double()}, "log_rate_prior: expected dtype torch.float32"),
         ({"log_rate": u * math.nan, "log_rate_prior": u}, "log_rate: expected finite"),
+        ({"log_rate": u + 60.0, "log_rate_prior": u - 60.0}, "'poisson_kl' is not finite: rates overflow"),
         ({"log_rate": u, "log_rate_prior": u, "kind": "best"}, "kind: expected one of exact, released"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
