@@ -72,8 +72,6 @@ class ParameterGrads:
     log_lr: int
 
 class RolloutArgs:
-    def __init__(self, of: RolloutArgs = ...) -> None: ...
-
     n_steps: int
     n_inner: int
     n_rows: int
@@ -112,6 +110,8 @@ class RolloutArgs:
     slopes: int
     errors: int
     drives: int
+
+    def __init__(self, of: RolloutArgs = ...) -> None: ...
 
 class Prepared:
     bytes: int

@@ -61,8 +61,11 @@ def prepared_tensors(
     """
     parts = {"params": given.log_sigma, "x": x}
     if state is not None:
+        checks.tensor("state.log_rate", state.log_rate)
         parts["state.log_rate"] = state.log_rate
-    _, x, *first = checks.full_precision("params", **parts)
+    _, x, *first = (
+        parts.values() if checks.alike(*parts.values()) else checks.full_precision("params", **parts)
+    )
     pixels, neurons = given.dictionary.shape
     _check_frames(x, steps, pixels, "params.dictionary")
     shape = (*given.log_rate.shape[:-2], x.shape[-2], neurons)

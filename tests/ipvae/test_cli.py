@@ -70,10 +70,10 @@ def test_help_imports_no_torch() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0
     assert result.stderr == ""
-    assert all(name in result.stdout for name in ("demo", "train", "eval", "infer", "plot", "info"))
+    assert all(name in result.stdout for name in ("demo", "train", "eval", "infer", "stream", "plot", "info"))
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "eval", "infer", "plot", "info"])
+@pytest.mark.parametrize("command", ["demo", "train", "eval", "infer", "stream", "convert", "plot", "info"])
 def test_every_command_teaches_by_example(command: str) -> None:
     text = call(command, "--help").output
     assert "Example" in text

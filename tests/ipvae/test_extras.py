@@ -58,8 +58,10 @@ def told(module: str, code: str) -> str:
 def messages() -> dict[str, str]:
     """Distribution -> what a use of it raises where it is missing.
 
-    In a fork, where what was imported need not be again, and what an import remembers harms no other test.
+    In a fork, where what was imported need not be again, and what an import remembers harms no other test;
+    Lightning before all, which does not stand being imported again after it failed half-way.
     """
+    pytest.importorskip("lightning.pytorch")
     ours, theirs = multiprocessing.Pipe()
 
     def use_all() -> None:

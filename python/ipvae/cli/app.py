@@ -66,7 +66,7 @@ def clear_errors(command: Callable[P, R]) -> Callable[P, R]:
                 return command(*args, **kwargs)
         except KeyboardInterrupt as error:
             fail(str(error) or "interrupted", INTERRUPTED)
-        except (ValueError, OSError, ImportError) as error:
+        except (ValueError, OSError, ImportError, MemoryError) as error:
             fail(str(error), USER_ERROR)
         except RuntimeError as error:
             # CheckpointError, DownloadError, TrainingError, BackendError; any other one is a bug.

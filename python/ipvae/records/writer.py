@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -111,6 +112,7 @@ class SpikeWriter:
             self._write(part_path(self.folder, end - self.part_steps), held)
             open_path(self.folder).unlink(missing_ok=True)
             held = []
+            _give_back()
         self._held, self.next_step = held, end
 
     def flush(self) -> None:
@@ -140,3 +142,14 @@ class SpikeWriter:
                 use_dictionary=["count"],
                 column_encoding={name: "DELTA_BINARY_PACKED" for name in ("step", "sample", "neuron")},
             )  # fmt: skip
+
+
+def _give_back() -> None:
+    """Hands freed memory back to the system.
+
+    Files differ in size, and allocators keep a little more after each: over 10^6 steps resident memory grew
+    by 18 %, and with this by a fraction of 1 % (tools/endurance.py).
+    """
+    pa.default_memory_pool().release_unused()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
+        trim(0)
