@@ -6,7 +6,7 @@ from typing import Any
 from .backend.choice import BackendError, BackendWarning, backends, use_backend
 from .graphs import warmup
 from .params import GaussianParams, PoissonParams, State, StepParams
-from .poisson import poisson_rsample, poisson_sample
+from .poisson import arrivals_quantile, poisson_kl, poisson_rsample, poisson_sample
 from .rollout import (
     Decoded,
     Decoder,
@@ -16,10 +16,12 @@ from .rollout import (
     Interrupted,
     LinearDecoder,
     Prepared,
+    StepResult,
     elbo,
     estimate,
     infer,
     prepare,
+    step,
 )
 from .selftest import Check, self_test
 from .update import log_rate_update
@@ -40,15 +42,19 @@ __all__ = [
     "Prepared",
     "State",
     "StepParams",
+    "StepResult",
+    "arrivals_quantile",
     "backends",
     "elbo",
     "estimate",
     "infer",
     "log_rate_update",
+    "poisson_kl",
     "poisson_rsample",
     "poisson_sample",
     "prepare",
     "self_test",
+    "step",
     "use_backend",
     "warmup",
 ]

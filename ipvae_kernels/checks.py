@@ -162,6 +162,13 @@ def finite(**tensors: Tensor) -> None:
         raise ValueError(f"{name}: expected finite values, found {bad} of {value.numel()} NaN or infinite")
 
 
+def not_negative(name: str, value: Tensor) -> None:
+    """No number below 0, as far as the numbers can be looked at."""
+    if _looks(value) and bool((value < 0.0).any()):
+        bad = int((value < 0.0).sum())
+        raise ValueError(f"{name}: expected values of at least 0, found {bad} of {value.numel()} below")
+
+
 def finite_result(cause: str, **tensors: Tensor) -> None:
     """Finite results of finite arguments; ``cause`` says what else can be the reason."""
     for name in not_finite(tensors):
@@ -209,11 +216,23 @@ def _looks(value: Tensor) -> bool:
     return not capturing and not torch._C._are_functorch_transforms_active()
 
 
-def seed(value: object, device: torch.device) -> Tensor:
-    """A seed as an int64 tensor of shape [] on the device; None draws one from torch's default generator.
+def seed(value: object, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """A seed as an int64 tensor of shape [] on the device; None draws one, from torch's default generator.
 
     A tensor of the device is taken as it is: a CUDA graph is replayed with new noise through it.
+
+    Args:
+        value: the seed.
+        device: for it.
+        generator: to draw from instead, of any device; then there is no seed beside it.
     """
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator: expected a torch.Generator, found {type(generator).__name__}")
+        if value is not None:
+            raise TypeError(f"generator: expected None beside a seed, found both (seed={value!r})")
+        drawn = torch.randint(2**63 - 1, (), dtype=torch.int64, device=generator.device, generator=generator)
+        return drawn.to(device)
     if value is None:
         return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
     if isinstance(value, Tensor):

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cells import CELLS, make_cell, poisson_kl
+from .cells import CELLS, make_cell
 from .philox import KIND_LOSS, Stream
-from .poisson import noise, relaxation
+from .poisson import divergence, noise, relaxation
 from .rollout import eager as rollout
 from .rollout.config import RolloutConfig
 from .rollout.decoders import LinearDecoder
@@ -214,7 +214,7 @@ def _by_autograd(golden: Golden) -> Computed:
     }
     if meta["kind"] == "poisson":
         posterior, prior = computed["u"], torch.stack([step.states[0] for step in steps])
-        computed["loss_kl_exact"] = poisson_kl(posterior, prior, "exact")
+        computed["loss_kl_exact"] = divergence.kl(posterior, prior, "exact")
     if with_gradient:
         gradients = torch.autograd.grad(loss, parameters)
         computed |= {f"grad_{name}": grad for name, grad in zip(_PARAMETERS, gradients, strict=True)}
@@ -247,7 +247,7 @@ def _by_hand(golden: Golden) -> Computed:
         "loss": _loss(recon, kl, golden),
     }
     if CELLS[cfg.cell].counts:
-        computed["loss_kl_exact"] = poisson_kl(posterior, prior, "exact")
+        computed["loss_kl_exact"] = divergence.kl(posterior, prior, "exact")
     if "grad_weight" in golden:
         scale = 256.0 / x.shape[-1] / recon.numel()
         upstream = Upstream(

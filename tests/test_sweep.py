@@ -32,8 +32,10 @@ from ipvae.models.iterative import opened
 from ipvae.models.registry import FAMILIES
 from ipvae.training import recipes, schedules
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 import ipvae_kernels as ik
+from ipvae_kernels.distributions import EATPoisson, GumbelSoftmaxPoisson
 
 B, M, K = 3, 6, 5
 DOCUMENTED = (TypeError, ValueError, ik.BackendError)
@@ -361,6 +363,7 @@ GAUSSIAN = {
     "state_init": tensor(2, K),
     "activation": Of("identity", "name"),
 }
+LAW = {"sample_shape": Of(None, "count")}
 CLAMPS = {"clamp_u": Of(None, "real"), "clamp_du": Of(None, "real")}
 STATE = {"log_rate": tensor(B, K), "state_step": Of(0, "word")}
 
@@ -399,6 +402,22 @@ def log_rate_update(log_bias: Any, log_lr: Any, **options: Any) -> Any:
     return ik.log_rate_update(**options, params=params)
 
 
+def law(kind: Any) -> Callable[..., Any]:
+    """A law's samples, with what they are worth."""
+
+    def call(sample_shape: Any, **options: Any) -> Any:
+        q = kind(**options, validate_args=True)
+        z = q.rsample(sample_shape)
+        return z, q.sample(sample_shape), q.log_prob(z), kl_divergence(q, q)
+
+    return call
+
+
+def step(x: Any, params: Any, steps: Any, **options: Any) -> Any:
+    """One of `ik.step`, whose steps are one."""
+    return ik.step(x, params, **options)
+
+
 def use_backend(name: Any) -> None:
     with ik.use_backend(name):
         pass
@@ -410,6 +429,38 @@ KERNELS = {
         with_gradients(ik.poisson_rsample),
         {"log_rate": tensor(B, K), **DRAW, **ESTIMATOR, "upper_bound": Of(None, "count")},
         share=2.0,
+    ),
+    "poisson_kl": Target(
+        ik.poisson_kl,  # plain PyTorch, whose gradients overflow somewhat earlier
+        {
+            "log_rate": tensor(B, K),
+            "log_rate_prior": tensor(K),
+            "kind": Of("exact", "name"),
+            "check": Of(True, "flag"),
+        },
+    ),
+    "arrivals_quantile": Target(ik.arrivals_quantile, {"rate": Of(3.0, "real"), "tail": Of(1e-3, "real")}),
+    "EATPoisson": Target(
+        with_gradients(law(EATPoisson)),
+        {
+            "log_rate": tensor(B, K),
+            "temp": Of(0.1, "real"),
+            "indicator_approx": Of("cubic", "name"),
+            "n_exp": Of("infer", "count"),
+            "n_exp_p": Of(1e-3, "real"),
+            "clamp": Of(None, "real"),
+            **LAW,
+        },
+    ),
+    "GumbelSoftmaxPoisson": Target(
+        with_gradients(law(GumbelSoftmaxPoisson)),
+        {
+            "log_rate": tensor(B, K),
+            "temp": Of(0.5, "real"),
+            "upperbound_method": Of("fixed", "name"),
+            "upperbound_param": Of(6, "count"),
+            **LAW,
+        },
     ),
     "log_rate_update": Target(
         with_gradients(log_rate_update),
@@ -437,6 +488,17 @@ KERNELS = {
             "record_every": Of(1, "count"),
         },
         share=3.0,
+    ),
+    "step": Target(
+        rollout(step, ik.PoissonParams, POISSON),  # gradients are those of the ops, each of which is here
+        {
+            "x": tensor(B, M),
+            **POISSON,
+            **{name: value for name, value in RUN.items() if name != "matmul_precision"},
+            **CLAMPS,
+            **ESTIMATOR,
+            "state": Of(None, "real"),
+        },
     ),
     "infer gaussian": Target(
         rollout(ik.infer, ik.GaussianParams, GAUSSIAN),

@@ -15,14 +15,13 @@ from ..params import GaussianParams, PoissonParams
 from ..poisson.noise import Noise
 from .base import Cell, Draw
 from .gaussian import GaussianCell
-from .poisson import KLS, PoissonCell, poisson_kl, poisson_kl_gradients
+from .poisson import PoissonCell
 
 if TYPE_CHECKING:
     from ..rollout.config import RolloutConfig
 
 __all__ = [
     "CELLS",
-    "KLS",
     "Cell",
     "Draw",
     "GaussianCell",
@@ -30,8 +29,6 @@ __all__ = [
     "code",
     "make_cell",
     "name_of",
-    "poisson_kl",
-    "poisson_kl_gradients",
 ]
 
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..philox import Stream
+from ..poisson import divergence, noise
 from ..poisson import eager as poisson
-from ..poisson import noise
 from ..update import eager as update
 from .base import Draw
 
 if TYPE_CHECKING:
     from ..rollout.config import RolloutConfig
-
-KLS = ("exact", "released")
-"""The formulas of a Poisson KL, in the order of the enumeration in ``csrc/common/cells/poisson.h``."""
 
 
 class PoissonCell:
@@ -59,12 +55,12 @@ class PoissonCell:
         )
 
     def kl(self, state: Tensor, prior: Tensor) -> Tensor:
-        """See :func:`poisson_kl`."""
-        return poisson_kl(state, prior, self.cfg.kl)
+        """See :func:`divergence.kl`."""
+        return divergence.kl(state, prior, self.cfg.kl)
 
     def kl_backward(self, state: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        """See :func:`poisson_kl_gradients`."""
-        return poisson_kl_gradients(state, prior, self.cfg.kl)
+        """See :func:`divergence.kl_gradients`."""
+        return divergence.kl_gradients(state, prior, self.cfg.kl)
 
     def update_backward(
         self, grad: Tensor, state: Tensor, prior: Tensor, drive: Tensor, code: Tensor, memo: Tensor
@@ -78,23 +74,3 @@ class PoissonCell:
     def draw_backward(self, grad_code: Tensor, state: Tensor, code: Tensor, memo: Tensor) -> Tensor:
         """Through the slopes of the counts."""
         return grad_code * memo
-
-
-def poisson_kl(log_rate: Tensor, prior: Tensor, kind: str) -> Tensor:
-    """KL between Poisson distributions of two log rates, elementwise, nats.
-
-    "exact" is KL(Poisson(e^u) || Poisson(e^prior)); "released" is e^(u - prior) times that, as in the
-    released code.
-    """
-    d = log_rate - prior
-    # d + (d - 1)(e^d - 1) is 1 + e^d (d - 1) with the ones cancelled by hand.
-    return torch.exp(prior if kind == "exact" else log_rate) * (d + (d - 1.0) * torch.expm1(d))
-
-
-def poisson_kl_gradients(log_rate: Tensor, prior: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """Derivatives of :func:`poisson_kl` with respect to the log rate and to the prior."""
-    d = log_rate - prior
-    if kind == "exact":
-        return torch.exp(log_rate) * d, -torch.exp(prior) * torch.expm1(d)
-    slope = torch.exp(log_rate + d) * d
-    return poisson_kl(log_rate, prior, kind) + slope, -slope

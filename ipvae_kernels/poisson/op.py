@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from .. import _transforms, checks
@@ -9,12 +10,14 @@ from ..backend import choice
 from ..philox import DRAWS, KIND_ALONE, Stream
 from . import eager, noise, registered
 from .estimators import ESTIMATORS, is_hard
+from .rates import log_rate_from
 
+ARRIVALS_KEPT_MAX = 2**22 - 4  # and counts of a support: as many as the words of one draw allow
 _TEMPERATURE_MAX = 1e6  # more than any draw can afford, and within the integers that count arrivals
 
 
 def poisson_sample(
-    log_rate: Tensor,
+    log_rate: Tensor | None = None,
     *,
     seed: int | Tensor | None = None,
     draw: str = "alone",
@@ -22,6 +25,8 @@ def poisson_sample(
     step: int = 0,
     sample_offset: int = 0,
     neuron_offset: int = 0,
+    rate: Tensor | None = None,
+    generator: torch.Generator | None = None,
     backend: str = "auto",
     check: bool = True,
 ) -> Tensor:
@@ -43,7 +48,7 @@ def poisson_sample(
 
     Args:
         log_rate: u, any shape, float32 or float64. The last dimension indexes neurons, the others, flattened
-            in row-major order, samples.
+            in row-major order, samples. Or ``rate``, in its place.
         seed: int64 of shape [], an int, or None: drawn from torch's default generator.
         draw: which draw of a step this is: "update", of the counts that drive an update; "loss", the fresh
             counts of a step; or "alone", that of no rollout.
@@ -51,22 +56,25 @@ def poisson_sample(
         step: global time step, 0..2^32-1.
         sample_offset: global index of the first sample: of a batch, how many samples came before it.
         neuron_offset: global index of the first neuron, a multiple of 4: of a dictionary in parts.
+        rate: the rates themselves, >= 0, in place of ``log_rate``; those below the floor 1.1920929e-07 are
+            that.
+        generator: draws the seed, in place of ``seed``.
         backend: "auto", "cpu", "cuda", "triton", "eager" or "autograd" (here the same as eager).
         check: raise where log_rate is not finite or its rate overflows; costs a pass over input and result.
 
     Returns:
-        Counts, of the shape and dtype of log_rate.
+        Counts, of the shape and dtype of the rates.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
         BackendError: a backend named cannot serve.
         RuntimeError: ``torch.vmap`` was not told whether its slices share one draw.
     """
-    (log_rate,) = checks.full_precision(log_rate=log_rate)
     check = checks.flag("check", check)
+    log_rate = log_rate_from(log_rate, rate, check)
     backend = choice.select(backend)
-    seed = checks.seed(seed, log_rate.device)
-    rows = _rows(log_rate)
+    seed = checks.seed(seed, log_rate.device, generator)
+    rows = rows_of(log_rate)
     stream = _stream(draw, inner, step, sample_offset, neuron_offset, rows)
     # A view is not free: 6 of the 30 microseconds of a small draw.
     plain = rows.detach() if rows.requires_grad else rows
@@ -75,7 +83,7 @@ def poisson_sample(
 
 
 def poisson_rsample(
-    log_rate: Tensor,
+    log_rate: Tensor | None = None,
     *,
     estimator: str = "cubic",
     temperature: float = 0.1,
@@ -87,6 +95,8 @@ def poisson_rsample(
     sample_offset: int = 0,
     neuron_offset: int = 0,
     upper_bound: int | None = None,
+    rate: Tensor | None = None,
+    generator: torch.Generator | None = None,
     backend: str = "auto",
     check: bool = True,
 ) -> Tensor:
@@ -116,11 +126,13 @@ def poisson_rsample(
         neuron_offset: global index of the first neuron.
         upper_bound: for "gumbel": number of counts in the support; None takes the 1 - 1e-3 quantile at the
             largest rate.
+        rate: the rates themselves, in place of ``log_rate``, with the gradient; as in :func:`poisson_sample`.
+        generator: draws the seed, in place of ``seed``.
         backend: "auto", "cpu", "cuda", "triton", "eager" or "autograd"; "gumbel" is served by autograd alone.
         check: raise where log_rate or the result is not finite; costs a pass over each.
 
     Returns:
-        Counts, of the shape and dtype of log_rate.
+        Counts, of the shape and dtype of the rates.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -128,14 +140,14 @@ def poisson_rsample(
         RuntimeError: ``torch.vmap`` was not told whether its slices share one draw.
         NotImplementedError: a third derivative, in its backward.
     """
-    (log_rate,) = checks.full_precision(log_rate=log_rate)
+    check = checks.flag("check", check)
+    log_rate = log_rate_from(log_rate, rate, check)
     temperature, n_arrivals = check_estimator(estimator, temperature, n_arrivals)
     if upper_bound is not None:
-        upper_bound = checks.integer("upper_bound", upper_bound, 1, 2**22 - 4)
-    check = checks.flag("check", check)
+        upper_bound = checks.integer("upper_bound", upper_bound, 1, ARRIVALS_KEPT_MAX)
     backend = choice.select(backend)
-    seed = checks.seed(seed, log_rate.device)
-    rows = _rows(log_rate)
+    seed = checks.seed(seed, log_rate.device, generator)
+    rows = rows_of(log_rate)
     stream = _stream(draw, inner, step, sample_offset, neuron_offset, rows)
     if backend == "autograd" or estimator == "gumbel":
         choice.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
@@ -159,7 +171,7 @@ def check_estimator(
 ) -> tuple[float, int | None]:
     """Checks the arguments that say how counts are drawn; returns temperature and n_arrivals."""
     checks.choice("estimator", estimator, ESTIMATORS)
-    limit = None if n_arrivals is None else checks.integer("n_arrivals", n_arrivals, 1, 2**22 - 4)
+    limit = None if n_arrivals is None else checks.integer("n_arrivals", n_arrivals, 1, ARRIVALS_KEPT_MAX)
     return checks.number("temperature", temperature, 0.0, _TEMPERATURE_MAX), limit
 
 
@@ -178,7 +190,7 @@ def _stream(
     return kind, inner, step, sample_offset, checks.neuron_offset(neuron_offset, neurons)
 
 
-def _rows(log_rate: Tensor) -> Tensor:
+def rows_of(log_rate: Tensor) -> Tensor:
     """[B, K]: samples by neurons."""
     if log_rate.dim() == 2:
         return log_rate

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import _transforms
-from .noise import ARRIVALS_MAX, Arrivals, rate_of
+from .arrivals import arrivals_quantile
+from .noise import ARRIVALS_MAX, RATE_FLOOR, Arrivals, rate_of
 
 
 class Indicator(NamedTuple):
@@ -203,9 +204,14 @@ def gumbel_counts(log_rate: Tensor, gumbel: Tensor, tau: float) -> Tensor:
         gumbel: standard Gumbels, [..., n].
         tau: temperature > 0.
     """
-    k = torch.arange(gumbel.shape[-1], dtype=log_rate.dtype, device=log_rate.device)
-    logits = k * log_rate.unsqueeze(-1) - torch.lgamma(k + 1.0)
-    return (torch.softmax((logits + gumbel) / tau, dim=-1) * k).sum(-1)
+    shares = torch.softmax((count_logits(log_rate, gumbel.shape[-1]) + gumbel) / tau, dim=-1)
+    return (shares * torch.arange(gumbel.shape[-1], dtype=log_rate.dtype, device=log_rate.device)).sum(-1)
+
+
+def count_logits(log_rate: Tensor, n: int) -> Tensor:
+    """Log probabilities of the counts 0..n-1, up to a constant: [...] to [..., n]."""
+    k = torch.arange(n, dtype=log_rate.dtype, device=log_rate.device)
+    return k * log_rate.unsqueeze(-1) - torch.lgamma(k + 1.0)
 
 
 def gumbel_upper_bound(log_rate: Tensor) -> int:
@@ -215,6 +221,4 @@ def gumbel_upper_bound(log_rate: Tensor) -> int:
         raise ValueError(
             f"upper_bound: expected to be given for rates above {ARRIVALS_MAX:.0f}, found {rate}"
         )
-    k = torch.arange(math.ceil(rate + 10.0 * math.sqrt(rate) + 20.0), dtype=torch.float64, device="cpu")
-    below = torch.special.gammaincc(k + 1.0, torch.full_like(k, rate)) < 1.0 - 1e-3
-    return max(1, int(below.sum()))
+    return arrivals_quantile(max(rate, RATE_FLOOR))

@@ -4,6 +4,7 @@ from .decoders import Decoded, Decoder, LinearDecoder
 from .estimates import Estimate, estimate
 from .op import ElboResult, InferResult, elbo, infer
 from .prepared import Prepared, prepare
+from .step import StepResult, step
 from .stretches import Interrupted
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     "Interrupted",
     "LinearDecoder",
     "Prepared",
+    "StepResult",
     "elbo",
     "estimate",
     "infer",
     "prepare",
+    "step",
 ]

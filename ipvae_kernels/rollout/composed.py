@@ -19,7 +19,8 @@ from ..poisson.noise import PhiloxNoise
 from ..update.op import log_rate_update
 from . import checkpointing, eager
 from .config import RolloutConfig
-from .decoders import Decoder
+from .decoders import Decoder, LinearDecoder
+from .task import Task
 
 
 class OpsCell(PoissonCell):
@@ -65,6 +66,30 @@ def cell_of(log_bias: Tensor, log_lr: Tensor, seed: Tensor, cfg: RolloutConfig, 
         return OpsCell(log_bias, log_lr, seed, cfg, backend)
     choice.refuse_compiled(backend, "with a decoder of your own, Gaussian models run in plain PyTorch")
     return make_cell(log_bias, log_lr, PhiloxNoise(seed), cfg, differentiable=True)
+
+
+def by_autograd(backend: str, cfg: RolloutConfig) -> bool:
+    """Whether plain differentiable PyTorch serves the call; refuses a compiled backend named for it."""
+    if cfg.estimator == "gumbel":
+        choice.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
+        return True
+    return backend == "autograd"
+
+
+def parts(task: Task) -> tuple[Tensor, Decoder, Tensor]:
+    """Input, decoder and log_sigma for a driver in Python."""
+    x, dictionary, log_sigma, *_ = task.tensors
+    return x, task.decoder or LinearDecoder(dictionary), log_sigma
+
+
+def cell_for(op: str, task: Task, backend: str) -> Cell:
+    """The cell of a task for a driver in Python; ``op`` is who asks, for messages."""
+    if not by_autograd(backend, task.cfg):
+        return cell_of(task.tensors.log_bias, task.tensors.log_lr, task.seed, task.cfg, backend)
+    seed = _transforms.one_draw(op, not CELLS[task.cfg.cell].counts, task.seed, *task.tensors)
+    return make_cell(
+        task.tensors.log_bias, task.tensors.log_lr, PhiloxNoise(seed), task.cfg, differentiable=True
+    )
 
 
 def elbo(

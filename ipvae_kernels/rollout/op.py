@@ -22,13 +22,11 @@ from torch import Tensor, nn
 
 from .. import _transforms, checks
 from ..backend import choice
-from ..cells import CELLS, Cell, make_cell
+from ..cells import CELLS
 from ..params import State
-from ..poisson.noise import PhiloxNoise
 from ..poisson.op import check_estimator
 from . import composed, eager, library, records, sparse, stretches
-from .config import RolloutConfig
-from .decoders import Decoder, LinearDecoder
+from .decoders import Decoder
 from .problem import constants
 from .task import Clamp, Params, Task, task_of, unprepared
 
@@ -315,7 +313,7 @@ def _inferred(
         wide = task.tensors.dictionary.to(task.tensors.log_sigma.dtype)
         task = task._replace(tensors=task.tensors._replace(dictionary=wide))
     with torch.no_grad():
-        if task.decoder is not None or _by_autograd(backend, task.cfg):
+        if task.decoder is not None or composed.by_autograd(backend, task.cfg):
             return _composed(task, names, record_every, backend, check)
         return _fused(task, names, record_every, backend, check)
 
@@ -334,9 +332,9 @@ def _composed(
     """The same by the driver in Python."""
     if check:
         library.check_finite(task.tensors)
-    cell, state = _cell("infer", task, backend), task.tensors.log_rate
+    cell, state = composed.cell_for("infer", task, backend), task.tensors.log_rate
     with torch.autocast(state.device.type, enabled=False):
-        found = eager.record_run(*_parts(task), cell, state, task.cfg, names, record_every)
+        found = eager.record_run(*composed.parts(task), cell, state, task.cfg, names, record_every)
     if check:
         checks.finite_result(library.DIVERGED, **dict(zip(("state", *names), found, strict=True)))
     return found
@@ -346,41 +344,20 @@ def _traced() -> bool:
     return torch.compiler.is_compiling() or _transforms.transformed()
 
 
-def _by_autograd(backend: str, cfg: RolloutConfig) -> bool:
-    """Whether plain differentiable PyTorch serves the call; refuses a compiled backend named for it."""
-    if cfg.estimator == "gumbel":
-        choice.refuse_compiled(backend, "the gumbel estimator is served by autograd alone")
-        return True
-    return backend == "autograd"
-
-
-def _parts(task: Task) -> tuple[Tensor, Decoder, Tensor]:
-    """Input, decoder and log_sigma for a driver in Python."""
-    x, dictionary, log_sigma, *_ = task.tensors
-    return x, task.decoder or LinearDecoder(dictionary), log_sigma
-
-
-def _cell(op: str, task: Task, backend: str) -> Cell:
-    if not _by_autograd(backend, task.cfg):
-        return composed.cell_of(task.tensors.log_bias, task.tensors.log_lr, task.seed, task.cfg, backend)
-    seed = _transforms.one_draw(op, not CELLS[task.cfg.cell].counts, task.seed, *task.tensors)
-    return make_cell(
-        task.tensors.log_bias, task.tensors.log_lr, PhiloxNoise(seed), task.cfg, differentiable=True
-    )
-
-
 def _elbo_part(
     task: Task, checkpoint: int | None, backend: str, check: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The halves of the loss, recon and kl [T, B], and the final state of steps that share a gradient."""
-    if task.decoder is None and not _by_autograd(backend, task.cfg):
+    if task.decoder is None and not composed.by_autograd(backend, task.cfg):
         return library.elbo(*task.tensors, *constants(task.seed, task.cfg), checkpoint, backend, check)
     if check:
         library.check_finite(task.tensors)
-    cell = _cell("elbo", task, backend)
+    cell = composed.cell_for("elbo", task, backend)
     kept = None if task.decoder is None else checkpoint
     with torch.autocast(task.tensors.x.device.type, enabled=False):
-        recon, kl, log_rate = composed.elbo(*_parts(task), cell, task.tensors.log_rate, task.cfg, kept)
+        recon, kl, log_rate = composed.elbo(
+            *composed.parts(task), cell, task.tensors.log_rate, task.cfg, kept
+        )
     if check:
         library.check_loss(recon, kl, log_rate)
     return recon, kl, log_rate

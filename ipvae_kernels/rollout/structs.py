@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import cells
 from ..backend.compiled import arrival_limit, fill
+from ..poisson import divergence
 from ..poisson.estimators import code
 from .config import RolloutConfig
 from .eager import RECORDS, record_shapes
@@ -42,7 +43,7 @@ def rollout(module: Any, inputs: Inputs, cfg: RolloutConfig) -> Any:
     args.clamp_xi, args.clamp_dxi = cfg.clamp_xi, cfg.clamp_dxi
     args.temperature, args.n_arrivals = cfg.temperature, arrival_limit(cfg.n_arrivals)
     args.cell, args.estimator = cells.code(cfg.cell), code(cfg.estimator, cfg.temperature)
-    args.kl, args.single_draw = cells.KLS.index(cfg.kl), cfg.single_draw
+    args.kl, args.single_draw = divergence.KLS.index(cfg.kl), cfg.single_draw
     args.x_step = batch * pixels if x.dim() == 3 else 0
     return args
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..cells import CELLS, KLS, name_of
+from ..cells import CELLS, name_of
 from ..params import GaussianParams, PoissonParams, State
+from ..poisson.divergence import KLS
 from ..update.op import check_clamp
 from .config import MATMUL_PRECISIONS, RolloutConfig
 from .decoders import Decoder, LinearDecoder, as_decoder

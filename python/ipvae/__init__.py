@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import Evaluation, evaluate
     from .evaluation.readout import Readout
     from .fields import ConfigError
+    from .models.cell import IPVAECell
     from .models.config import IGVAEConfig, IPVAEConfig, ModelConfig
     from .models.gaussian import IGVAE
     from .models.iterative import IterativeVAE
@@ -34,6 +35,7 @@ __all__ = [
     "ConfigError",
     "Evaluation",
     "IGVAEConfig",
+    "IPVAECell",
     "IPVAEConfig",
     "IterativeVAE",
     "ModelConfig",
@@ -60,6 +62,7 @@ _HOMES = {
     "evaluation.evaluate": ("Evaluation", "evaluate"),
     "evaluation.readout": ("Readout",),
     "fields": ("ConfigError",),
+    "models.cell": ("IPVAECell",),
     "models.config": ("IGVAEConfig", "IPVAEConfig", "ModelConfig"),
     "models.gaussian": ("IGVAE",),
     "models.iterative": ("IterativeVAE",),

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from ipvae import IPVAE, CheckpointError, IterativeVAE, TrainConfig, load_model, train
-from ipvae.models.arrivals import arrivals_quantile
 from ipvae.models.registry import FAMILIES
 from ipvae.training import schedules
 from ipvae.training.batches import Batches, mix
@@ -633,15 +632,3 @@ def test_mixed_seeds_differ() -> None:
     seeds = {mix(seed, purpose, index) for seed in (-1, 0, 1) for purpose in range(3) for index in range(100)}
     assert len(seeds) == 900
     assert all(-(2**63) <= seed < 2**63 for seed in seeds)
-
-
-@pytest.mark.parametrize(("rate", "n"), [(3.0, 10), (1e-3, 1), (0.5, 4), (100.0, 132), (22_026.0, 22_486)])
-def test_the_cut_of_the_arrivals_is_the_quantile_of_the_largest_rate(rate: float, n: int) -> None:
-    """Expected numbers: `scipy.stats.poisson(rate).ppf(1 - 1e-3)`; 10 is where the released code starts."""
-    assert arrivals_quantile(rate) == n
-
-
-@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf])
-def test_no_cut_without_a_rate(rate: float) -> None:
-    with pytest.raises(ValueError, match="rate: expected a positive"):
-        arrivals_quantile(rate)

@@ -20,7 +20,8 @@ from torch import Tensor
 import ipvae_kernels
 from ipvae_kernels import philox
 from ipvae_kernels.backend import compiled
-from ipvae_kernels.cells import CELLS, KLS
+from ipvae_kernels.cells import CELLS
+from ipvae_kernels.poisson.divergence import KLS
 from ipvae_kernels.poisson.estimators import COMPILED, ESTIMATORS
 from ipvae_kernels.rollout import cpu as rollout
 from ipvae_kernels.rollout.config import RolloutConfig

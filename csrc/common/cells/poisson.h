@@ -8,7 +8,7 @@ IPVAE_BEGIN
 
 constexpr float kFloor = -8.f;  // of the update and of the log rate
 
-// In the order of KLS in ipvae_kernels/rollout/config.py, with which a test compares the names.
+// In the order of KLS in ipvae_kernels/poisson/divergence.py, with which a test compares the names.
 enum Kl : int { kExact, kReleased };
 constexpr const char* kKlNames[] = {"exact", "released"};
 

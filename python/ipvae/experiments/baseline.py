@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.arrivals import arrivals_quantile
+from ipvae_kernels import arrivals_quantile
+
 from ..models.poisson import IPVAE
 
 FLOOR = -8.0

@@ -20,12 +20,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ipvae_kernels import ElboResult
+from ipvae_kernels import ElboResult, arrivals_quantile
 
 from ..checkpoint import LAST, atomic_file
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..extras import explained
-from ..models.arrivals import arrivals_quantile
 from ..models.iterative import IterativeVAE
 from ..models.poisson import IPVAE
 from . import schedules

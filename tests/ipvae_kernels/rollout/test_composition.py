@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import ipvae_kernels as ik
-from ipvae_kernels.cells import poisson_kl
 
 STEPS = 4
 HOW: dict[str, Any] = {"seed": 11, "sample_offset": 3, "neuron_offset": 2**31 + 8}
@@ -58,7 +57,7 @@ def composed(
         counts.append(draw(u, draw="loss", step=t))
         scaled = (x - counts[-1] @ params.dictionary.T) * torch.exp(-params.log_sigma)
         recon.append(0.5 * (scaled.square() + math.log(2 * math.pi)).sum(-1) + params.log_sigma.sum())
-        kl.append(poisson_kl(u, prior, "exact").sum(-1))
+        kl.append(ik.poisson_kl(u, prior).sum(-1))
     return counts, recon, kl, u
 
 
@@ -107,6 +106,40 @@ def test_elbo_equals_its_composition(
     exact = dtype == torch.float64
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10 if exact else 2e-5, atol=1e-10 if exact else 2e-5)
+
+
+@pytest.mark.parametrize(("n_inner", "single"), SCHEDULES)
+@pytest.mark.parametrize(("estimator", "temperature"), ESTIMATORS)
+def test_steps_one_by_one_equal_elbo_and_infer(
+    estimator: str, temperature: float, n_inner: int, single: bool, backend: str, dtype: torch.dtype
+) -> None:
+    how = {"n_inner": n_inner, "beta_inner": 0.5, "single_draw": single, "backend": backend, **HOW}
+    drawn = {"estimator": estimator, "temperature": temperature}
+    x, params = exact_problem(dtype, grad=True)
+    inputs = [x, *vars(params).values()]
+    state, taken = None, []
+    for _ in range(STEPS):
+        taken.append(ik.step(x, params, state=state, **drawn, **how))
+        state = taken[-1].state
+    recon, kl = torch.stack([one.recon for one in taken]), torch.stack([one.kl for one in taken])
+    loss = (recon + 2.0 * kl).mean() * (256 / x.shape[-1])
+    whole = ik.elbo(x, params, STEPS, beta=2.0, **drawn, **how)
+    ours = [loss, recon, kl, state.log_rate, *torch.autograd.grad(loss, inputs)]
+    theirs = [
+        whole.loss,
+        whole.recon,
+        whole.kl,
+        whole.state.log_rate,
+        *torch.autograd.grad(whole.loss, inputs),
+    ]
+    exact = dtype == torch.float64
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10 if exact else 2e-5, atol=1e-10 if exact else 2e-5)
+    assert (state.step, state.sample_offset, int(state.seed)) == (STEPS, 3, 11)
+    if estimator in ("hard", "fini2"):  # whole counts are those of inference
+        records = ik.infer(x, params, STEPS, record=("counts", "reconstruction"), **how).records
+        for name, rows in records.items():
+            torch.testing.assert_close(torch.stack([getattr(one, name) for one in taken]), rows)
 
 
 class Part:
