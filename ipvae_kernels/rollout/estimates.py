@@ -79,17 +79,14 @@ def estimate(
         return time.perf_counter() - begun, result
 
     run(1)  # sets up what is set up once
-    n, (first, result) = 1, run(1)
-    seconds = first
+    n, (seconds, result) = 1, run(1)
     while n < steps and seconds < _PROBE:
         n = min(4 * n, steps)
         seconds, result = run(n)
-    if n < steps:
-        seconds = first + (steps - 1) * max(seconds - first, 0.0) / max(n - 1, 1)
     dense = [name for name in names if name != sparse.NAME]
     of_step = float(records.step_bytes(x, result.state.log_rate, dense))
     if sparse.NAME in names:
         rows = result.records[sparse.NAME]
         of_step += (rows.values().nbytes + rows.indices().nbytes) / len(rows)
     size = result.state.log_rate.nbytes + int(steps // every * of_step)
-    return Estimate(size, memory.available(x.device), seconds)
+    return Estimate(size, memory.available(x.device), seconds * steps / n)
