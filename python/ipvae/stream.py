@@ -141,7 +141,7 @@ class Stream:
                 step 0, so that a stream that goes on takes those it has not seen; an iterable of frames
                 [B, M] or of chunks [t, B, M], which is taken from where it stands; or a still input [B, M].
             steps: how many; None: until they end, which a still input and an endless feeder do not.
-            progress: draw a progress bar.
+            progress: draw a progress bar, with the time left where the number of frames is known.
 
         Returns:
             The state after the last step.
@@ -155,7 +155,7 @@ class Stream:
         steps = None if steps is None else checks.integer("steps", steps, 1, 2**32)
         first = self.steps
         source = _chunks(frames, first, steps, self._chunk_steps)
-        with tqdm(total=steps, unit="step", disable=not progress) as bar:
+        with tqdm(total=_total(frames, first, steps), unit="step", disable=not progress) as bar:
             try:
                 for chunk, n in source:
                     self._advance(self._flat(chunk), n)
@@ -286,7 +286,8 @@ def _chunks(frames: Frames, first: int, steps: int | None, size: Any) -> Iterato
         if frames.ndim == 2:
             if steps is None:
                 raise ValueError("steps: expected a number for a still input, found None")
-            yield from ((torch.as_tensor(frames), n) for n in _sizes(len(frames), first, steps, size))
+            still = as_tensor("frames", frames)
+            yield from ((still, n) for n in _sizes(len(still), first, steps, size))
             return
 
         def stretch(start: int, stop: int) -> Tensor:
@@ -295,6 +296,18 @@ def _chunks(frames: Frames, first: int, steps: int | None, size: Any) -> Iterato
         yield from _of_sequence(stretch, len(frames), frames.shape[1], first, steps, size)
     else:
         yield from _of_iterable(frames, first, steps, size)
+
+
+def _total(frames: Frames, first: int, steps: int | None) -> int | None:
+    """Steps from ``first`` on, where that is known beforehand."""
+    if steps is not None:
+        return steps
+    length = None
+    if isinstance(frames, Feeder):
+        length = frames.length
+    elif isinstance(frames, (Tensor, np.ndarray)) and frames.ndim > 2:
+        length = len(frames)
+    return None if length is None else max(0, length - first)
 
 
 def _sizes(batch: int, first: int, steps: int, size: Any) -> Iterator[int]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ipvae import IPVAE, IPVAEConfig, cli
-from ipvae.records import SpikeRecord
+from ipvae import IPVAE, IPVAEConfig, Stream, cli
+from ipvae.records import SpikeRecord, writer
 from typer.testing import CliRunner
 
 M, K, T, B = 12, 20, 30, 2
@@ -49,6 +49,11 @@ def test_frames_of_a_file_become_spikes_on_disk(model: Path, frames: Path, tmp_p
     events = int((expected > 0).sum())
     assert record.n_events == events
     assert f"events   {events:,}, {events / (T * B * K):.1%} of counts are not 0" in result.stdout
+    spikes = int(expected.sum())
+    assert spikes > events
+    assert record.n_spikes == spikes
+    assert f"spikes   {spikes:,}, {spikes / (T * B * K):.3g} a neuron and step" in result.stdout
+    assert f"{T}/{T}" in result.stderr  # the bar knows the end of the frames without --steps
     assert re.search(r"dense +0\.0 MiB as float32", result.stdout)
 
 
@@ -73,14 +78,39 @@ def test_ctrl_c_saves_and_says_how_to_go_on(model: Path, tmp_path: Path) -> None
     process = subprocess.Popen(
         [sys.executable, "-m", "ipvae", *map(str, command)], stderr=subprocess.PIPE, text=True, env=os.environ
     )
-    while process.poll() is None and not list(tmp_path.glob("spikes/part-*")):
+    while process.poll() is None and not (tmp_path / "spikes" / "state.safetensors").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 130
     steps = int(re.findall(r"interrupted after ([\d,]+) steps, which are saved", rest)[0].replace(",", ""))
     assert "--resume goes on" in rest
-    assert 0 < SpikeRecord(tmp_path / "spikes").steps <= steps
+    assert Stream.resume(IPVAE.from_pretrained(model).eval(), tmp_path / "spikes").steps == steps > 0
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_ctrl_c_while_a_file_is_written(
+    files: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still, out, written = tmp_path / "still.npy", tmp_path / "spikes", []
+    np.save(still, np.zeros((B, M)))  # float64, which an array has unasked, is as good
+    command = ("stream", model, still, "--steps", 2_500, "--device", "cpu", "--out")
+
+    def interrupt() -> None:
+        written.append(1)
+        if len(written) == files:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_give_back", interrupt)
+        result = call(*command, out)
+    assert result.exit_code == 130
+    said = "before any step was saved; the same command begins anew" if files == 1 else "after 1,000 steps"
+    assert said in result.stderr
+    assert call(*command, out, *(["--resume"] if files > 1 else [])).exit_code == 0
+    assert call(*command, tmp_path / "whole").exit_code == 0
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes()
 
 
 def test_bad_frames_are_refused_by_name(model: Path, frames: Path, tmp_path: Path) -> None:
@@ -112,6 +142,9 @@ def test_spikes_are_converted(to: str, module: str, model: Path, frames: Path, t
     result = call("convert", tmp_path / "spikes", "--to", to, "--out", tmp_path / "x", "--step-ms", 2)
     assert result.exit_code == 0, result.output
     assert "30 steps of 2 samples" in result.stdout
+    bad = call("convert", tmp_path / "spikes", "--to", to, "--out", tmp_path / "y", "--step-ms", 0)
+    assert bad.exit_code == 2
+    assert "--step-ms: expected" in bad.stderr
     missing = call("convert", tmp_path / "nothing", "--to", to, "--out", tmp_path / "y")
     assert missing.exit_code == 2
     assert "no record of spikes there" in missing.stderr

@@ -82,6 +82,28 @@ def test_pynapple_counts_the_same(record: SpikeRecord, counts: Tensor) -> None:
     assert len(later[3]) == 0
 
 
+@pytest.mark.parametrize("module", ["pynwb", "h5py", "pynapple"])
+def test_a_record_is_read_in_pieces(
+    module: str, record: SpikeRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(module, reason=f"{module} is not installed")
+    read, whole = [], SpikeRecord.csr
+
+    def csr(self: SpikeRecord, sample: int, start: int = 0, stop: int | None = None) -> object:
+        read.append((sample, start, stop))
+        return whole(self, sample, start, stop)
+
+    monkeypatch.setattr(SpikeRecord, "csr", csr)
+    if module == "pynwb":
+        to_nwb(record, tmp_path / "x.nwb")
+    elif module == "h5py":
+        to_sonata(record, tmp_path / "x.h5")
+    else:
+        to_pynapple(record, 0)
+    samples = 1 if module == "pynapple" else B
+    assert read == [(b, start, min(start + 10, T)) for b in range(samples) for start in range(0, T, 10)]
+
+
 def test_bad_requests_are_named(record: SpikeRecord, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="step_seconds: expected"):
         to_nwb(record, tmp_path / "x.nwb", step_seconds=0.0)

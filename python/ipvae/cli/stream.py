@@ -76,9 +76,7 @@ def stream(
     try:
         run.run(source, left, progress=True)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted after {run.steps:,} steps, which are saved; the same command with --resume goes on"
-        ) from None
+        raise KeyboardInterrupt(_interrupted(run)) from None
     _report(run, out)
 
 
@@ -99,8 +97,11 @@ def convert(
 
     [bold]Next:[/] python -c "import pynwb; print(pynwb.NWBHDF5IO('spikes.nwb', 'r').read())"
     """
+    from ipvae_kernels import checks
+
     from ..records import SpikeRecord, to_nwb, to_sonata
 
+    checks.number("--step-ms", step_ms, 0.0, above=True)
     record = SpikeRecord(spikes)
     if to is Format.NWB:
         to_nwb(record, out, step_seconds=1e-3 * step_ms)
@@ -130,17 +131,25 @@ def _mapped(path: Path, net: IterativeVAE) -> Any:
     return frames
 
 
+def _interrupted(run: Stream) -> str:
+    """How far a run came and how to go on with it."""
+    if run.state is None:  # in its first steps, or while their file was written
+        return "interrupted before any step was saved; the same command begins anew"
+    return f"interrupted after {run.steps:,} steps, which are saved; the same command with --resume goes on"
+
+
 def _report(run: Stream, out: Path) -> None:
-    """Steps, spikes, and sizes on disk and in memory."""
+    """Steps, spikes, their rate, and sizes on disk and of dense counts."""
     from ..records import SpikeRecord
 
     record = SpikeRecord(out)
     size = sum(path.stat().st_size for path in out.iterdir())
-    numbers = record.steps * record.batch * record.n_latents
-    events = record.n_events
+    numbers = run.steps * record.batch * record.n_latents  # a record does not know silent steps at its end
+    events, spikes = record.n_events, record.n_spikes
     for name, value in (
         ("steps", f"{run.steps:,}"),
-        ("events", f"{events:,}, {events / max(numbers, 1):.1%} of counts are not 0"),
+        ("spikes", f"{spikes:,}, {spikes / numbers:.3g} a neuron and step"),
+        ("events", f"{events:,}, {events / numbers:.1%} of counts are not 0"),
         ("on disk", f"{size / 2**20:.1f} MiB in {out}"),
         ("dense", f"{4 * numbers / 2**20:.1f} MiB as float32, {numbers / 2**20:.1f} as bytes"),
     ):

@@ -39,7 +39,9 @@ def to_nwb(
     """Binned spikes as Neurodata Without Borders: a time series of counts, [T, K], for each sample.
 
     They lie in the processing module "spikes" as "sample_0", "sample_1", ..., compressed, with the rate of
-    the steps; `pynwb.NWBHDF5IO` reads them as HDF5 datasets, in pieces if one likes.
+    the steps; `pynwb.NWBHDF5IO` reads them as HDF5 datasets, in pieces if one likes. A series of counts and
+    not `Units`: that table goes neuron by neuron, which takes the events of all steps at once, and its spike
+    times would claim a place within the step, which no spike has. `to_sonata` writes such times.
 
     Args:
         record: to convert.

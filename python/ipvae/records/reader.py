@@ -61,6 +61,12 @@ class SpikeRecord:
         """Counts that are not 0, of all samples; read from the files' ends."""
         return sum(pq.read_metadata(path).num_rows for path in self._parts.values())
 
+    @property
+    def n_spikes(self) -> int:
+        """Sum of the counts, of all samples; read part by part, the column of counts alone."""
+        sums = (pa.compute.sum(_read(path, ["count"])["count"]).as_py() for path in self._parts.values())
+        return sum(found or 0 for found in sums)  # None of a part without events
+
     def events(self, start: int = 0, stop: int | None = None) -> pa.Table:
         """Events of the steps start..stop-1: columns step, sample, neuron, count, in this order."""
         start, stop = self._range(start, stop)
@@ -115,8 +121,8 @@ def _schema(path: Path) -> pa.Schema:
         raise ValueError(f"{path}: damaged, or no Parquet file ({error})") from error
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
-        return pq.read_table(path)
+        return pq.read_table(path, columns=columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: damaged, or no Parquet file ({error})") from error
