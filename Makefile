@@ -9,6 +9,7 @@
 # make triton-matrix   the table of aot with every version of Triton since 3.3: hours
 # make wheels        wheels of the Pythons at hand and the sdist, in dist/; each is tested in an environment of its own
 # make test-matrix   the core tests with the oldest and the newest torch, Pythons and dependencies: gigabytes, tens of minutes
+# make scale       wide dictionaries, long sequences, single frames on this machine, beside the bounds: two minutes
 # make endurance   10^6 steps of a stream with spikes on disk: memory, a kill at a random step, the same files: a quarter of an hour
 # make clean  remove what the above made
 #
@@ -36,7 +37,7 @@ PROGRESS := { grep --line-buffered -E '^ *(\[[0-9]+/[0-9]+\] Building|-- ipvae_k
 
 SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
-.PHONY: demo test sweep endurance lint bench bench-quick aot triton-matrix triton-interpreter wheels test-matrix clean
+.PHONY: demo test sweep scale endurance lint bench bench-quick aot triton-matrix triton-interpreter wheels test-matrix clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ipvae demo --out demo
@@ -94,6 +95,9 @@ wheels: $(BIN)/python
 
 test-matrix: $(BIN)/python
 	$(BIN)/python tools/environments.py matrix $(addprefix --python ,$(PYTHONS))
+
+scale: $(VENV)/.dev
+	$(BIN)/python tools/scale.py --out scale
 
 endurance: $(VENV)/.dev
 	$(BIN)/python tools/endurance.py

@@ -142,13 +142,11 @@ def peak_memory(neurons: int, pixels: int, batch: int) -> Row:
 def growth(quick: bool) -> dict[str, list[Row]]:
     """Milliseconds along K, T and B, two threads, whole calls of prepared parameters."""
     torch.set_num_threads(2)
-    largest = 16_384 if quick else 1_048_576
+    widths = (512, 2_048, 8_192) if quick else (512, 2_048, 8_192, 32_768, 131_072, 524_288, 1_000_000)
     rows: dict[str, list[Row]] = {"K (M 64, B 1)": [], "B (K 512, M 256)": [], "T (K 512, M 256, B 1)": []}
-    neurons = 512
-    while neurons <= largest:
+    for neurons in widths:
         seconds = step_seconds(ik.prepare(params(neurons, 64)), torch.randn(1, 64), (2,))[2]
         rows["K (M 64, B 1)"].append({"size": neurons, "ms a step": 1e3 * seconds})
-        neurons *= 4
     given = ik.prepare(params(512, 256, -1.0))
     for batch in (1, 4, 16, 64, 256, 1024):
         seconds = step_seconds(given, torch.randn(batch, 256), (2,))[2]
