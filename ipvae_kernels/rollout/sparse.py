@@ -40,31 +40,41 @@ def infer(
         first: seed and sample_offset, which later pieces take from the state.
     """
     names = tuple(dict.fromkeys("counts" if name == NAME else name for name in record))
-    pieces: list[dict[str, Tensor]] = []
-    done, recorded = 0, 1  # the first piece tells how large one is
+    pieces: list[InferResult] = []
+    start = done = 0 if state is None else state.step
+    recorded = 1  # the first piece tells how large one is
     try:
-        while done < steps:
-            n = min(recorded * record_every, steps - done)
-            frames = x[done : done + n] if x.dim() == 3 else x
+        while done < start + steps:
+            n = min(recorded * record_every, start + steps - done)
+            frames = x[done - start : done - start + n] if x.dim() == 3 else x
             result = dense(frames, steps=n, record=names, state=state, record_every=record_every, **first)
-            pieces.append(_sparse(result.records, record))
-            done, state, first = done + n, result.state, {}
+            pieces.append(_sparse(result, record))
+            done, state, first = result.state.step, result.state, {}
             recorded = max(1, _CHUNK_BYTES // (4 * max(1, result.records["counts"][:1].numel())))
-    except Interrupted as interrupt:
-        pieces.append(_sparse(interrupt.result.records, record))
-        interrupt.steps += done
-        interrupt.result = interrupt.result._replace(records=_joined(pieces, record))
-        raise
-    return result._replace(records=_joined(pieces, record))
+    except KeyboardInterrupt as interrupt:
+        # It may come in a call, which keeps its finished steps, or between two.
+        if isinstance(interrupt, Interrupted):
+            pieces.append(_sparse(interrupt.result, record))
+        if not pieces:
+            raise
+        told = Interrupted(pieces[-1].state.step - start, [])
+        told.result = _joined(pieces, record)
+        raise told from interrupt
+    return _joined(pieces, record)
 
 
-def _sparse(records: dict[str, Tensor], record: Sequence[str]) -> dict[str, Tensor]:
-    return {name: records["counts"].to_sparse() if name == NAME else records[name] for name in record}
+def _sparse(result: InferResult, record: Sequence[str]) -> InferResult:
+    """The records asked for, with the counts sparse."""
+    found = result.records
+    return result._replace(
+        records={name: found["counts"].to_sparse() if name == NAME else found[name] for name in record}
+    )
 
 
-def _joined(pieces: list[dict[str, Tensor]], record: Sequence[str]) -> dict[str, Tensor]:
+def _joined(pieces: list[InferResult], record: Sequence[str]) -> InferResult:
     # Steps follow one another: what is joined is sorted, as each piece is.
-    return {name: _cat([piece[name] for piece in pieces]) for name in record}
+    records = {name: _cat([piece.records[name] for piece in pieces]) for name in record}
+    return pieces[-1]._replace(records=records)
 
 
 def _cat(parts: list[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, cast
 
@@ -131,11 +132,14 @@ class SpikeCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             max_steps=self.max_updates, batch_size=min(self.batch_size, len(x)), lr=self.lr,
             lr_min=min(self.lr, 1e-5), beta_outer=self.beta, beta_min=min(self.beta, 1e-4), seed=self._seed,
         )  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
+        with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryDirectory() as folder:
+            warnings.simplefilter("always")
             train(
                 self.model_, x, config, f"{folder}/run", logger=None, progress=bool(self.verbose),
                 validate_every=self.max_updates, checkpoint_every=self.max_updates,
             )  # fmt: skip
+        for warning in caught:
+            _tell(warning)
         self.model_.eval()
         return self
 
@@ -293,6 +297,14 @@ class SpikeCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         tags.non_deterministic = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _tell(warning: warnings.WarningMessage) -> None:
+    """Passes a warning of the training on, with the names that parameters have here."""
+    text = str(warning.message)
+    for theirs, ours in (("max_steps or epochs", "max_updates"), ("beta_outer", "beta")):
+        text = text.replace(theirs, ours)
+    warnings.warn(text, warning.category, stacklevel=3)
 
 
 def fit(x: ArrayLike, n_latents: int | None = None, **parameters: Any) -> SpikeCoder:

@@ -111,7 +111,9 @@ def test_partial_fit_goes_on(digits: Any) -> None:
 
 
 def test_a_collapse_is_said() -> None:
-    with pytest.warns(CollapseWarning, match="the model collapsed"):
+    with pytest.warns(
+        CollapseWarning, match=r"the model collapsed.*\(beta 10000; default 2\).*more updates \(max_updates\)"
+    ):
         SpikeCoder(8, beta=1e4, max_updates=50, lr=0.1).fit(np.random.default_rng(0).normal(size=(100, 16)))
 
 

@@ -226,6 +226,7 @@ CALLS: dict[str, Callable[[str], Any]] = {
     ),
     "infer": lambda name: ik.infer(torch.ones(2, 4), PROBLEM, 2, seed=1, backend=name).state.log_rate,
     "elbo": lambda name: ik.elbo(torch.ones(2, 4), PROBLEM, 2, seed=1, backend=name).loss,
+    "step": lambda name: ik.step(torch.ones(2, 4), PROBLEM, seed=1, backend=name).recon,
 }
 
 

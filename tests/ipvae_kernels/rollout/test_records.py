@@ -71,6 +71,31 @@ def test_an_interrupt_keeps_sparse_counts(problem: Problem, monkeypatch: pytest.
     assert torch.equal(few.records["counts"], records["sparse_counts"].to_dense())
 
 
+def test_an_interrupt_between_calls_keeps_sparse_counts(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, params = problem(dtype=torch.float32)
+    monkeypatch.setattr(sparse, "_CHUNK_BYTES", 4 * 3 * 9)  # a step
+    taken, calls = sparse._sparse, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return taken(*arguments)
+
+    monkeypatch.setattr(sparse, "_sparse", interrupted)
+    with pytest.raises(ik.Interrupted) as caught:
+        ik.infer(x, params, 9, seed=1, record=("sparse_counts",))
+    state, records = caught.value.result
+    assert (caught.value.steps, state.step, len(records["sparse_counts"])) == (3, 3, 3)
+    assert torch.equal(state.log_rate, ik.infer(x, params, 3, seed=1).state.log_rate)
+    calls[:] = [1, 1, 1]
+    with pytest.raises(KeyboardInterrupt) as first:
+        ik.infer(x, params, 9, seed=1, record=("sparse_counts",))
+    assert not isinstance(first.value, ik.Interrupted)
+
+
 def test_compiled_graphs_refuse_sparse_counts(problem: Problem) -> None:
     x, params = problem(dtype=torch.float32)
     with pytest.raises(ValueError, match=r"'sparse_counts' is not served by torch\.compile and torch\.func"):
