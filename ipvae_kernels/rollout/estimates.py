@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import checks, memory
 from . import records, sparse
 from .op import InferResult, infer
+from .shapes import check_steps
 from .task import Params
 
 _PROBE = 0.1  # seconds that are measured, at least
@@ -69,6 +70,8 @@ def estimate(
     """
     steps, names = checks.integer("steps", steps, 1, 2**32), tuple(record)
     every = checks.integer("record_every", record_every, 1, 2**32)
+    checks.tensor("x", x)
+    check_steps(x, steps)
 
     def run(n: int) -> tuple[float, InferResult]:
         begun = time.perf_counter()

@@ -153,22 +153,20 @@ def infer(
     check = checks.flag("check", check)
     record = _records(record)
     record_every = checks.integer("record_every", record_every, 1, 2**32)
-    if sparse.NAME in record:
-        if _traced():
-            raise ValueError(f"record: {sparse.NAME!r} is not served by torch.compile and torch.func")
-        dense = functools.partial(
-            infer, params=params, decoder=decoder, n_inner=n_inner, beta_inner=beta_inner, clamp_u=clamp_u,
-            clamp_du=clamp_du, kl=kl, single_draw=single_draw, neuron_offset=neuron_offset,
-            matmul_precision=matmul_precision, backend=backend, check=check,
-        )  # fmt: skip
-        return sparse.infer(
-            dense, x, checks.integer("steps", steps, 1, 2**32), record, state, record_every=record_every,
-            seed=seed, sample_offset=sample_offset,
-        )  # fmt: skip
     task = task_of(
         x, params, steps, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw,
         sample_offset, neuron_offset, matmul_precision,
     )  # fmt: skip
+    if sparse.NAME in record:
+        if _traced():
+            raise ValueError(f"record: {sparse.NAME!r} is not served by torch.compile and torch.func")
+        dense = functools.partial(
+            infer, params=params, decoder=decoder, record_every=record_every, n_inner=n_inner,
+            beta_inner=beta_inner, clamp_u=clamp_u, clamp_du=clamp_du, kl=kl, single_draw=single_draw,
+            neuron_offset=neuron_offset, matmul_precision=matmul_precision, backend=backend, check=check,
+        )  # fmt: skip
+        first = {"state": state, "seed": task.seed, "sample_offset": task.cfg.sample_offset}
+        return sparse.infer(dense, x, task.cfg, record, record_every, first)
     backend = choice.select(backend)
     names = [name for name in RECORDS if name in record]
     if names and not _traced():

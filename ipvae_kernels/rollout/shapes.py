@@ -82,7 +82,12 @@ def prepared_tensors(
 def _check_frames(x: Tensor, steps: int, pixels: int, sized: str) -> None:
     if x.dim() not in (2, 3):
         raise ValueError(f"x: expected shape [B, M] or [steps, B, M], found {list(x.shape)}")
-    if x.dim() == 3 and x.shape[0] != steps:
-        raise ValueError(f"x: expected one frame per step, steps = {steps}, found {x.shape[0]} frames")
+    check_steps(x, steps)
     if x.shape[-1] != pixels:
         raise ValueError(f"x: expected last dimension M = {pixels} as in {sized}, found {x.shape[-1]}")
+
+
+def check_steps(x: Tensor, steps: int) -> None:
+    """Moving input has a frame for each step."""
+    if x.dim() == 3 and x.shape[0] != steps:
+        raise ValueError(f"x: expected one frame per step, steps = {steps}, found {x.shape[0]} frames")

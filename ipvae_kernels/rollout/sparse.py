@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..params import State
+from .config import RolloutConfig
 from .stretches import Interrupted
 
 if TYPE_CHECKING:
@@ -21,35 +21,32 @@ _CHUNK_BYTES = 2**26  # of counts, before what is 0 is dropped: 16 steps of 8 sa
 def infer(
     dense: Callable[..., InferResult],
     x: Tensor,
-    steps: int,
+    cfg: RolloutConfig,
     record: Sequence[str],
-    state: State | None,
-    *,
     record_every: int,
-    **first: Any,
+    first: Mapping[str, Any],
 ) -> InferResult:
-    """What the public ``infer`` returns where sparse counts are asked for.
+    """What the public ``infer`` returns where sparse counts are asked for; its arguments are checked.
 
     Args:
         dense: the public function with all other arguments.
-        x: [B, M] or [steps, B, M].
-        steps: T.
+        x: [B, M] or [T, B, M].
+        cfg: constants.
         record: names, the sparse counts among them.
-        state: continue from here.
         record_every: as of the public function.
-        first: seed and sample_offset, which later pieces take from the state.
+        first: state, seed and sample_offset of the first piece; later ones continue.
     """
     names = tuple(dict.fromkeys("counts" if name == NAME else name for name in record))
     pieces: list[InferResult] = []
-    start = done = 0 if state is None else state.step
-    recorded = 1  # the first piece tells how large one is
+    done, recorded = 0, 1  # the first piece tells how large one is
+    where = first
     try:
-        while done < start + steps:
-            n = min(recorded * record_every, start + steps - done)
-            frames = x[done - start : done - start + n] if x.dim() == 3 else x
-            result = dense(frames, steps=n, record=names, state=state, record_every=record_every, **first)
+        while done < cfg.steps:
+            n = min(recorded * record_every, cfg.steps - done)
+            frames = x[done : done + n] if x.dim() == 3 else x
+            result = dense(frames, steps=n, record=names, **where)
             pieces.append(_sparse(result, record))
-            done, state, first = result.state.step, result.state, {}
+            done, where = result.state.step - cfg.step, {"state": result.state}
             recorded = max(1, _CHUNK_BYTES // (4 * max(1, result.records["counts"][:1].numel())))
     except KeyboardInterrupt as interrupt:
         # It may come in a call, which keeps its finished steps, or between two.
@@ -57,7 +54,7 @@ def infer(
             pieces.append(_sparse(interrupt.result, record))
         if not pieces:
             raise
-        told = Interrupted(pieces[-1].state.step - start, [])
+        told = Interrupted(pieces[-1].state.step - cfg.step, [])
         told.result = _joined(pieces, record)
         raise told from interrupt
     return _joined(pieces, record)

@@ -136,18 +136,16 @@ def _config(
     )
 
 
-# Checking the constants again took a tenth of a call of one step. Types tell True from 1.
+# Checking the constants again took a tenth of a call of one step. Types tell True from 1; what can be written
+# to, a tensor above all, is not remembered.
+_PLAIN = {int, float, str, bool, type(None)}
 _known = functools.lru_cache(maxsize=256, typed=True)(_config)
 
 
 def _config_once(cell: str, neurons: int, options: tuple[Any, ...]) -> RolloutConfig:
     """The same, remembered where that can be."""
-    if torch.compiler.is_compiling():
-        return _config(cell, neurons, *options)
-    try:
-        return _known(cell, neurons, *options)
-    except TypeError:  # of an argument, or of one that cannot be remembered
-        return _config(cell, neurons, *options)
+    make = _config if torch.compiler.is_compiling() or not _PLAIN.issuperset(map(type, options)) else _known
+    return make(cell, neurons, *options)
 
 
 def unprepared(params: Params) -> PoissonParams | GaussianParams:

@@ -10,9 +10,9 @@ IPVAE_BEGIN
 
 constexpr int kDirectDepths = 4, kDirectVectors = 2;  // what fills 16 registers, with two sums and a coefficient
 constexpr int kDirectColumns = kDirectVectors * kWidth;
-constexpr int kMostRows = 64;          // of a tile: two draws of 32 rows
+constexpr int kMostRows = 64;           // of a tile: two draws of 32 rows
 constexpr int64_t kMostNeurons = 1024;  // of a block
-constexpr int64_t kStripFloats = 4096; // sums of a strip of columns, which stay in the L1 cache
+constexpr int64_t kStripFloats = 4096;  // sums of a strip of columns, which stay in the L1 cache
 
 // Sums of `columns`, a multiple of kDirectColumns, go on over kDepths of the depth; `ahead` is what comes next.
 template <int kDepths, class T>
@@ -87,40 +87,52 @@ template <class T> inline void turn(const T* b, int64_t b_row, int64_t m, int64_
         for (int64_t k = 0; k < n; ++k) store(turned + k * kPanel + i, load_column(b + i * b_row + k, b_row, m - i));
 }
 
-// From so many spikes a neuron on, of all rows together, it pays to turn the dictionary: one row of K 8,192, M 1,024 at 46 % took
-// 5.4 ms a step turned and 4.0 gathered, eight rows 9.0 and 8.2.
-constexpr float kTurnShare = 2.0f;
-
-// C [rows, m] = A [rows, n] B^T for B [m, n], b_row elements from row to row. A's rows are zero up to padded(n), C's are padded
-// to whole panels. Few spikes gather their columns, many turn the matrix piece by piece.
+// C [rows, m] += A [rows, n] B^T, piece by piece of B turned.
 template <class T>
-inline void turned_product(int rows, const float* a, int64_t a_row, int64_t n, const T* b, int64_t b_row, int64_t m, float* c,
-                           int64_t c_row) {
-    int64_t nonzero = 0;
-    for (int r = 0; r < rows; ++r) {
-        nonzero += count_nonzero(a + r * a_row, n);
-        memset(c + r * c_row, 0, padded(m) * sizeof(float));
-    }
+inline void add_turned(int rows, const float* a, int64_t a_row, int64_t n, const T* b, int64_t b_row, int64_t m, float* c,
+                       int64_t c_row) {
     alignas(64) float turned[kPanel * kPanel];
-    for (int64_t k = 0; k < n && nonzero >= kTurnShare * n; k += kPanel) {
+    for (int64_t k = 0; k < n; k += kPanel) {
         for (int64_t i = 0; i < m; i += kPanel) {
             turn(b + i * b_row + k, b_row, m - i < kPanel ? m - i : kPanel, n - k < kPanel ? n - k : kPanel, turned);
             chunk_product(rows, a + k, a_row, 1, kPanel, turned, c + i, c_row, true);
         }
     }
-    if (nonzero >= kTurnShare * n) return;
-    // A few rows of the matrix at a time serve all rows of codes from the L1 cache.
-    int32_t listed[2 * kMostNeurons + kWidth];
+}
+
+// From so many spikes a neuron on, of all rows together, it pays to turn the dictionary: one row of K 8,192, M 1,024 at 46 % took
+// 5.4 ms a step turned and 4.0 gathered, eight rows 9.0 and 8.2.
+constexpr int kTurnShare = 2;
+
+// The same for fewer spikes, whose columns are gathered: a few rows of B at a time serve all rows of A from the L1 cache.
+template <class T>
+inline void add_gathered(int rows, const float* a, int64_t a_row, int64_t n, const T* b, int64_t b_row, int64_t m, float* c,
+                         int64_t c_row) {
+    int32_t listed[kTurnShare * kMostNeurons + kWidth];
     int64_t ends[kMostRows + 1] = {};
     for (int r = 0; r < rows; ++r) ends[r + 1] = ends[r] + list_nonzero(a + r * a_row, n, listed + ends[r]);
     for (int64_t i = 0; i < m; i += kWidth) {
         for (int r = 0; r < rows; ++r) {
-            vf sum{};
+            vf sum = load(c + r * c_row + i);
             for (int64_t j = ends[r]; j < ends[r + 1]; ++j)
                 sum = sum + splat<vf>(a[r * a_row + listed[j]]) * load_column(b + i * b_row + listed[j], b_row, m - i);
             store(c + r * c_row + i, sum);
         }
     }
+}
+
+// C [rows, m] = A [rows, n] B^T for B [m, n], b_row elements from row to row. A's rows are zero up to padded(n), C's are padded
+// to whole panels.
+template <class T>
+inline void transposed_product(int rows, const float* a, int64_t a_row, int64_t n, const T* b, int64_t b_row, int64_t m, float* c,
+                               int64_t c_row) {
+    int64_t nonzero = 0;
+    for (int r = 0; r < rows; ++r) {
+        nonzero += count_nonzero(a + r * a_row, n);
+        memset(c + r * c_row, 0, padded(m) * sizeof(float));
+    }
+    auto add = nonzero < kTurnShare * n ? add_gathered<T> : add_turned<T>;
+    add(rows, a, a_row, n, b, b_row, m, c, c_row);
 }
 
 IPVAE_END

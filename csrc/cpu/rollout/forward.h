@@ -180,8 +180,8 @@ template <class Cell> inline void decode_block(const Tile<Cell>& t, const Block<
         int rows = kMergesSlots ? slots * t.rows : t.rows;
         if (reads_dictionary(t.a))
             with_columns(t, b, [&](const auto* columns) {
-                turned_product(rows, b.code_of(slot), b.kp, b.args.n_latents, columns, t.a.n_latents, t.a.n_inputs, to + at,
-                               t.mp);
+                transposed_product(rows, b.code_of(slot), b.kp, b.args.n_latents, columns, t.a.n_latents, t.a.n_inputs,
+                                   to + at, t.mp);
             });
         else
             decode(rows, b.code_of(slot), b.kp, b.args.n_latents, t.a.decoder + b.first * kPanel, t.a.n_latents * kPanel, t.mp,

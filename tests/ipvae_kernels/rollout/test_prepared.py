@@ -140,3 +140,16 @@ def test_double_precision_is_prepared_without_packing(problem: Problem) -> None:
     assert same(
         ik.infer(x, ready, 2, seed=1, backend="eager"), ik.infer(x, params, 2, seed=1, backend="eager")
     )
+
+
+def test_an_option_that_is_written_to_is_seen(problem: Problem) -> None:
+    x, params = problem(dtype=torch.float32)
+    ready, clamp = ik.prepare(params), torch.tensor(10.0)
+    before = ik.infer(x, ready, 3, seed=1, clamp_du=clamp)
+    clamp.fill_(0.01)
+    after = ik.infer(x, ready, 3, seed=1, clamp_du=clamp)
+    assert same(after, ik.infer(x, params, 3, seed=1, clamp_du=0.01))
+    assert not same(after, before)
+    assert ik.infer(x, ready, 1, seed=1).state.step == 1
+    with pytest.raises(TypeError, match="steps: expected"):
+        ik.infer(x, ready, True, seed=1)

@@ -39,7 +39,10 @@ def test_sparse_counts_are_the_dense_ones(
     assert torch.equal(rows.indices(), rows.to_dense().to_sparse().indices())
     assert torch.equal(ours.records["kl"], theirs.records["kl"])
     assert torch.equal(ours.state.log_rate, theirs.state.log_rate)
-    both = ik.infer(x, params, 2, state=start, record=("counts", "sparse_counts"), backend=backend).records
+    frames = x[:2] if moving else x
+    both = ik.infer(
+        frames, params, 2, state=start, record=("counts", "sparse_counts"), backend=backend
+    ).records
     assert torch.equal(both["sparse_counts"].to_dense(), both["counts"])
 
 
@@ -94,6 +97,20 @@ def test_an_interrupt_between_calls_keeps_sparse_counts(
     with pytest.raises(KeyboardInterrupt) as first:
         ik.infer(x, params, 9, seed=1, record=("sparse_counts",))
     assert not isinstance(first.value, ik.Interrupted)
+
+
+def test_bad_arguments_beside_sparse_counts_are_named(problem: Problem) -> None:
+    x, params = problem(moving=5, dtype=torch.float32)
+    for arguments, message in (
+        ({"steps": 4}, "x: expected one frame per step, steps = 4, found 5 frames"),
+        ({"steps": 6}, "x: expected one frame per step, steps = 6, found 5 frames"),
+        ({"x": "frames"}, "x: expected a torch.Tensor"),
+        ({"state": 3}, "state: expected a State or None, found int"),
+        ({"n_inner": 0}, "n_inner: expected"),
+    ):
+        given = {"x": x, "params": params, "steps": 5, "record": ("sparse_counts",), **arguments}
+        with pytest.raises((TypeError, ValueError), match=message):
+            ik.infer(**given)
 
 
 def test_compiled_graphs_refuse_sparse_counts(problem: Problem) -> None:
@@ -158,3 +175,7 @@ def test_an_estimate_says_bytes_and_seconds(problem: Problem) -> None:
     assert moving.bytes == 4 * 600 * 4
     with pytest.raises(ValueError, match=r"record_every: expected"):
         ik.estimate(x, params, 3, record_every=0)
+    with pytest.raises(ValueError, match=r"x: expected one frame per step, steps = 49, found 50 frames"):
+        ik.estimate(x.expand(50, -1, -1), params, 49)
+    with pytest.raises(TypeError, match=r"x: expected a torch\.Tensor"):
+        ik.estimate("x", params, 49)
