@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from .. import _transforms, checks
 from ..backend import choice
-from ..cells import CELLS
 from ..params import State
 from ..poisson.op import check_estimator
 from . import composed, eager, library, records, sparse, stretches
@@ -263,10 +262,7 @@ def elbo(
         x, unprepared(params), steps, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl,
         single_draw, sample_offset, neuron_offset, matmul_precision,
     )  # fmt: skip
-    if CELLS[task.cfg.cell].counts:
-        task = task._replace(
-            cfg=task.cfg._replace(estimator=estimator, temperature=temperature, n_arrivals=n_arrivals)
-        )
+    task = task.relaxed(estimator, temperature, n_arrivals)
     steps, backend = task.cfg.steps, choice.select(backend)
     frames, log_rate = task.tensors.x, task.tensors.log_rate
     recons, kls = [], []

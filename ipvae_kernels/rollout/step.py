@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..backend import choice
-from ..cells import CELLS
 from ..params import State
 from ..poisson.op import check_estimator
 from . import composed, eager, library
@@ -98,10 +97,7 @@ def step(
         x, unprepared(params), 1, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl,
         single_draw, sample_offset, neuron_offset, "float32",
     )  # fmt: skip
-    if CELLS[task.cfg.cell].counts:
-        task = task._replace(
-            cfg=task.cfg._replace(estimator=estimator, temperature=temperature, n_arrivals=n_arrivals)
-        )
+    task = task.relaxed(estimator, temperature, n_arrivals)
     if check:
         library.check_finite(task.tensors)
     cell, log_sigma = composed.cell_for("step", task, choice.select(backend)), task.tensors.log_sigma

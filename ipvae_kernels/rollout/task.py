@@ -43,6 +43,13 @@ class Task(NamedTuple):
     cfg: RolloutConfig
     prepared: Prepared | None
 
+    def relaxed(self, estimator: str, temperature: float, n_arrivals: int | None) -> Task:
+        """The same with relaxed counts, where its cell draws counts."""
+        if not CELLS[self.cfg.cell].counts:
+            return self
+        cfg = self.cfg._replace(estimator=estimator, temperature=temperature, n_arrivals=n_arrivals)
+        return self._replace(cfg=cfg)
+
 
 def task_of(
     x: Tensor,

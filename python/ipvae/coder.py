@@ -33,6 +33,8 @@ ROWS = 1000  # samples inferred at a time; results do not depend on it
 class SpikeCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Sparse spike codes of vectors or images: learns a dictionary, infers, and decodes.
 
+    An iterative Poisson VAE ("Brain-like variational inference", arXiv 2410.19315) with the exact KL.
+
     Inputs are centred by the mean of each feature and divided by one number, the standard deviation over all
     features, so that images of 0 to 255, of [0, 1], and whitened data are trained alike; both are kept with
     the model. Noise is indexed by the row of a call: a row's code depends on its place, and so on which rows

@@ -24,7 +24,7 @@ _INIT_SCALE, _INIT_LOG_BIAS, _INIT_LOG_RATE = 1e-4, -3.0, 0.5
 
 
 class IPVAECell(nn.Module):
-    """One step of inference: a frame and a state in, the next state and spikes out.
+    """One step of inference (arXiv 2410.19315): a frame and a state in, the next state and spikes out.
 
     In training mode a step is differentiable in everything (`ipvae_kernels.step`), the state included, so
     that whatever a loop does between its steps can be trained; `state.detach()` truncates the gradient. In
