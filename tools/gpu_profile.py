@@ -1,9 +1,9 @@
-"""Where the time of a call goes on a GPU: ``python tools/gpu_profile.py [--out FILE]``.
+"""Where the time of a call goes on a GPU: ``python tools/gpu_profile.py [--backend NAME] [--out FILE]``.
 
-A row for each op at the paper's sizes and each backend: the time of a call as a user makes it, the same
-without the passes that look for NaN, that of its kernels alone, and the longest kernels by name. What a call
-takes beyond its kernels is the host's: Python, torch, launches. ``--device cpu`` tries the program out: there
-it has no kernels to show.
+A row for each op at the paper's sizes: the time of a call as a user makes it, the same without the passes
+that look for NaN, that of its kernels alone, and the longest kernels by name. What a call takes beyond its
+kernels is the host's: Python, torch, launches. ``--backend cpu`` tries the program out: it has no kernels to
+show there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -93,16 +93,13 @@ def kernels(call: Callable[[], object], device: str) -> tuple[float, str]:
     return total / REPEATS / 1e6, ", ".join(longest)
 
 
-def rows(device: str, backend: str) -> list[str]:
-    """The table of a backend."""
-    unchecked, lines = calls(device, backend, check=False), []
+def rows(device: str, backend: str) -> Iterator[str]:
+    """The table of a backend, row by row."""
+    unchecked = calls(device, backend, check=False)
     for name, call in calls(device, backend, check=True).items():
         seen, bare = median(call, device), median(unchecked[name], device)
         alone, longest = kernels(unchecked[name], device)
-        lines.append(
-            f"| {backend} | {name} | {1e6 * seen:.0f} | {1e6 * bare:.0f} | {1e6 * alone:.0f} | {longest} |"
-        )
-    return lines
+        yield f"| {backend} | {name} | {1e6 * seen:.0f} | {1e6 * bare:.0f} | {1e6 * alone:.0f} | {longest} |"
 
 
 def main() -> None:
@@ -111,17 +108,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="write the table here; default: standard output")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--backend", choices=("cuda", "triton", "cpu"), default="cuda")
     arguments = parser.parse_args()
+    device = "cpu" if arguments.backend == "cpu" else "cuda"
     lines = [
         f"# Calls and their kernels: B {BATCH}, K {LATENTS}, M {INPUTS}, microseconds", "",
         "| backend | call | as used | without checks | kernels alone | the longest kernels |",
         "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
-    for backend in ("cpu", "triton") if arguments.device == "cuda" else ("cpu",):
-        if ik.backends()[backend] == "available":
-            lines += rows(arguments.device, backend)
-        if arguments.out:
+    for row in rows(device, arguments.backend):
+        lines.append(row)
+        if arguments.out:  # what is stopped leaves the rows it had
             arguments.out.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -20,12 +20,13 @@ def test_every_part_is_planned_within_its_limit(tmp_path: Path) -> None:
     result = run("--dry-run", "--reference", str(tmp_path))
     assert result.returncode == 0, result.stderr
     parts = dict(line.split(" (", 1) for line in result.stdout.splitlines() if " s): " in line)
-    benches = {name for name in parts if name.startswith(("bench-", "compiled-"))}
+    prefixes = ("bench-", "triton-train", "triton-infer", "compiled-")
+    benches = {name for name in parts if name.startswith(prefixes)}
     assert {name.split("-", 1)[1] for name in benches} <= set(CASES)
-    assert len(benches) == 9
+    assert len(benches) == 11
     tests = {"tests-cuda", "tests-triton", "tests-wrapper", "train", "self-test", "poisson-correlation"}
     checks = {"cuda-memcheck", "cuda-racecheck", "cuda-synccheck", "triton-memcheck"}
-    others = {"tools", "build", "limits", "profile", "ncu", "report"}
+    others = {"tools", "build", "limits", "profile-cuda", "profile-triton", "ncu", "report"}
     assert set(parts) == tests | checks | others | benches
     assert all(f"--reference {tmp_path}" in parts[name] for name in benches)
     assert "authors' code: skipped" in run("--dry-run").stdout
