@@ -171,7 +171,7 @@ def check_estimator(
 ) -> tuple[float, int | None]:
     """Checks the arguments that say how counts are drawn; returns temperature and n_arrivals."""
     checks.choice("estimator", estimator, ESTIMATORS)
-    limit = None if n_arrivals is None else checks.integer("n_arrivals", n_arrivals, 1, ARRIVALS_KEPT_MAX)
+    limit = None if n_arrivals is None else checks.integer("n_arrivals", n_arrivals, 0, ARRIVALS_KEPT_MAX)
     return checks.number("temperature", temperature, 0.0, _TEMPERATURE_MAX), limit
 
 

@@ -6,6 +6,8 @@ the fused rollouts, so a linear module gives what they give, up to the order of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -92,6 +94,11 @@ def cell_for(op: str, task: Task, backend: str) -> Cell:
     )
 
 
+def plain_cell(task: Task) -> Cell:
+    """The cell of a task for its equations alone: it draws nothing that counts."""
+    return make_cell(task.tensors.log_bias, task.tensors.log_lr, PhiloxNoise(task.seed), task.cfg)
+
+
 def elbo(
     x: Tensor,
     decoder: Decoder,
@@ -100,8 +107,9 @@ def elbo(
     state: Tensor,
     cfg: RolloutConfig,
     kept: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The halves of the loss, recon and kl [T, B], and the final state, differentiable by autograd.
+    record: Sequence[str] = (),
+) -> tuple[Tensor, ...]:
+    """The halves of the loss, recon and kl [T, B], the final state, and records; differentiable by autograd.
 
     Args:
         x: [B, M] or [T, B, M].
@@ -111,9 +119,10 @@ def elbo(
         state: its state before the first step.
         cfg: constants.
         kept: keep the graph of so many steps at a time, and run them once more in the backward; None: of all.
+        record: names of ``eager.LOSS_RECORDS``; with any, all is kept.
     """
-    if kept is None or kept >= cfg.steps:
-        return eager.elbo_autograd(x, decoder, log_sigma, cell, state, cfg)
+    if kept is None or kept >= cfg.steps or record:
+        return eager.elbo_autograd(x, decoder, log_sigma, cell, state, cfg, record)
     recon, kl = [], []
     for part, frames in checkpointing.parts(x, cfg, kept):
         arguments = (frames, decoder, log_sigma, cell, state, part)

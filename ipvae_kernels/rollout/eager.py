@@ -6,7 +6,7 @@ Symbols and equations: "Brain-like variational inference" (arXiv 2410.19315), an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -104,6 +104,10 @@ RECORDS: dict[str, Callable[[Step, Cell, Tensor, Tensor], Tensor]] = {
 }
 """What can be recorded of a step, in canonical order."""
 
+KL_PER_NEURON = "kl_per_neuron"
+LOSS_RECORDS = ("log_rate", "counts", "reconstruction", KL_PER_NEURON)
+"""What can be recorded of a step of the loss."""
+
 WITHOUT_DRAW = ("log_rate", "kl")
 """The records that need no fresh draw."""
 
@@ -141,15 +145,28 @@ def record_shapes(batch: int, dictionary: torch.Size, state: torch.Size) -> dict
 
 
 def elbo_autograd(
-    x: Tensor, decoder: Decoder, log_sigma: Tensor, cell: Cell, state: Tensor, cfg: RolloutConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The halves of the loss, recon and kl [T, B], and the final state, differentiable by autograd."""
+    x: Tensor,
+    decoder: Decoder,
+    log_sigma: Tensor,
+    cell: Cell,
+    state: Tensor,
+    cfg: RolloutConfig,
+    record: Sequence[str] = (),
+) -> tuple[Tensor, ...]:
+    """The halves of the loss, recon and kl [T, B], the final state, and records; all differentiable."""
     recon, kl = [], []
-    for step in run(x, decoder, log_sigma, cell, state, cfg):
+    rows: dict[str, list[Tensor]] = {name: [] for name in record}
+    for t, step in enumerate(run(x, decoder, log_sigma, cell, state, cfg)):
         state = step.states[-1]
+        divergence = cell.kl(state, step.states[0])
         recon.append(reconstruction_loss(step.errors[-1], log_sigma))
-        kl.append(cell.kl(state, step.states[0]).sum(-1))
-    return torch.stack(recon), torch.stack(kl), state
+        kl.append(divergence.sum(-1))
+        for name, row in rows.items():
+            known = name == KL_PER_NEURON
+            row.append(
+                divergence if known else RECORDS[name](step, cell, x[t] if x.dim() == 3 else x, log_sigma)
+            )
+    return torch.stack(recon), torch.stack(kl), state, *map(torch.stack, rows.values())
 
 
 def infer(
@@ -194,7 +211,21 @@ def elbo_with(noise: Noise, inputs: Inputs, cfg: RolloutConfig) -> Forward:
     return Forward(recon, kl, kept.path[-1].clone(), kept)
 
 
-def elbo_backward(upstream: Upstream, inputs: Inputs, trajectory: Trajectory, cfg: RolloutConfig) -> Inputs:
+class Recorded(NamedTuple):
+    """Gradients from above of parts of a :class:`Trajectory`, by its names; None where there is none."""
+
+    path: Tensor | None = None
+    counts: Tensor | None = None
+    errors: Tensor | None = None
+
+
+def elbo_backward(
+    upstream: Upstream,
+    inputs: Inputs,
+    trajectory: Trajectory,
+    cfg: RolloutConfig,
+    recorded: Recorded | None = None,
+) -> Inputs:
     """Gradients of :func:`elbo` through all steps, by hand; no random numbers are needed.
 
     Per draw one product with the dictionary and, per update, one with its transpose; the gradient of the
@@ -205,11 +236,12 @@ def elbo_backward(upstream: Upstream, inputs: Inputs, trajectory: Trajectory, cf
         inputs: those of :func:`elbo`.
         trajectory: what it returned.
         cfg: constants.
+        recorded: gradients from above of the trajectory itself.
 
     Returns:
         The gradient of each input.
     """
-    n = cfg.n_inner
+    n, of_path, of_counts, of_errors = cfg.n_inner, *(recorded or Recorded())
     no_seed = inputs.log_lr.new_zeros((), dtype=torch.int64)  # nothing is drawn
     cell, dictionary = _cell(inputs, PhiloxNoise(no_seed), cfg), inputs.dictionary
     precision = torch.exp(-2.0 * inputs.log_sigma)
@@ -217,6 +249,8 @@ def elbo_backward(upstream: Upstream, inputs: Inputs, trajectory: Trajectory, cf
     grad_errors, grad_drives = torch.empty_like(errors), torch.empty_like(drives)
     grad_bias, grad_lr = torch.zeros_like(inputs.log_bias), torch.zeros_like(inputs.log_lr)
     grad = upstream.grad_log_rate
+    if of_path is not None:
+        grad = grad + of_path[-1]
     for t in reversed(range(cfg.steps)):
         first = t * n
         prior = path[first]
@@ -225,7 +259,7 @@ def elbo_backward(upstream: Upstream, inputs: Inputs, trajectory: Trajectory, cf
         posterior = path[first + n]
         kl_posterior, kl_prior = cell.kl_backward(posterior, prior)
         of_kl = upstream.grad_kl[t].unsqueeze(-1)
-        to_code = -(grad_errors[t, n] @ dictionary)
+        to_code = _to_code(grad_errors, of_errors, of_counts, dictionary, t, n)
         grad = (
             grad + of_kl * kl_posterior + cell.draw_backward(to_code, posterior, counts[t, n], slopes[t, n])
         )
@@ -237,13 +271,30 @@ def elbo_backward(upstream: Upstream, inputs: Inputs, trajectory: Trajectory, cf
                 grad, path[i], prior, drives[i], *drawn
             )
             grad_errors[t, j] = (grad_drives[i] @ dictionary.T) * precision
-            grad = grad + cell.draw_backward(-(grad_errors[t, j] @ dictionary), path[i], *drawn)
+            to_code = _to_code(grad_errors, of_errors, of_counts, dictionary, t, j)
+            grad = grad + cell.draw_backward(to_code, path[i], *drawn)
+            if of_path is not None:
+                grad = grad + of_path[i]
             grad_prior = grad_prior + to_prior
             grad_bias += to_bias
             grad_lr += to_lr
         grad = grad + grad_prior
-    gathered = gather(upstream.grad_recon, inputs, trajectory, grad_errors, grad_drives, cfg)
+    gathered = gather(upstream.grad_recon, inputs, trajectory, grad_errors, grad_drives, cfg, of_errors)
     return gathered._replace(log_bias=grad_bias, log_lr=grad_lr, log_rate=grad)
+
+
+def _to_code(
+    grad_errors: Tensor,
+    of_errors: Tensor | None,
+    of_counts: Tensor | None,
+    dictionary: Tensor,
+    t: int,
+    j: int,
+) -> Tensor:
+    """The gradient of a draw's code, [B, K], through its residual and from above."""
+    grad_error = grad_errors[t, j] if of_errors is None else grad_errors[t, j] + of_errors[t, j]
+    to_code = -(grad_error @ dictionary)
+    return to_code if of_counts is None else to_code + of_counts[t, j]
 
 
 def gather(
@@ -253,19 +304,23 @@ def gather(
     grad_errors: Tensor,
     grad_drives: Tensor,
     cfg: RolloutConfig,
+    of_errors: Tensor | None = None,
 ) -> Inputs:
     """Gradients of x, dictionary and log_sigma from those of all errors and drives, all steps at once.
 
-    In their places among the inputs; those of the others are left to the caller.
+    In their places among the inputs; those of the others are left to the caller. ``of_errors`` are gradients
+    of the errors from above, which do not pass the variance.
     """
     n, errors, counts = cfg.n_inner, trajectory.errors, trajectory.counts
     weighted = (errors[:, :n] * torch.exp(-2.0 * inputs.log_sigma)).flatten(0, 2)
-    grad_dictionary = weighted.T @ grad_drives.flatten(0, 1) - grad_errors.flatten(0, 2).T @ counts.flatten(
-        0, 2
-    )
     # var enters the loss once and each drive once; both are linear in 1 / var = exp(-2 log_sigma).
     shares = (grad_errors * errors).sum(2)
     grad_sigma = grad_recon.sum() - shares[:, n].sum(0) - 2.0 * shares[:, :n].sum((0, 1))
+    if of_errors is not None:
+        grad_errors = grad_errors + of_errors
+    grad_dictionary = weighted.T @ grad_drives.flatten(0, 1) - grad_errors.flatten(0, 2).T @ counts.flatten(
+        0, 2
+    )
     grad_x = grad_errors.sum(1)
     grad_x = grad_x if inputs.x.dim() == 3 else grad_x.sum(0)
     return inputs._replace(x=grad_x, dictionary=grad_dictionary, log_sigma=grad_sigma)

@@ -243,6 +243,39 @@ class _ElboOnce(_Elbo):
         raise _transforms.refused("elbo", "forward mode (jvp, jacfwd, hessian)")
 
 
+class _ElboRecorded(_ElboOnce):
+    """The same whose trajectory is differentiable: states, codes and errors.
+
+    The fused backward knows gradients of the loss alone. Others, which come where a record is differentiated
+    with weights of its own, take the backward in plain PyTorch.
+    """
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Flat) -> None:
+        _Elbo.setup_context(ctx, inputs, output)
+        _, _, slopes, _, drives = output[3:]
+        ctx.mark_non_differentiable(slopes, drives)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        path, counts, _, errors, _ = grads[3:]
+        if path is counts is errors is None:
+            return _Elbo.backward(ctx, *grads)
+        if torch.is_grad_enabled():
+            raise _transforms.refused("elbo", "second derivative of a record")
+        *tensors, seed, floats = ctx.saved_tensors
+        upstream = [
+            tensors[0].new_zeros(shape) if grad is None else grad
+            for grad, shape in zip(grads[:3], ctx.shapes, strict=True)
+        ]
+        arguments = (*upstream, *tensors, seed, floats, *ctx.others)
+        above, inputs, trajectory, _, cfg, _ = taken(arguments, Upstream, Inputs, Trajectory)
+        recorded = eager.Recorded(path, counts, errors)
+        with _transforms.without_autocast(inputs.x.device):
+            found = eager.elbo_backward(above, inputs, trajectory, cfg, recorded)
+        return *found, None, None, None
+
+
 class _ElboBackward(torch.autograd.Function):
     """The gradient, which refuses to be differentiated again."""
 
@@ -292,6 +325,15 @@ def elbo(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     tensors, others = arguments[: len(Inputs._fields) + 2], arguments[len(Inputs._fields) + 2 :]
     recon, kl, log_rate, *_ = _transforms.apply(function, *tensors, others)
     return recon, kl, log_rate
+
+
+def elbo_recorded(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Trajectory]:
+    """The same, with a trajectory of all steps that is differentiable but for its slopes and drives."""
+    function = _ElboRecorded.apply if _transforms.differentiated(*arguments[: len(Inputs._fields)]) else None
+    tensors, others = arguments[: len(Inputs._fields) + 2], arguments[len(Inputs._fields) + 2 :]
+    flat = _elbo(*arguments) if function is None else function(*tensors, others)  # type: ignore[no-untyped-call]
+    recon, kl, log_rate, *kept = flat
+    return recon, kl, log_rate, Trajectory(*kept)
 
 
 def infer(*arguments: Any) -> Sequence[Tensor]:

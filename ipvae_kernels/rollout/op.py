@@ -14,7 +14,8 @@ With a decoder f of the caller's, Phi z is f(z), and Phi^T the vector-Jacobian p
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,13 +25,15 @@ from .. import _transforms, checks
 from ..backend import choice
 from ..params import State
 from ..poisson.op import check_estimator
-from . import composed, eager, library, records, sparse, stretches
+from . import composed, eager, library, loss_records, records, sparse, stretches
 from .decoders import Decoder
 from .problem import constants
 from .task import Clamp, Params, Task, task_of, unprepared
 
 RECORDS = tuple(eager.RECORDS)
 """What ``infer`` can record of a step."""
+LOSS_RECORDS = eager.LOSS_RECORDS
+"""What ``elbo`` can record of a step."""
 
 
 class InferResult(NamedTuple):
@@ -53,12 +56,14 @@ class ElboResult(NamedTuple):
         recon: reconstruction term, [T, B], nats.
         kl: KL term, [T, B], nats.
         state: where the sequence stands.
+        records: by name, each [T, ...].
     """
 
     loss: Tensor
     recon: Tensor
     kl: Tensor
     state: State
+    records: dict[str, Tensor]
 
 
 # As the states and parameters in params.py.
@@ -150,7 +155,7 @@ def infer(
         Interrupted: Ctrl-C (a KeyboardInterrupt) on a CPU; its ``result`` holds the steps that were finished.
     """
     check = checks.flag("check", check)
-    record = _records(record)
+    record = _records(record, (*RECORDS, sparse.NAME))
     record_every = checks.integer("record_every", record_every, 1, 2**32)
     task = task_of(
         x, params, steps, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw,
@@ -188,9 +193,10 @@ def elbo(
     beta: float = 1.0,
     estimator: str = "cubic",
     temperature: float = 0.1,
-    n_arrivals: int | None = None,
+    n_arrivals: int | Sequence[int] | Tensor | None = None,
     truncate: int | None = None,
     checkpoint: int | None = None,
+    record: Iterable[str] = (),
     seed: int | Tensor | None = None,
     n_inner: int = 1,
     beta_inner: float = 1.0,
@@ -225,12 +231,19 @@ def elbo(
         estimator: how counts are drawn and differentiated, see :func:`ipvae_kernels.poisson_rsample`.
             Gaussian models use neither it nor the next two; "gumbel" is served by autograd.
         temperature: of the relaxation, >= 0.
-        n_arrivals: keep the first n arrivals only; None keeps all.
+        n_arrivals: keep the first n >= 0 arrivals only; None keeps all. A sequence or an integer tensor [T]
+            has a number for each step: steps whose numbers differ are fused apart.
         truncate: n >= 1: after every n steps the state continues as u0 + stop_gradient(u - u0), where u0 is
             the initial state in ``params``; None: the gradient runs through all steps.
         checkpoint: n >= 1: keep the trajectory of n steps at a time, and run each such segment once more in
             the backward; the values do not change. None: as many steps as fit in 64 MiB, which is all of them
-            for short unrolls. What autograd serves keeps everything; with a decoder, None does.
+            for short unrolls. What autograd serves keeps everything; with a decoder, None does, and so does
+            what has records.
+        record: what to keep of every step, differentiable: "log_rate" [T, B, K] (Gaussian: the state,
+            [T, 2, B, K]); "counts" [T, B, K], the fresh draw z' (Gaussian: the latents after the activation);
+            "reconstruction" [T, B, M], Phi z'; "kl_per_neuron" [T, B, K], nats, whose sum over neurons is
+            ``kl``. The backward stays fused where neurons of a sample share a weight in "kl_per_neuron" and
+            no other record is differentiated; else it is run in plain PyTorch.
         seed: as in :func:`infer`, like all that follow.
         n_inner: updates per step.
         beta_inner: weight of the pull towards the prior.
@@ -245,7 +258,7 @@ def elbo(
         check: raise where a tensor, the result or, in the backward by hand, a gradient is not finite.
 
     Returns:
-        loss [], recon [T, B], kl [T, B] and the state.
+        loss [], recon [T, B], kl [T, B], the state, and the records by name in the order asked for.
 
     Raises:
         TypeError, ValueError: an argument is not as described; a tensor is not finite.
@@ -253,7 +266,10 @@ def elbo(
     """
     check = checks.flag("check", check)
     beta = checks.number("beta", beta, 0.0)
-    temperature, n_arrivals = check_estimator(estimator, temperature, n_arrivals)
+    record = _records(record, LOSS_RECORDS)
+    if record and _traced():
+        raise ValueError("record: not served by torch.compile and torch.func in elbo")
+    temperature, cuts = _arrivals(estimator, temperature, n_arrivals)
     if truncate is not None:
         truncate = checks.integer("truncate", truncate, 1, 2**32)
     if checkpoint is not None:
@@ -262,38 +278,64 @@ def elbo(
         x, unprepared(params), steps, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl,
         single_draw, sample_offset, neuron_offset, matmul_precision,
     )  # fmt: skip
-    task = task.relaxed(estimator, temperature, n_arrivals)
+    task = task.relaxed(estimator, temperature, None)
     steps, backend = task.cfg.steps, choice.select(backend)
     frames, log_rate = task.tensors.x, task.tensors.log_rate
-    recons, kls = [], []
-    # A range over a number that a compiled graph takes as an input would make it a constant.
-    for begin in (0,) if truncate is None else range(0, steps, truncate):
-        if begin:
+    found = []
+    for begin, end, n in _parts(steps, truncate, cuts):
+        if begin and truncate is not None and begin % truncate == 0:
             # u0 + stop_gradient(u - u0), written so that the value of u stays bit-identical.
             log_rate = log_rate.detach() + (task.initial - task.initial.detach())
-        end = steps if truncate is None else min(begin + truncate, steps)
         part = frames[begin:end] if frames.dim() == 3 else frames
-        cfg = task.cfg._replace(steps=end - begin, step=task.cfg.step + begin)
-        recon, kl_part, log_rate = _elbo_part(
-            task._replace(tensors=task.tensors._replace(x=part, log_rate=log_rate), cfg=cfg),
-            checkpoint,
-            backend,
-            check,
-        )
-        recons.append(recon)
-        kls.append(kl_part)
-    recon, divergence = torch.cat(recons), torch.cat(kls)
+        cfg = task.cfg._replace(steps=end - begin, step=task.cfg.step + begin, n_arrivals=n)
+        of_part = task._replace(tensors=task.tensors._replace(x=part, log_rate=log_rate), cfg=cfg)
+        recon, kl_part, log_rate, *rows = _elbo_part(of_part, checkpoint, record, backend, check)
+        found.append((recon, kl_part, *rows))
+    recon, divergence, *recorded = (
+        torch.cat(rows) if len(rows) > 1 else rows[0] for rows in zip(*found, strict=True)
+    )
     loss = (recon + beta * divergence).sum() * (256.0 / (frames.shape[-1] * max(recon.numel(), 1)))
-    return ElboResult(loss, recon, divergence, _advanced(task, log_rate, steps))
+    records = dict(zip(record, recorded, strict=True))
+    return ElboResult(loss, recon, divergence, _advanced(task, log_rate, steps), records)
 
 
-def _records(record: object) -> tuple[str, ...]:
+def _arrivals(
+    estimator: str, temperature: float, n_arrivals: int | Sequence[int] | Tensor | None
+) -> tuple[float, int | list[int] | None]:
+    """The temperature and the cut of the arrivals, or one for each step, checked."""
+    each = n_arrivals.tolist() if isinstance(n_arrivals, Tensor) and n_arrivals.dim() else n_arrivals
+    if not isinstance(each, Sequence) or isinstance(each, str):
+        return check_estimator(estimator, temperature, each)
+    if not each:
+        raise ValueError("n_arrivals: expected a number or one for each step, found none")
+    checked = [check_estimator(estimator, temperature, n) for n in each]
+    return checked[0][0], [n for _, n in checked if n is not None]
+
+
+def _parts(
+    steps: int, truncate: int | None, cuts: int | list[int] | None
+) -> Iterator[tuple[int, int, int | None]]:
+    """The steps that are fused, from and to, with the cut of their arrivals."""
+    if isinstance(cuts, list) and len(cuts) != steps:
+        raise ValueError(f"n_arrivals: expected one for each of {steps} steps, found {len(cuts)}")
+    # A range over a number that a compiled graph takes as an input would make it a constant.
+    for begin in (0,) if truncate is None else range(0, steps, truncate):
+        end = steps if truncate is None else min(begin + truncate, steps)
+        if not isinstance(cuts, list):
+            yield begin, end, cuts
+            continue
+        for n, run in itertools.groupby(range(begin, end), cuts.__getitem__):
+            of_run = list(run)
+            yield of_run[0], of_run[-1] + 1, n
+
+
+def _records(record: object, known: Sequence[str]) -> tuple[str, ...]:
     """The names of records, checked; of any iterable, a generator too, in the order given."""
     if isinstance(record, str):
         raise TypeError(f"record: expected a collection of names, found the string {record!r}")
     if not isinstance(record, Iterable):
         raise TypeError(f"record: expected a collection of names, found {type(record).__name__}")
-    return tuple(checks.choice("record", name, (*RECORDS, sparse.NAME)) for name in record)
+    return tuple(checks.choice("record", name, known) for name in record)
 
 
 def _inferred(
@@ -339,22 +381,28 @@ def _traced() -> bool:
 
 
 def _elbo_part(
-    task: Task, checkpoint: int | None, backend: str, check: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The halves of the loss, recon and kl [T, B], and the final state of steps that share a gradient."""
+    task: Task, checkpoint: int | None, record: Sequence[str], backend: str, check: bool
+) -> tuple[Tensor, ...]:
+    """The halves of the loss, recon and kl [T, B], the final state, and records, of steps fused together."""
     if task.decoder is None and not composed.by_autograd(backend, task.cfg):
-        return library.elbo(*task.tensors, *constants(task.seed, task.cfg), checkpoint, backend, check)
+        arguments = (*task.tensors, *constants(task.seed, task.cfg))
+        if not record:
+            return library.elbo(*arguments, checkpoint, backend, check)
+        *found, trajectory = library.elbo_recorded(*arguments, task.cfg.steps, backend, check)
+        _, kl, _ = found
+        cell = composed.plain_cell(task)
+        return *found, *loss_records.of_trajectory(record, kl, task.tensors.x, trajectory, cell, task.cfg)
     if check:
         library.check_finite(task.tensors)
     cell = composed.cell_for("elbo", task, backend)
     kept = None if task.decoder is None else checkpoint
     with torch.autocast(task.tensors.x.device.type, enabled=False):
-        recon, kl, log_rate = composed.elbo(
-            *composed.parts(task), cell, task.tensors.log_rate, task.cfg, kept
+        recon, kl, log_rate, *rows = composed.elbo(
+            *composed.parts(task), cell, task.tensors.log_rate, task.cfg, kept, record
         )
     if check:
         library.check_loss(recon, kl, log_rate)
-    return recon, kl, log_rate
+    return recon, kl, log_rate, *rows
 
 
 def _infer_result(

@@ -235,7 +235,7 @@ BAD_RELAXED = [
     ({"temperature": math.nan}, ValueError, "temperature: expected a finite number"),
     ({"temperature": math.inf}, ValueError, "temperature: expected a finite number"),
     ({"temperature": "0.1"}, TypeError, "temperature: expected a number, found str"),
-    ({"n_arrivals": 0}, ValueError, "n_arrivals: expected an int from 1"),
+    ({"n_arrivals": -1}, ValueError, "n_arrivals: expected an int from 0"),
     ({"n_arrivals": 2.0}, TypeError, "n_arrivals: expected an int, found float"),
     ({"upper_bound": 0, "estimator": "gumbel"}, ValueError, "upper_bound: expected an int from 1"),
 ]

@@ -127,7 +127,7 @@ def test_truncation(truncate: int | None, n_arrivals: int | None, problem: Probl
         recons.append(part.recon)
         kls.append(part.kl)
     recon, kl = torch.cat(recons), torch.cat(kls)
-    stepwise = ik.ElboResult((recon + kl).mean() * 256 / 7, recon, kl, state)
+    stepwise = ik.ElboResult((recon + kl).mean() * 256 / 7, recon, kl, state, {})
     torch.testing.assert_close(whole.loss, stepwise.loss, rtol=1e-9, atol=0)
     assert_same(gradients(x, params, whole), gradients(x, params, stepwise), 1e-9)
 
@@ -520,7 +520,7 @@ BAD = [
     ({"beta": None}, TypeError, "beta: expected a number, found NoneType"),
     ({"estimator": "eat"}, ValueError, "estimator: expected one of"),
     ({"temperature": -1.0}, ValueError, "temperature: expected"),
-    ({"n_arrivals": 0}, ValueError, "n_arrivals: expected"),
+    ({"n_arrivals": -1}, ValueError, "n_arrivals: expected"),
     ({"truncate": 0}, ValueError, "truncate: expected an int from 1"),
     ({"truncate": 1.5}, TypeError, "truncate: expected an int, found float"),
 ]
