@@ -63,7 +63,9 @@ def bench(
     ] = None,
     without: Annotated[
         list[str] | None,
-        typer.Option(help="Leave out: baseline, compiled, graphed, jax_scan or authors; repeatable."),
+        typer.Option(
+            help="Leave out: baseline, compiled, graphed, jax_scan, authors or accelerated; repeatable."
+        ),
     ] = None,
     seconds: Annotated[
         float | None,

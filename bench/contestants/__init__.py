@@ -15,14 +15,15 @@ from ..cases import Case
 from ..problem import Prepared, Problem, Settings
 from . import kernels
 
-PORTS = ("baseline", "compiled", "jax_scan", "authors")
-GPU_PORTS = ("baseline", "compiled", "graphed", "jax_scan", "authors")
+PORTS = ("baseline", "compiled", "jax_scan", "authors", "accelerated")
+GPU_PORTS = ("baseline", "compiled", "graphed", "jax_scan", "authors", "accelerated")
 LABELS = {
     "baseline": "plain PyTorch",
     "compiled": "torch.compile",
     "graphed": "CUDA graph",
     "jax_scan": "JAX",
     "authors": "authors' code",
+    "accelerated": "the same accelerated",
 }
 
 

@@ -14,7 +14,7 @@ import importlib.machinery
 import importlib.util
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -37,8 +37,13 @@ TRAINED_STEPS = 16
 RENEW_EVERY = 200
 
 
-def prepare(problem: Problem, settings: Settings) -> Prepared:
+def prepare(problem: Problem, settings: Settings, change: Callable[[Any], Any] = lambda it: it) -> Prepared:
     """Their model with our weights, or their sampler; cases with another estimator get their sigmoid.
+
+    Args:
+        problem: what to run.
+        settings: how.
+        change: applied to their trainer, or where none takes part to their model.
 
     Raises:
         Unavailable: no checkout given, or it cannot be imported.
@@ -53,7 +58,7 @@ def prepare(problem: Problem, settings: Settings) -> Prepared:
     with importable(settings.reference):
         if case.op in ("sample", "rsample"):
             return Prepared(_sampler(problem), problem, note)
-        run = _inference(problem) if case.op == "infer" else _training(problem)
+        run = _inference(problem, change) if case.op == "infer" else _training(problem, change)
     return Prepared(run, problem, note)
 
 
@@ -78,9 +83,9 @@ def _sampler(problem: Problem) -> Any:
     return rsample
 
 
-def _inference(problem: Problem) -> Any:
+def _inference(problem: Problem, change: Callable[[Any], Any]) -> Any:
     """Their evaluation, ``Trainer.forward``, without its copies to numpy."""
-    model, case = _model(problem, TRAINED_STEPS), problem.case
+    model, case = change(_model(problem, TRAINED_STEPS)), problem.case
 
     def infer() -> Output:
         recon, kl = [], []
@@ -94,7 +99,7 @@ def _inference(problem: Problem) -> Any:
     return infer
 
 
-def _training(problem: Problem) -> Any:
+def _training(problem: Problem, change: Callable[[Any], Any]) -> Any:
     """Their ``Trainer.iteration`` on one batch: annealing, loop, loss, backward, clipping, their Adamax."""
     case, x = problem.case, problem.x
     train, config = load("main.train"), load("main.config")
@@ -106,7 +111,8 @@ def _training(problem: Problem) -> Any:
             self.dl_trn = [(images,)]
 
     schedule = {"lr": LR, "grad_clip": GRAD_CLIP, "batch_size": len(x), "warmup_portion": 0.0}
-    trainer = OneBatch(model, config.ConfigTrain(epochs=10 * RENEW_EVERY, **schedule), device=problem.device)
+    settings = config.ConfigTrain(epochs=10 * RENEW_EVERY, **schedule)
+    trainer = change(OneBatch(model, settings, device=problem.device))
     trainer.temperatures[:], trainer.epsilons[:], trainer.betas[:] = case.temperature, 1.0, BETA
     outputs: list[tuple[Tensor, Tensor]] = []
     layer = model.layer

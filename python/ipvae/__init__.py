@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import Evaluation, evaluate
     from .evaluation.readout import Readout
     from .fields import ConfigError
+    from .interop.accelerated.accelerate import AccelerationWarning, accelerate, deaccelerate
     from .models.cell import IPVAECell
     from .models.config import IGVAEConfig, IPVAEConfig, ModelConfig
     from .models.gaussian import IGVAE
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "IGVAE",
     "IPVAE",
+    "AccelerationWarning",
     "CheckpointError",
     "ConfigError",
     "Evaluation",
@@ -47,7 +49,9 @@ __all__ = [
     "TrainResult",
     "Training",
     "TrainingError",
+    "accelerate",
     "build_model",
+    "deaccelerate",
     "evaluate",
     "fit",
     "load_model",
@@ -62,6 +66,7 @@ _HOMES = {
     "evaluation.evaluate": ("Evaluation", "evaluate"),
     "evaluation.readout": ("Readout",),
     "fields": ("ConfigError",),
+    "interop.accelerated.accelerate": ("AccelerationWarning", "accelerate", "deaccelerate"),
     "models.cell": ("IPVAECell",),
     "models.config": ("IGVAEConfig", "IPVAEConfig", "ModelConfig"),
     "models.gaussian": ("IGVAE",),

@@ -51,7 +51,7 @@ RANGES = {
     "layer.temp": (0.0, math.inf),
     "layer.eps": (0.0, 1.0),
     "layer.beta_inner": (0.0, math.inf),
-    "layer.n_exp": (1.0, float(ARRIVALS_MAX)),
+    "layer.n_exp": (0.0, float(ARRIVALS_MAX)),
 }
 # The one entry that may have another length than the configuration says: its largest number counts.
 ANY_LENGTH = "layer.n_exp"

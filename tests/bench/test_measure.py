@@ -58,10 +58,16 @@ def test_jax_agrees(settings: Settings, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["quick-infer", "quick-train-sigmoid-0.1", "quick-sample-hard"])
-def test_the_authors_code_agrees(settings: Settings, shared: Callable[[str], Path], case: str) -> None:
+@pytest.mark.parametrize("contestant", ["authors", "accelerated"])
+def test_the_authors_code_agrees(
+    settings: Settings, shared: Callable[[str], Path], case: str, contestant: str
+) -> None:
     with_them = dataclasses.replace(settings, reference=shared("IterativeVAE"))
-    prepared = prepare("authors", make(CASES[case], with_them), with_them)
-    assert (found := check.run(prepared, "authors", "cpu"))["ok"], found
+    try:
+        prepared = prepare(contestant, make(CASES[case], with_them), with_them)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    assert (found := check.run(prepared, contestant, "cpu"))["ok"], found
 
 
 def test_wrong_counts_get_no_time(settings: Settings) -> None:
@@ -161,10 +167,11 @@ def test_triton_compiles_in_a_run_of_its_own(settings: Settings, monkeypatch: py
 
 
 def test_names(settings: Settings) -> None:
-    assert names(CASES["infer-paper"], settings) == ["cpu", "baseline", "compiled", "jax_scan", "authors"]
+    everyone = ["cpu", "baseline", "compiled", "jax_scan", "authors", "accelerated"]
+    assert names(CASES["infer-paper"], settings) == everyone
     assert names(CASES["growth-K-512"], settings) == ["cpu", "baseline"]
     fewer = dataclasses.replace(settings, without=("compiled", "authors"))
-    assert names(CASES["infer-paper"], fewer) == ["cpu", "baseline", "jax_scan"]
+    assert names(CASES["infer-paper"], fewer) == ["cpu", "baseline", "jax_scan", "accelerated"]
     on_gpu = dataclasses.replace(settings, device="cuda", backends=("triton",))
     assert names(CASES["infer-paper"], on_gpu)[:4] == ["triton", "baseline", "compiled", "graphed"]
     with pytest.raises(Unavailable, match="a CUDA graph needs a GPU"):

@@ -224,7 +224,7 @@ def test_tensors_that_claim_more_than_the_file_holds_are_refused(tmp_path: Path)
         ("layer.phi.weight", torch.zeros(6, 5, dtype=torch.int64), "expected floating point"),
         ("layer.phi.weight", torch.zeros(6, 5, dtype=torch.complex64), "expected floating point"),
         ("layer.n_exp", torch.ones(3), "expected integers"),
-        ("layer.n_exp", torch.tensor([0, 1]), "expected 1 to 4194300, found"),
+        ("layer.n_exp", torch.tensor([-1, 1]), "expected 0 to 4194300, found"),
         ("layer.beta_inner", torch.tensor(-1.0), "expected at least 0, found -1"),
     ],
 )

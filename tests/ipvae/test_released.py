@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ipvae import IGVAE, IPVAE, CheckpointError, IPVAEConfig, load_model
+from ipvae import IGVAE, IPVAE, CheckpointError, ConfigError, IPVAEConfig, load_model
 from torch import Tensor
 
 M, K, T = 16, 6, 4
@@ -271,3 +271,44 @@ def test_buffers_hold_whatever_a_configuration_says() -> None:
     x = torch.randn(3, M, generator=torch.Generator().manual_seed(2))
     assert torch.equal(model(x, seed=1).loss, leaky(x, seed=1).loss)
     assert model.clamps == {"clamp_u": 6.0, "clamp_du": 6.0}
+
+
+def test_what_is_written_for_their_code_is_read_back(tmp_path: Path) -> None:
+    for model in (
+        IPVAE(IPVAEConfig(n_inputs=784, n_latents=K, input_shape=(1, 28, 28))),
+        IGVAE.from_released(gaussian(relu=True), settings=GAUSSIAN | {"latent_act": "relu"}),
+    ):
+        folder = tmp_path / model.cell
+        dataset = None if model.cell == "poisson" else "BALLS16"
+        file = model.to_released(folder, dataset=dataset, beta=3.0, trainer={"lr": 0.1})
+        assert file.parent == folder
+        (settings,) = folder.glob("Config*VAE.json")
+        written = json.loads(settings.read_text())
+        assert written["dataset"] == (dataset or "MNIST")
+        assert written["beta_outer"] == 3.0
+        assert json.loads((folder / "ConfigTrain.json").read_text())["lr"] == 0.1
+        back = load_model(folder)
+        for name, value in model.state_dict().items():
+            assert torch.equal(back.state_dict()[name], value)
+        file.rename(folder / "other.pt")
+        with pytest.raises(FileExistsError, match="no other weights"):
+            model.to_released(folder, dataset="MNIST")
+
+
+def test_what_their_code_cannot_read_is_not_written(tmp_path: Path) -> None:
+    model = IPVAE(IPVAEConfig(n_inputs=M, n_latents=K))
+    with pytest.raises(ConfigError, match="dataset: expected one of their names, for inputs of"):
+        model.to_released(tmp_path / "folder")
+    with pytest.raises(ConfigError, match="trainer: expected settings of their ConfigTrain, found zebra"):
+        model.to_released(tmp_path / "folder", dataset="MNIST", trainer={"zebra": 1})
+    assert not (tmp_path / "folder").exists()
+
+
+def test_an_average_of_the_weights() -> None:
+    both = {**checkpoint(poisson()), "model_ema": {k: torch.zeros_like(v) for k, v in poisson().items()}}
+    averaged = IPVAE.from_released(both, settings=POISSON, ema=True)
+    assert float(averaged.dictionary.detach().abs().max()) == 0.0
+    assert float(IPVAE.from_released(both, settings=POISSON).dictionary.detach().abs().max()) > 0.0
+    for source in (checkpoint(poisson()), poisson()):
+        with pytest.raises(CheckpointError, match="ema: it holds no average of the weights"):
+            IPVAE.from_released(source, settings=POISSON, ema=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointError, load_pickled
 from ..fields import ConfigError
+from .accelerated.recognise import check_model, is_trainer
 
 DICTIONARY = "layer.phi.weight"
 # Bounds of the uniform initial log rates: nearly silent.
@@ -25,6 +26,8 @@ INIT_LOG_RATE = (-6.0, -4.0)
 SETTINGS = {"poisson": "ConfigPoisVAE.json", "gaussian": "ConfigGausVAE.json"}
 # Settings that must be there, as theirs always are; what else is read has a value that says "as usual".
 _REQUIRED = ("t_train", "n_iters_inner", "clamp_u", "clamp_du")
+# What of a live model's settings is looked at.
+_READ = (*_REQUIRED, "n_iters_outer", "inf_type", "dec_type", "latent_act", "n_latents", "fit_prior")
 _SHAPES = {256: (1, 16, 16), 784: (1, 28, 28), 1024: (1, 32, 32), 3072: (3, 32, 32)}
 
 
@@ -35,11 +38,13 @@ class Weights(NamedTuple):
         state: the state dict.
         name: of the source, for messages.
         path: the file, if there is one: its settings lie near.
+        settings: those of a model in memory.
     """
 
     state: dict[str, Any]
     name: str
     path: Path | None
+    settings: Mapping[str, Any] | None = None
 
     @property
     def cell(self) -> str:
@@ -47,23 +52,38 @@ class Weights(NamedTuple):
         return "gaussian" if "layer.log_lr.1" in self.state else "poisson"
 
 
-def load(source: str | PathLike[str] | Mapping[str, Any]) -> Weights:
+def load(source: Any, ema: bool = False) -> Weights:
     """Reads a released checkpoint.
 
     Args:
         source: a ``.pt`` file, or a folder of them as the authors' trainer fills it, see `locate`; a loaded
-            checkpoint, or a bare state dict.
+            checkpoint, or a bare state dict; a live model or trainer of theirs.
+        ema: the average of the weights, which their trainer keeps where it has an ``ema_rate``.
 
     Raises:
-        CheckpointError: for a file that is missing, damaged or something else.
+        CheckpointError: for a file that is missing, damaged or something else, or without an average.
     """
     if isinstance(source, Mapping):
-        return weights(source, "state dict")
+        return weights(source, "state dict", ema=ema)
+    if not isinstance(source, str | PathLike):
+        return _live(source, ema)
     path = locate(Path(source))
     if path is None:
         problem = "expected one .pt file, found 0" if Path(source).is_dir() else "no such file"
         raise CheckpointError(f"{source}: {problem}")
-    return weights(load_pickled(path), str(path), path)
+    return weights(load_pickled(path), str(path), path, ema)
+
+
+def _live(source: Any, ema: bool) -> Weights:
+    """The weights and settings of a model in memory."""
+    trainer = is_trainer(source)
+    model = (source.model_ema if ema else source.model) if trainer else source
+    if model is None or (ema and not trainer):
+        raise CheckpointError(f"{type(source).__name__}: ema: it keeps no average of its weights")
+    check_model(model)
+    settings = {name: value for name, value in vars(model.cfg).items() if name in _READ}
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return Weights(state, type(model).__name__, None, settings)
 
 
 def locate(path: Path) -> Path | None:
@@ -78,9 +98,11 @@ def locate(path: Path) -> Path | None:
     return next(reversed(sorted(path.glob("*.pt")) or runs), None)
 
 
-def weights(content: object, name: str, path: Path | None = None) -> Weights:
+def weights(content: object, name: str, path: Path | None = None, ema: bool = False) -> Weights:
     """`load` for what a file holds."""
-    state = content.get("model", content) if isinstance(content, Mapping) else None
+    state = content.get("model_ema" if ema else "model", content) if isinstance(content, Mapping) else None
+    if ema and (state is None or state is content):
+        raise CheckpointError(f"{name}: ema: it holds no average of the weights (their ema_rate was None)")
     dictionary = state.get(DICTIONARY) if isinstance(state, Mapping) else None
     if not isinstance(state, Mapping) or not isinstance(dictionary, Tensor) or dictionary.ndim != 2:
         raise CheckpointError(
@@ -119,6 +141,8 @@ def _settings(
     found: Weights, given: str | PathLike[str] | Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any], str]:
     """The authors' settings of a model, and a name of where they come from."""
+    if given is None and found.settings is not None:
+        return found.settings, found.name
     if isinstance(given, Mapping):
         return given, "settings"
     if given is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams
 
 from .. import checkpoint
 from ..inputs import Inputs, whole
-from ..interop import released
+from ..interop import release, released
 from . import packed
 from .base import VAE
 from .config import ModelConfig
@@ -353,30 +354,63 @@ class IterativeVAE(VAE):
     @classmethod
     def from_released(
         cls,
-        source: str | PathLike[str] | dict[str, Any],
+        source: Any,
         *,
         config: ModelConfig | None = None,
         settings: str | PathLike[str] | dict[str, Any] | None = None,
+        ema: bool = False,
     ) -> Self:
         """A model with the weights of a checkpoint of the authors' code; see `ipvae.interop.released`.
 
         Args:
-            source: a ``.pt`` file, its folder (the last one in it counts), a loaded checkpoint or state dict.
+            source: a ``.pt`` file, its folder (the last one in it counts), a loaded checkpoint or state dict;
+                or a live model or trainer of theirs, whose weights are copied.
             config: of the model; None: made from the authors' settings. Temperature, opening of the clamps,
                 weight of the leak and cut of the arrivals are those of the weights all the same.
             settings: the authors' settings, a JSON file or its contents; None: looked for beside the file and
                 one folder above it.
+            ema: take the average of the weights, ``model_ema``.
 
         Raises:
-            CheckpointError: where there are no settings, for weights of the other family; or listing every
-                key that is missing, unknown, or of another shape.
+            CheckpointError: where there are no settings or no average, for weights of the other family; or
+                listing every key that is missing, unknown, or of another shape.
+            TypeError: ``source`` is none of these.
         """
-        found = released.load(source)
+        found = released.load(source, checks.flag("ema", ema))
         if (cell := found.cell if config is None else config.cell) != cls.config_class.cell:
             raise checkpoint.CheckpointError(f"{found.name}: expected {cls.__name__}, found a {cell} model")
         if config is None:
             config = cls.config_from(*released.configuration(found, settings))
         return cls.with_weights(config, found.state, found.name)
+
+    def to_released(
+        self,
+        folder: str | PathLike[str],
+        *,
+        dataset: str | None = None,
+        beta: float = 24.0,
+        trainer: dict[str, Any] | None = None,
+    ) -> Path:
+        """Writes what the loaders of the authors' code read: settings, weights, a trainer that has not begun.
+
+        Their code has one KL, the released one, and one estimator: a model that was configured otherwise is
+        trained on by theirs. ``IPVAE.from_released(folder)`` reads it back.
+
+        Args:
+            folder: for ``ConfigPoisVAE.json`` or ``ConfigGausVAE.json``, ``ConfigTrain.json`` and the ``.pt``
+                file; without weights of others.
+            dataset: one of their names, "MNIST" for instance; None: one of theirs with inputs of this shape.
+            beta: weight of the KL for their trainer.
+            trainer: settings of their trainer; what is left out is as for the released models.
+
+        Returns:
+            The ``.pt`` file.
+
+        Raises:
+            ConfigError: no data set of theirs has this shape, or ``trainer`` has a name that theirs has not.
+            FileExistsError: the folder holds other weights.
+        """
+        return release.save(self, folder, dataset=dataset, beta=beta, trainer=trainer)
 
 
 def opened(final: float, eps: float, *, init: float = 2.0) -> float:

@@ -62,7 +62,7 @@ class IPVAE(IterativeVAE):
         Raises:
             TypeError, ValueError: for what is not a number of arrivals.
         """
-        self.layer.write("n_exp", checks.integer("n", n, 1, checkpoint.ARRIVALS_MAX))
+        self.layer.write("n_exp", checks.integer("n", n, 0, checkpoint.ARRIVALS_MAX))
 
     def _draw_options(self, estimator: str | None, temperature: float | None) -> dict[str, Any]:
         return {
