@@ -52,15 +52,24 @@ def _below_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _sample_kernel(log_rate: Tensor, seed: Tensor, *arguments: Any) -> Tensor:
     """Hard counts, [B, K]; the arguments are the stream, backend and check."""
     *stream, backend, check = arguments
+    late = checks.looked_at_late(log_rate)
     # Hard counts of such log rates are finite: a pass less, which is a tenth of a draw.
-    check = check and not checks.below(_SURELY_FINITE, log_rate)
-    if check:
+    check = check and (late or not checks.below(_SURELY_FINITE, log_rate))
+    if check and not late:
         checks.finite(log_rate=log_rate)
     module = choice.implementation(__package__, backend, log_rate)
     counts: Tensor = module.sample(log_rate.contiguous(), seed, Stream(*stream))
     if check:
-        checks.finite_result(TOO_MANY, counts=counts)
+        _check_counts(counts, log_rate if late else None)
     return counts
+
+
+def _check_counts(counts: Tensor, unseen: Tensor | None) -> None:
+    """Refuses counts that are not finite, and log rates that have not been looked at."""
+    if unseen is None:
+        checks.finite_result(TOO_MANY, counts=counts)
+    else:
+        checks.finite_together(TOO_MANY, {"log_rate": unseen}, {"counts": counts})
 
 
 def _rsample_kernel(
@@ -71,12 +80,13 @@ def _rsample_kernel(
     The other arguments are the stream, estimator, n_arrivals, backend and check.
     """
     *stream, estimator, n_arrivals, backend, check = arguments
-    if check:
+    late = checks.looked_at_late(log_rate)
+    if check and not late:
         checks.finite(log_rate=log_rate)
     module = choice.implementation(__package__, backend, log_rate)
     counts, slope = module.rsample(log_rate, seed, Stream(*stream), estimator, temperature.item(), n_arrivals)
     if check:
-        checks.finite_result(TOO_MANY, counts=counts)
+        _check_counts(counts, log_rate if late else None)
     return counts, slope
 
 

@@ -8,7 +8,7 @@ understands.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,12 +39,28 @@ _Flat = tuple[Tensor, ...]  # the fields of a Forward, then those of its traject
 
 def check_finite(tensors: Sequence[Tensor]) -> None:
     """Refuses :class:`Inputs` that are not finite."""
-    checks.finite(**dict(zip(_NAMES, tensors, strict=True)))
+    checks.finite(**_named(tensors))
+
+
+def _named(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(_NAMES, tensors, strict=True))
 
 
 def check_loss(recon: Tensor, kl: Tensor, state: Tensor) -> None:
-    """Refuses results that are not finite; sums, because the loss is one."""
-    checks.finite_result(DIVERGED, recon=recon.sum(), kl=kl.sum(), state=state)
+    """Refuses results that are not finite."""
+    _check_results(_of_loss(recon, kl, state))
+
+
+def _of_loss(recon: Tensor, kl: Tensor, state: Tensor) -> dict[str, Tensor]:
+    return {"recon": recon.sum(), "kl": kl.sum(), "state": state}  # sums, because the loss is one
+
+
+def _check_results(results: Mapping[str, Tensor], unseen: Inputs | None = None) -> None:
+    """Refuses results that are not finite, and inputs that have not been looked at."""
+    if unseen is None:
+        checks.finite_result(DIVERGED, **results)
+    else:
+        checks.finite_together(DIVERGED, _named(unseen), results)
 
 
 def _serve(backend: str, *parts: Any) -> tuple[Any, ...]:
@@ -56,14 +72,15 @@ def _serve(backend: str, *parts: Any) -> tuple[Any, ...]:
 def _infer_kernel(*arguments: Any) -> list[Tensor]:
     """The final log rate, then the records named in ``record`` (comma separated, in canonical order)."""
     inputs, seed, cfg, (record, record_every, backend, check) = taken(arguments, Inputs)
-    if check:
+    late = checks.looked_at_late(inputs.x)
+    if check and not late:
         check_finite(inputs)
     module, inputs = _serve(backend, inputs)
     names = tuple(record.split(",")) if record else ()
     with _transforms.without_autocast(inputs.x.device):
         results = stretches.infer(module, inputs, seed, cfg, names, record_every)
     if check:
-        checks.finite_result(DIVERGED, **dict(zip(("state", *names), results, strict=True)))
+        _check_results(dict(zip(("state", *names), results, strict=True)), inputs if late else None)
     return results
 
 
@@ -104,15 +121,16 @@ def _infer_shapes(*arguments: Any) -> list[Tensor]:
 def _elbo_kernel(*arguments: Any) -> _Flat:
     """What ``checkpointing.elbo`` returns."""
     inputs, seed, cfg, (checkpoint, backend, check) = taken(arguments, Inputs)
-    if check:
+    late = checks.looked_at_late(inputs.x)
+    if check and not late:
         check_finite(inputs)
     module, inputs = _serve(backend, inputs)
     kept = checkpoint or checkpointing.steps_kept(cfg, inputs)
     with _transforms.without_autocast(inputs.x.device):
-        *results, trajectory = checkpointing.elbo(module, inputs, seed, cfg, kept)
+        recon, kl, state, trajectory = checkpointing.elbo(module, inputs, seed, cfg, kept)
     if check:
-        check_loss(*results)
-    return *results, *trajectory
+        _check_results(_of_loss(recon, kl, state), inputs if late else None)
+    return recon, kl, state, *trajectory
 
 
 def _elbo_shapes(*arguments: Any) -> _Flat:
@@ -140,7 +158,7 @@ def _elbo_backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     with _transforms.without_autocast(inputs.x.device):
         gradients = checkpointing.elbo_backward(module, dense, inputs, trajectory, seed, cfg, kept)
     # A loss that is scaled on purpose until it overflows (torch.amp.GradScaler) is not the rollout's fault.
-    if check and checks.is_finite(*upstream):
+    if check and not checks.is_finite(*gradients) and checks.is_finite(*upstream):
         names = (f"gradient of {name}" for name in _NAMES)
         checks.finite_result(DIVERGED, **dict(zip(names, gradients, strict=True)))
     return gradients

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -87,7 +88,12 @@ def _growth(program: str) -> int:
     state = ipvae_kernels.backends()["cpu"]
     if state != "available":
         pytest.skip(f"backend cpu: {state}")
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # Blocks that are freed go back at once: what the allocator keeps between them differs from run to run (38
+    # to 300 MB in the training below on a busy machine).
+    own = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=own
+    )
     return int(result.stdout)
 
 
@@ -100,6 +106,5 @@ def test_memory_of_inference_does_not_grow_with_the_steps() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="resource is not there")
 def test_memory_of_training_grows_by_checkpoints_alone() -> None:
     # A step's trajectory is 700 KiB: 1,000 steps more, kept, would be 700 MB. A window of 64 MiB is there
-    # before and after; what grows are a state of 100 KiB for each window, the loss terms of each step, and
-    # what the allocator leaves between blocks, less than one window.
-    assert _growth(_PEAK_TRAIN) < 64 * 1024
+    # before and after; what grows are a state of 100 KiB for each window and the loss terms of each step.
+    assert _growth(_PEAK_TRAIN) < 8 * 1024
