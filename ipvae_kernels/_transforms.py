@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils import _pytree
 
 from .backend.choice import BackendError
 
@@ -40,6 +42,42 @@ def define(
     torch.library.register_fake(op, shapes, lib=_library)
     torch.library.register_vmap(op, functools.partial(vmap, op), lib=_library)
     return op
+
+
+def register_results(*kinds: type[Any]) -> None:
+    """Named tuples that ``torch.load`` may make, and that ``torch.export.save`` may name in a file."""
+    torch.serialization.add_safe_globals([*kinds])
+    for kind in kinds:
+        _pytree._register_namedtuple(kind, serialized_type_name=f"ipvae_kernels.{kind.__name__}")
+
+
+def register_holder(kind: type[Any], *static: str) -> None:
+    """A dataclass of tensors and numbers that ``torch.load`` may make, and that is a pytree of torch.
+
+    Every field is a leaf, None too, so that the structure does not depend on what is there (as it would by
+    ``torch.export.register_dataclass``) and ``in_dims`` of ``torch.vmap`` can be written as one.
+
+    Args:
+        kind: the dataclass.
+        static: names of fields, the last ones, that belong to the structure.
+    """
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in static]
+
+    def flatten(value: Any) -> tuple[list[Any], list[Any]]:
+        return [getattr(value, name) for name in names], [getattr(value, name) for name in static]
+
+    def with_keys(value: Any) -> tuple[list[Any], list[Any]]:
+        leaves, context = flatten(value)
+        return [(_pytree.GetAttrKey(n), leaf) for n, leaf in zip(names, leaves, strict=True)], context
+
+    torch.serialization.add_safe_globals([kind])
+    _pytree.register_pytree_node(
+        kind,
+        flatten,
+        lambda leaves, context: kind(*leaves, *context),
+        serialized_type_name=f"ipvae_kernels.{kind.__name__}",
+        flatten_with_keys_fn=with_keys,
+    )
 
 
 def packed(*values: float) -> Tensor:
@@ -82,6 +120,25 @@ def transformed() -> bool:
     if torch.compiler.is_compiling():
         return False
     return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
+
+
+def mapped(value: Tensor) -> bool:
+    """Whether ``torch.vmap`` maps over a tensor, under whatever other transforms of ``torch.func``."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if torch._C._functorch.is_batchedtensor(value):
+            return True
+        value = torch._C._functorch.get_unwrapped(value)
+    return False
+
+
+def no_grad() -> AbstractContextManager[Any]:
+    """``torch.no_grad``, where it is not in force.
+
+    A region within another leaves ``torch.export`` one without content, which it cannot save.
+    """
+    return torch.no_grad() if torch.is_grad_enabled() else nullcontext()
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -159,6 +216,18 @@ def rows_first(value: Tensor, dim: int | None, size: int) -> Tensor:
     """
     stacked = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
     return stacked.flatten(0, 1)
+
+
+def mapped_with(value: Tensor, *others: Tensor) -> Tensor:
+    """The same numbers, which ``torch.vmap`` maps over where it maps over any of the others.
+
+    A draw from what all rows share would be one draw, whichever noise they ask for.
+    """
+    if not transformed():
+        return value
+    for other in others:
+        value = value + other.new_zeros(())
+    return value
 
 
 def forward_product(tangent: Tensor, derivative: Callable[..., Tensor], *saved: Any) -> Tensor:

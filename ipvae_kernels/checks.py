@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
+from . import _transforms
 from .backend import compiled
 
 _DTYPES = (torch.float32, torch.float64)
@@ -73,7 +75,7 @@ def full_precision(like: str | None = None, /, **tensors: Tensor) -> list[Tensor
                 f"{name}: expected device {device} as that of {first_name}, found {value.device}"
             )
     if torch.is_autocast_enabled(device.type):
-        tensors = {name: value.float() if value.dtype in _HALF else value for name, value in tensors.items()}
+        tensors = {name: raised(value) for name, value in tensors.items()}
         dtype = tensors[first_name].dtype
     for name, value in (first_name, tensors[first_name]), *tensors.items():
         if value.dtype not in _DTYPES:
@@ -83,15 +85,42 @@ def full_precision(like: str | None = None, /, **tensors: Tensor) -> list[Tensor
     return list(tensors.values())
 
 
+def is_half(value: object) -> bool:
+    """Whether this is a tensor of half precision, as parameters are after ``module.to(torch.bfloat16)``."""
+    return isinstance(value, Tensor) and value.dtype in _HALF
+
+
+def raised(value: Tensor) -> Tensor:
+    """Half precision as float32; everything else as it is."""
+    return value.float() if is_half(value) else value
+
+
+def one_for_all_rows(name: str, value: Tensor) -> None:
+    """A number that ``torch.vmap`` does not map over: a call has one.
+
+    Raises:
+        RuntimeError: it does.
+    """
+    if _transforms.mapped(value):
+        raise RuntimeError(
+            f"{name}: expected one number for all rows of torch.vmap, found one for each; call once for each "
+            "row, or leave it out of in_dims"
+        )
+
+
 def number(
     name: str, value: object, low: float = -math.inf, high: float = _LARGEST, *, above: bool = False
 ) -> float:
     """A number of Python, NumPy, or in a tensor of shape [], from ``low``, or ``above`` it, to ``high``.
 
-    What is smaller than the smallest normal number of float32 is 0.
+    What is smaller than the smallest normal number of float32 is 0. While ``torch.compile`` or
+    ``torch.export`` traces, a number in a tensor stays one (float64, [], on the CPU): the graph takes it as
+    an input, and looks at it when it runs.
     """
     if type(value) is not float:
-        value = _scalar(value)
+        if torch.compiler.is_compiling() and isinstance(value, (Tensor, np.ndarray, np.generic)):
+            return _traced_number(name, torch.as_tensor(value), low, high, above)
+        value = _scalar(name, value)
         if isinstance(value, _BOOLS) or not isinstance(value, Real):
             raise TypeError(f"{name}: expected a number, found {_kind(value)}")
         try:
@@ -108,9 +137,11 @@ def number(
 
 
 def integer(name: str, value: object, low: int, high: int) -> int:
-    """An integer in low..high; of Python, NumPy, or a tensor of shape []."""
-    if type(value) is not int:  # asking for an Integral takes five Python calls
-        value = _scalar(value)
+    """An integer in low..high; of Python, NumPy, or a tensor of shape []; or a size that is traced."""
+    if isinstance(value, torch.SymInt):
+        value = cast(int, value)
+    elif type(value) is not int:  # asking for an Integral takes five Python calls
+        value = _scalar(name, value)
         if isinstance(value, _BOOLS) or not isinstance(value, Integral):
             raise TypeError(f"{name}: expected an int, found {_kind(value)}")
         value = int(value)
@@ -131,19 +162,58 @@ def flag(name: str, value: object) -> bool:
     """True or False; of Python, NumPy, or a tensor of shape []."""
     if value is True or value is False:
         return value
-    value = _scalar(value)
+    value = _scalar(name, value)
     if not isinstance(value, _BOOLS):
         raise TypeError(f"{name}: expected a bool, found {_kind(value)}")
     return bool(value)
 
 
-def _scalar(value: object) -> object:
+def _scalar(name: str, value: object) -> object:
     """The number in a tensor or array of shape []; on a GPU this waits for it. Others as they are."""
-    if isinstance(value, Tensor) and value.is_meta:
+    if not isinstance(value, (Tensor, np.ndarray)) or value.ndim:
         return value
-    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
-        return value.item()
-    return value
+    if isinstance(value, Tensor):
+        if value.is_meta:
+            return value
+        _no_gradient(name, value)
+        one_for_all_rows(name, value)
+    return value.item()
+
+
+def _no_gradient(name: str, value: Tensor) -> None:
+    if value.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            f"{name}: expected a number, which has no gradient; found a tensor that requires one. "
+            f"{name}.detach() passes its value"
+        )
+
+
+def _traced_number(name: str, value: Tensor, low: float, high: float, above: bool) -> float:
+    """A number as a graph takes it: a tensor in the place of a float."""
+    if value.ndim:
+        raise TypeError(f"{name}: expected a number, found {_kind(value)}")
+    _no_gradient(name, value)
+    checked: float = _number(value, name, low, high, above)
+    return checked
+
+
+def _number_kernel(value: Tensor, name: str, low: float, high: float, above: bool) -> Tensor:
+    """The number, checked: float64, [], on the CPU."""
+    found = number(name, value.detach(), low, high, above=above)
+    return torch.full((), found, dtype=torch.float64, device="cpu")
+
+
+def _number_shape(value: Tensor, *_: object) -> Tensor:
+    return torch.empty((), dtype=torch.float64, device="cpu")
+
+
+_number = _transforms.define(
+    "number",
+    "(Tensor value, str name, float low, float high, bool above) -> Tensor",
+    _number_kernel,
+    _number_shape,
+    _transforms.each_row,
+)
 
 
 def _kind(value: object) -> str:
@@ -225,9 +295,12 @@ def below(limit: float, value: Tensor) -> bool:
 def _looks(value: Tensor) -> bool:
     """Whether its numbers can be looked at.
 
-    The host may not wait for a stream that a CUDA graph captures, and inside a transform of ``torch.func`` a
-    tensor may stand for many; there, ops look at them once the transforms are done with.
+    The host may not wait for a stream that a CUDA graph captures, while ``torch.compile`` traces there are
+    none, and inside a transform of ``torch.func`` a tensor may stand for many; there, ops look at them once
+    the transforms are done with.
     """
+    if torch.compiler.is_compiling():
+        return False
     capturing = value.is_cuda and torch.cuda.is_current_stream_capturing()
     return not capturing and not torch._C._are_functorch_transforms_active()
 
@@ -235,7 +308,8 @@ def _looks(value: Tensor) -> bool:
 def seed(value: object, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     """A seed as an int64 tensor of shape [] on the device; None draws one, from torch's default generator.
 
-    A tensor of the device is taken as it is: a CUDA graph is replayed with new noise through it.
+    A tensor of the device is taken as it is: a CUDA graph is replayed with new noise through it. Where
+    ``torch.distributed`` is initialised, a drawn seed is the rank's own, though generators may be alike.
 
     Args:
         value: the seed.
@@ -248,9 +322,9 @@ def seed(value: object, device: torch.device, generator: torch.Generator | None 
         if value is not None:
             raise TypeError(f"generator: expected None beside a seed, found both (seed={value!r})")
         drawn = torch.randint(2**63 - 1, (), dtype=torch.int64, device=generator.device, generator=generator)
-        return drawn.to(device)
+        return _of_rank(drawn.to(device))
     if value is None:
-        return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+        return _of_rank(torch.randint(2**63 - 1, (), dtype=torch.int64, device=device))
     if isinstance(value, Tensor):
         if value.dtype != torch.int64 or value.dim() != 0:
             raise TypeError(
@@ -260,6 +334,13 @@ def seed(value: object, device: torch.device, generator: torch.Generator | None 
             raise ValueError(f"seed: expected device {device}, found {value.device}")
         return value
     return torch.full((), integer("seed", value, -(2**63), 2**63 - 1), dtype=torch.int64, device=device)
+
+
+def _of_rank(drawn: Tensor) -> Tensor:
+    """A drawn seed as that of this process in the default group of ``torch.distributed``, if there is one."""
+    if distributed.is_available() and distributed.is_initialized() and (rank := distributed.get_rank()):
+        return drawn ^ rank
+    return drawn
 
 
 def neuron_offset(value: object, neurons: int) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
+
+from . import _transforms
 
 
 class StepParams(Protocol):
@@ -90,5 +91,6 @@ class State:
         return replace(self, log_rate=self.log_rate.detach(), seed=seed)
 
 
-# Holders of tensors and numbers, which torch.load may make without weights_only=False.
-torch.serialization.add_safe_globals([PoissonParams, GaussianParams, State])
+for _holder in (PoissonParams, State):
+    _transforms.register_holder(_holder)
+_transforms.register_holder(GaussianParams, "activation")

@@ -71,6 +71,15 @@ class ModuleDecoder:
                 "decoder: a module, whose drive autograd computes, is not served inside of torch.func "
                 "transforms and forward mode; call infer and elbo on the whole batch"
             )
+        if torch.compiler.is_exporting():
+            raise BackendError(
+                "decoder: a module, whose drive is a derivative, is not served by torch.export; a linear one "
+                "(params.dictionary) is, and torch.compile takes either"
+            )
+        if torch.compiler.is_compiling():
+            # Traced graphs know transforms, and torch.autograd.grad only where an option of torch allows it.
+            traced, pull = torch.func.vjp(self.module, code)[:2]
+            return Decoded(traced, lambda weighted: pull(weighted)[0])
         trained = torch.is_grad_enabled()
         # Inference differentiates the mean by the code too, though nothing else.
         with torch.inference_mode(False), torch.enable_grad():

@@ -66,8 +66,7 @@ class ElboResult(NamedTuple):
     records: dict[str, Tensor]
 
 
-# As the states and parameters in params.py.
-torch.serialization.add_safe_globals([InferResult, ElboResult])
+_transforms.register_results(InferResult, ElboResult)
 
 
 def infer(
@@ -348,7 +347,7 @@ def _inferred(
     if task.tensors.dictionary.dtype == torch.bfloat16:
         wide = task.tensors.dictionary.to(task.tensors.log_sigma.dtype)
         task = task._replace(tensors=task.tensors._replace(dictionary=wide))
-    with torch.no_grad():
+    with _transforms.no_grad():
         if task.decoder is not None or composed.by_autograd(backend, task.cfg):
             return _composed(task, names, record_every, backend, check)
         return _fused(task, names, record_every, backend, check)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -60,10 +61,18 @@ class Prepared:
 
     Attributes:
         params: as given; a packed copy belongs to the numbers they had.
+        half: whether they are of half precision, so that inputs may be.
     """
 
-    def __init__(self, params: PoissonParams | GaussianParams, inputs: Inputs, packed: Packed | None) -> None:
-        self.params, self.inputs, self.packed = params, inputs, packed
+    def __init__(
+        self,
+        params: PoissonParams | GaussianParams,
+        inputs: Inputs,
+        packed: Packed | None,
+        pack: bool | None = None,
+    ) -> None:
+        self.params, self.inputs, self.packed, self._pack = params, inputs, packed, pack
+        self.half = checks.is_half(params.log_sigma)
         self._seen = [(name, tensor, tensor._version) for name, tensor in _tensors(params).items()]
 
     @property
@@ -91,6 +100,16 @@ class Prepared:
                     f"params: expected {name} as it was when prepared, found it changed; call prepare() again"
                 )
 
+    @property
+    def traced(self) -> PoissonParams | GaussianParams:
+        """What a traced graph takes in its place: the parameters when it runs, in full precision."""
+        return _raised(self.params, _tensors(self.params))
+
+    def __reduce__(self) -> Any:
+        """Copied and pickled as its parameters, which are prepared anew, for the machine they come to."""
+        self.check()
+        return _prepared, (self.params, self._pack)
+
     def __repr__(self) -> str:
         pixels, neurons = self.inputs.dictionary.shape
         return f"Prepared({self.cell}, M {pixels}, K {neurons}, {self.bytes / 2**20:.1f} MiB beside them)"
@@ -107,6 +126,7 @@ def prepare(params: PoissonParams | GaussianParams, *, pack: bool | None = None)
         params: with a dictionary, finite; what they hold must not be written to afterwards. The dictionary
             alone may be bfloat16, which takes half the memory; the sums are those of its numbers in float32.
             Backends other than the compiled CPU kernels widen it at every call, and ``elbo`` wants float32.
+            Or all are half precision, as a module's after ``.to(torch.bfloat16)``; then inputs may be, too.
         pack: None: below 8 MiB, with AMX below 64; False: copy nothing; True: pack. Bit-identical without AMX
 
     Returns:
@@ -132,14 +152,23 @@ def prepare(params: PoissonParams | GaussianParams, *, pack: bool | None = None)
     half = dictionary.dtype == torch.bfloat16
     if half and pack:
         raise ValueError("pack: expected False or None for a bfloat16 dictionary, found True")
-    sample = params.log_sigma.detach().new_zeros((1, params.log_sigma.numel()))
-    # Sizes and types of the others are checked beside an empty stand-in of the dictionary's.
-    others = replace(params, dictionary=sample.new_zeros(()).expand(dictionary.shape)) if half else params
+    others = params
+    if checks.is_half(params.log_sigma):  # those of a module in half precision
+        others = _raised(params, set(_tensors(params)) - ({"dictionary"} if half else set()))
+    sample = others.log_sigma.detach().new_zeros((1, others.log_sigma.numel()))
+    if half:  # sizes and types of the others are checked beside an empty stand-in of the dictionary's
+        others = replace(others, dictionary=sample.new_zeros(()).expand(dictionary.shape))
     inputs, _ = tensors_of(sample, others, 1, True, None)
     checks.finite(**named)
-    dense = Inputs(*(tensor.detach().contiguous() for tensor in inputs._replace(dictionary=dictionary)))
+    if half:
+        inputs = inputs._replace(dictionary=dictionary)
+    dense = Inputs(*(tensor.detach().contiguous() for tensor in inputs))
     served = cpu.reason() is None and cpu.unserved(dense._replace(dictionary=dense.x)) is None
-    return Prepared(params, dense, _packed(dense, cell, pack) if served else None)
+    return Prepared(params, dense, _packed(dense, cell, pack) if served else None, pack)
+
+
+def _prepared(params: PoissonParams | GaussianParams, pack: bool | None) -> Prepared:
+    return prepare(params, pack=pack)
 
 
 def _packed(dense: Inputs, cell: str, pack: bool | None) -> Packed:
@@ -160,6 +189,12 @@ def _packed(dense: Inputs, cell: str, pack: bool | None) -> Packed:
         of_parameters.dictionary, of_parameters.dictionary_bf16 = 0, dense.dictionary.data_ptr()
     of_cell = (cells.code(cell), cells.CELLS[cell].counts)
     return Packed(module.Prepared(of_parameters, pixels, neurons, *of_cell, pack, torch.get_num_threads()))
+
+
+def _raised(params: PoissonParams | GaussianParams, names: Iterable[str]) -> PoissonParams | GaussianParams:
+    """The same, those of half precision among these tensors in float32."""
+    wide: dict[str, Any] = {name: checks.raised(getattr(params, name)) for name in names}
+    return replace(params, **wide)
 
 
 def _tensors(params: PoissonParams | GaussianParams) -> dict[str, Tensor]:

@@ -30,6 +30,8 @@ def tensors_of(
     }
     if state is not None:
         named["state.log_rate"] = state.log_rate
+    if checks.is_half(params.log_sigma):  # of a module in half precision; states are float32 all the same
+        named = {name: checks.raised(value) for name, value in named.items()}
     x, *others = checks.full_precision(sized, **named)
     log_sigma, log_bias, log_lr, start, *first = others[1:] if linear else others
     dictionary = others[0] if linear else log_sigma.new_empty((0, 0))

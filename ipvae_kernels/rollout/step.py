@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _transforms, checks
 from ..backend import choice
 from ..params import State
 from ..poisson.op import check_estimator
@@ -32,6 +32,9 @@ class StepResult(NamedTuple):
     reconstruction: Tensor
     recon: Tensor
     kl: Tensor
+
+
+_transforms.register_results(StepResult)
 
 
 def step(
@@ -101,8 +104,9 @@ def step(
     if check:
         library.check_finite(task.tensors)
     cell, log_sigma = composed.cell_for("step", task, choice.select(backend)), task.tensors.log_sigma
+    first = _transforms.mapped_with(task.tensors.log_rate, *task.tensors)
     with torch.autocast(task.tensors.x.device.type, enabled=False):
-        (taken,) = eager.run(*composed.parts(task), cell, task.tensors.log_rate, task.cfg)
+        (taken,) = eager.run(*composed.parts(task), cell, first, task.cfg)
         prior, posterior, error = taken.states[0], taken.states[-1], taken.errors[-1]
         recon = eager.reconstruction_loss(error, log_sigma)
         divergence = cell.kl(posterior, prior).sum(-1)

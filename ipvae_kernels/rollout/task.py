@@ -82,6 +82,8 @@ def task_of(
     )
     if state is not None and not isinstance(state, State):
         raise TypeError(f"state: expected a State or None, found {type(state).__name__}")
+    if isinstance(params, Prepared) and torch.compiler.is_compiling():
+        params = params.traced
     prepared = params if isinstance(params, Prepared) else None
     params, own = _decoder(unprepared(params), decoder)
     if prepared is None:
@@ -91,6 +93,7 @@ def task_of(
         cfg = _config(cell, len(tensors.log_bias), *options)
     else:
         checks.tensor("x", x)
+        x = checks.raised(x) if prepared.half else x
         cfg = _config_once(prepared.cell, prepared.inputs.log_bias.numel(), options)
         tensors, initial = prepared_tensors(x, prepared.inputs, prepared.cell, cfg.steps, state)
     own_seed = state is not None and seed is None
