@@ -68,5 +68,7 @@ def test_warmup_calls() -> None:
     calls: list[Any] = []
     ik.warmup(lambda: calls.append(1))
     assert calls
-    with pytest.raises(TypeError, match="call: expected a function without arguments, found Tensor"):
+    with pytest.raises(TypeError, match=r"call: expected a function .* or sizes .*; found Tensor"):
         ik.warmup(torch.zeros(()))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"call: expected sizes .* beside options, found a function"):
+        ik.warmup(lambda: None, backend="eager")
