@@ -60,7 +60,9 @@ def as_tensor(name: str, value: object, like: Tensor | None = None) -> Tensor:
     assert isinstance(value, Tensor)
     if not value.is_floating_point():
         raise TypeError(f"{name}: expected floating point numbers, found {value.dtype}{_SCALE}")
-    if like is not None and value.dtype != like.dtype and not torch.is_autocast_enabled(value.device.type):
+    if like is None or value.dtype == like.dtype or torch.is_autocast_enabled(value.device.type):
+        return value
+    if value.dtype != checks.raised(like).dtype:  # a model in half precision computes in float32
         raise TypeError(
             f"{name}: expected dtype {like.dtype} as that of the model, found {value.dtype}; "
             f"{name}.to({like.dtype}) converts it"

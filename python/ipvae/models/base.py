@@ -89,23 +89,26 @@ class VAE(nn.Module):
         return tensor.to(own.device) if isinstance(value, np.ndarray) else tensor
 
     def decode(self, latents: Inputs) -> Tensor:
-        """Mean of the pixels for counts, rates or activated latents: [..., K] to [..., M]."""
+        """Mean of the pixels for counts, rates or activated latents: [..., K] to [..., M].
+
+        A model in half precision decodes in float32, as it infers.
+        """
         latents, k = self._taken("latents", latents), self.config.n_latents
         if latents.ndim == 0 or latents.shape[-1] != k:
             raise ValueError(f"latents: expected shape [..., {k}], found {list(latents.shape)}")
-        return latents @ self.dictionary.T
+        return checks.raised(latents) @ checks.raised(self.dictionary).T
 
     def _decode_rows(self, latents: Tensor) -> Tensor:
         """`decode` of [B, K] whose rows do not depend on B, on the CPU to the bit.
 
         A product of matrices may round otherwise for another number of rows (with MKL, rows of 1,000 and of
         parts of 7 or 333 differed), so every product here has one shape: blocks of rows, the last filled up
-        with zeros, in one piece of memory.
+        with zeros, in one piece of memory. A traced graph, which is for any number of rows, has one product.
         """
-        if latents.device.type != "cpu":
+        if latents.device.type != "cpu" or torch.compiler.is_compiling():
             return self.decode(latents)
         pixels = latents.new_empty(len(latents), self.config.n_inputs)
-        dictionary = self.dictionary
+        dictionary = checks.raised(self.dictionary)
         block = latents.new_empty(DECODED_ROWS, self.config.n_latents)
         blocks = (torch.split(tensor, DECODED_ROWS) for tensor in (latents, pixels))
         for rows, decoded in zip(*blocks, strict=True):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ipvae_kernels import GaussianParams
+from ipvae_kernels import GaussianParams, checks
 from ipvae_kernels.philox import Stream
 from ipvae_kernels.poisson.noise import PhiloxNoise
 
@@ -73,7 +73,7 @@ class IGVAE(IterativeVAE):
         return mean.relu() if self.config.activation == "relu" else mean
 
     def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
-        mean, log_sigma = self.params.state_init[:, None].expand(-1, n, -1).unbind()
+        mean, log_sigma = checks.raised(self.params.state_init)[:, None].expand(-1, n, -1).unbind()
         noise = PhiloxNoise(seed).normal(mean, Stream(sample_offset=sample_offset))
         sample = mean + log_sigma.exp() * noise
         return sample.relu() if self.config.activation == "relu" else sample

@@ -131,8 +131,8 @@ class IterativeVAE(VAE):
     def set_annealing(self, *, temperature: float | None = None, eps: float | None = None) -> None:
         """Sets the temperature and the opening of the clamps, that is, the buffers that are saved.
 
-        Other ways to write these buffers are as good, except that code compiled by torch.compile holds the
-        numbers that were set here, loaded, or last read outside of it.
+        Other ways to write these buffers are as good, except that on a GPU code compiled by torch.compile
+        holds the numbers that were set here, loaded, or last read outside of it.
 
         Args:
             temperature: of the relaxed counts, >= 0. A Gaussian model has none to anneal: the released code
@@ -234,13 +234,12 @@ class IterativeVAE(VAE):
         Returns:
             The final state and the records, [R, B, ...] each.
         """
-        with torch.no_grad():
-            return ipvae_kernels.infer(
-                self.flatten(x), packed.packed_once(self, lambda: self.params), self._steps(steps),
-                state=state, record=record, record_every=record_every, seed=seed, single_draw=single_draw,
-                sample_offset=sample_offset, backend=backend, check=check,
-                **self._rollout_options(matmul_precision),
-            )  # fmt: skip
+        return ipvae_kernels.infer(
+            self.flatten(x), packed.packed_once(self, lambda: self.params), self._steps(steps),
+            state=state, record=record, record_every=record_every, seed=seed, single_draw=single_draw,
+            sample_offset=sample_offset, backend=backend, check=check,
+            **self._rollout_options(matmul_precision),
+        )  # fmt: skip
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode, and forgets what `infer` had prepared."""
@@ -320,8 +319,9 @@ class IterativeVAE(VAE):
         if steps > last:
             state = self.infer(frames(x, 0, steps - last), steps - last, **how).state
         record = "counts" if counts else "log_rate"
-        total = x.new_zeros(x.shape[-2], self.config.n_latents)
-        chunk = max(1, RECORD_ENTRIES // max(total.numel(), 1))
+        total = checks.raised(x.new_zeros(x.shape[-2], self.config.n_latents))
+        # What depends on the size of a batch would tie a traced graph to it.
+        chunk = last if torch.compiler.is_compiling() else max(1, RECORD_ENTRIES // max(total.numel(), 1))
         for first in range(steps - last, steps, chunk):
             stop = min(first + chunk, steps)
             result = self.infer(frames(x, first, stop), stop - first, record=(record,), state=state, **how)
@@ -330,7 +330,6 @@ class IterativeVAE(VAE):
                 total += row  # one by one, so that the sum does not depend on the chunk
         return total / last
 
-    @torch.no_grad()
     def reconstruct(
         self,
         x: Inputs,
@@ -344,12 +343,12 @@ class IterativeVAE(VAE):
         check: bool = True,
     ) -> Tensor:
         """Decoded latents, [B, M]: Phi times rates (or counts) averaged over steps; see `encode`."""
-        return self._decode_rows(
-            self.encode(
-                x, steps, last=last, counts=counts, seed=seed, sample_offset=sample_offset, backend=backend,
-                check=check,
-            )
+        latents = self.encode(
+            x, steps, last=last, counts=counts, seed=seed, sample_offset=sample_offset, backend=backend,
+            check=check,
         )  # fmt: skip
+        with torch.no_grad():
+            return self._decode_rows(latents)
 
     @classmethod
     def from_released(

@@ -9,13 +9,15 @@ They live in a submodule `layer` (``layer.phi.weight`` [M, K], ``layer.dec_log_s
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from ipvae_kernels import checks
 
 from .config import ModelConfig
 
@@ -106,18 +108,22 @@ class Layer(nn.Module):
 
         On the CPU it is looked at each time, which takes microseconds and sees writes that leave no trace
         (through ``.data``). On a GPU the host would have to wait, so it is read again only where the tensor
-        is another one or has a new version. Where there is no number to look at (in a graph that
-        torch.compile makes, on the meta device, among fake tensors) the last one known holds.
+        is another one or has a new version. Where there is no number to look at (on the meta device, among
+        fake tensors) the last one known holds. A graph that torch.compile or torch.export makes looks at the
+        buffer when it runs, and therefore is given the tensor; those of a GPU, and the whole number `n_exp`,
+        are the last ones known there too.
         """
         buffer: Tensor = getattr(self, name)
+        if torch.compiler.is_compiling() and buffer.device.type == "cpu" and buffer.is_floating_point():
+            return cast(float, buffer)
         if torch.compiler.is_compiling() or _has_no_number(buffer):
             return self._known[name]
         if _is_read_each_time(buffer):
-            value = _number(buffer)
+            value = _number(name, buffer)
         else:
             version, value = _READ.get(buffer, (-1, 0.0))
             if version != buffer._version:
-                value = _number(buffer)
+                value = _number(name, buffer)
                 _READ[buffer] = (buffer._version, value)
         self._known[name] = value
         return value
@@ -137,8 +143,9 @@ class Layer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _number(buffer: Tensor) -> float:
+def _number(name: str, buffer: Tensor) -> float:
     """The largest number in a buffer; of one on a GPU, this waits for it."""
+    checks.one_for_all_rows(f"layer.{name}", buffer)
     return float(buffer.max() if buffer.ndim else buffer)
 
 

@@ -76,5 +76,5 @@ class IPVAE(IterativeVAE):
         return self._taken("log_rate", log_rate).exp()
 
     def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
-        log_rate = self.params.log_rate_init.expand(n, -1)
+        log_rate = checks.raised(self.params.log_rate_init).expand(n, -1)
         return ipvae_kernels.poisson_sample(log_rate, seed=seed, sample_offset=sample_offset)
