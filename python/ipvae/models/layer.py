@@ -118,12 +118,13 @@ class Layer(nn.Module):
             return cast(float, buffer)
         if torch.compiler.is_compiling() or _has_no_number(buffer):
             return self._known[name]
+        checks.one_for_all_rows(f"layer.{name}", buffer)
         if _is_read_each_time(buffer):
-            value = _number(name, buffer)
+            value = _number(buffer)
         else:
             version, value = _READ.get(buffer, (-1, 0.0))
             if version != buffer._version:
-                value = _number(name, buffer)
+                value = _number(buffer)
                 _READ[buffer] = (buffer._version, value)
         self._known[name] = value
         return value
@@ -143,9 +144,8 @@ class Layer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _number(name: str, buffer: Tensor) -> float:
+def _number(buffer: Tensor) -> float:
     """The largest number in a buffer; of one on a GPU, this waits for it."""
-    checks.one_for_all_rows(f"layer.{name}", buffer)
     return float(buffer.max() if buffer.ndim else buffer)
 
 
