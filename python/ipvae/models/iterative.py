@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
@@ -234,12 +235,14 @@ class IterativeVAE(VAE):
         Returns:
             The final state and the records, [R, B, ...] each.
         """
-        return ipvae_kernels.infer(
-            self.flatten(x), packed.packed_once(self, lambda: self.params), self._steps(steps),
-            state=state, record=record, record_every=record_every, seed=seed, single_draw=single_draw,
-            sample_offset=sample_offset, backend=backend, check=check,
-            **self._rollout_options(matmul_precision),
-        )  # fmt: skip
+        # Entered once: torch.export cannot save such a region within another.
+        with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
+            return ipvae_kernels.infer(
+                self.flatten(x), packed.packed_once(self, lambda: self.params), self._steps(steps),
+                state=state, record=record, record_every=record_every, seed=seed, single_draw=single_draw,
+                sample_offset=sample_offset, backend=backend, check=check,
+                **self._rollout_options(matmul_precision),
+            )  # fmt: skip
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode, and forgets what `infer` had prepared."""

@@ -34,8 +34,7 @@ def packed_once(
     now = [(id(p), p.data_ptr(), p._version) for p in parameters]
     seen, prepared = _PACKED.get(model, (None, None))
     if prepared is None or seen != now:
-        with torch.no_grad():  # or what is kept would hold a graph
-            prepared = ipvae_kernels.prepare(params())
+        prepared = ipvae_kernels.prepare(params())
         _PACKED[model] = (now, prepared)
     return prepared
 
