@@ -35,7 +35,8 @@ def poisson_sample(
     The draw is a pure function of the seed, of what it is for (``draw``, ``inner``) and of where a number
     stands: of the step, of the number of the sample (its row, counted from ``sample_offset``) and of the
     neuron (``docs/design/randomness.md``). Where all are the same, so is the noise, by design: processes and
-    batches that share a seed need different offsets, or they draw identical counts.
+    batches that share a seed need different offsets, or they draw identical counts. A seed that is drawn is
+    the rank's own where ``torch.distributed`` is initialised.
 
     A time step that is composed from this function, a decoder and :func:`log_rate_update` draws what
     ``infer`` draws: "update" for inner iteration 0, 1, ..., then "loss". With ``single_draw`` the update of

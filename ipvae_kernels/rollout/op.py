@@ -101,9 +101,10 @@ def infer(
 
     Noise is indexed by the seed, the global step and the global sample (``sample_offset`` plus the row), and
     by nothing else: two calls with one seed whose samples overlap draw the same spikes. Ranks or batches that
-    share a seed need the index of their first sample as ``sample_offset``. Under ``torch.vmap`` with
-    randomness="different", row v of batches of B starts at ``sample_offset`` + v B; "same" gives all rows the
-    same draw, and torch's default, "error", is refused unless every row has a seed of its own.
+    share a seed need the index of their first sample as ``sample_offset``; a seed that is drawn is the rank's
+    own where ``torch.distributed`` is initialised. Under ``torch.vmap`` with randomness="different",
+    row v of batches of B starts at ``sample_offset`` + v B; "same" gives all rows the same draw, and torch's
+    default, "error", is refused unless every row has a seed of its own.
 
     Args:
         x: input, [B, M], or one frame per step, [steps, B, M]; float32 or float64.

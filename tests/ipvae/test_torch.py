@@ -226,6 +226,14 @@ def test_half_precision_is_cast_inside(dtype: torch.dtype, model: IterativeVAE) 
         model(x.double(), 4)
 
 
+def test_double_precision_is_kept(model: IterativeVAE) -> None:
+    full, x = copy.deepcopy(model), inputs(4)
+    result = model.double()(x.double(), 2, seed=1, backend="eager")
+    torch.testing.assert_close(result.loss.float(), full(x, 2, seed=1).loss, rtol=1e-5, atol=0.0)
+    result.loss.backward()
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float64} == {result.state.log_rate.dtype}
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_cell_in_half_precision(training: bool) -> None:
     cell = IPVAECell(8, 12).to(torch.bfloat16).train(training)
