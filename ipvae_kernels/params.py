@@ -31,7 +31,7 @@ class StepParams(Protocol):
 class PoissonParams:
     """Parameters of the iterative Poisson VAE with a linear decoder (arXiv 2410.19315).
 
-    Where all are of half precision, as a module's after ``.to(torch.bfloat16)``, and inputs are or are float32,
+    Where all are of half precision, as a module's after ``.to(torch.bfloat16)``, and inputs too or float32,
     calls compute in float32 and return it; gradients have the dtypes of the tensors.
 
     Attributes:
