@@ -18,6 +18,8 @@ if not distributed.is_available():
     pytest.skip("torch is built without torch.distributed", allow_module_level=True)
 
 WORLD = 2
+# Forked processes are there at once; where torch has threads for GPUs, its autograd does not survive a fork.
+START = "fork" if torch.version.cuda is None else "spawn"
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -68,7 +70,7 @@ def a_rank(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.start_processes(a_rank, (str(folder),), nprocs=WORLD, start_method="fork")  # type: ignore[no-untyped-call]
+    multiprocessing.start_processes(a_rank, (str(folder),), nprocs=WORLD, start_method=START)  # type: ignore[no-untyped-call]
     return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(WORLD)]
 
 
