@@ -177,6 +177,11 @@ def _scalar(name: str, value: object) -> object:
             return value
         _no_gradient(name, value)
         one_for_all_rows(name, value)
+        if value.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise TypeError(
+                f"{name}: expected a number of Python while a CUDA graph is captured, found a tensor on the GPU, "
+                "for which the host would wait; a graph keeps the number that it is captured with"
+            )
     return value.item()
 
 

@@ -71,7 +71,8 @@ class ModuleDecoder:
                 "decoder: a module, whose drive autograd computes, is not served inside of torch.func "
                 "transforms and forward mode; call infer and elbo on the whole batch"
             )
-        if torch.compiler.is_exporting():
+        # Not where dynamo traces: torch 2.9 takes every compilation for an export.
+        if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
             raise BackendError(
                 "decoder: a module, whose drive is a derivative, is not served by torch.export; a linear one "
                 "(params.dictionary) is, and torch.compile takes either"

@@ -170,7 +170,7 @@ def _decoder(
     params: PoissonParams | GaussianParams, decoder: nn.Module | Decoder | None
 ) -> tuple[PoissonParams | GaussianParams, Decoder | None]:
     """The parameters, with the dictionary of a linear decoder; and any other."""
-    if decoder is None or not isinstance(params, PoissonParams | GaussianParams):
+    if decoder is None or not isinstance(params, (PoissonParams, GaussianParams)):
         return params, None
     if params.dictionary is not None:
         raise ValueError("params.dictionary: expected None beside a decoder, found a tensor")

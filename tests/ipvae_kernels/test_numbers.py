@@ -75,6 +75,21 @@ def test_a_tensor_that_wants_a_gradient_is_refused(name: str, problem: Problem) 
         assert ik.elbo(x, params, 2, n_inner=2, **given).loss.isfinite()
 
 
+class OnGpu(Tensor):
+    """Says that it lies on a GPU."""
+
+    is_cuda = True
+
+
+def test_a_captured_number_is_one_of_python(monkeypatch: pytest.MonkeyPatch, problem: Problem) -> None:
+    x, params = problem(dtype=torch.float32)
+    beta = torch.tensor(0.5).as_subclass(OnGpu)
+    assert ik.elbo(x, params, 2, seed=1, beta=beta).loss == ik.elbo(x, params, 2, seed=1, beta=0.5).loss
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(TypeError, match="beta: expected a number of Python while a CUDA graph is captured"):
+        ik.elbo(x, params, 2, seed=1, beta=beta)
+
+
 @pytest.mark.parametrize("name", ["beta", "temperature"])
 def test_one_number_for_each_row_of_vmap_is_refused(name: str, problem: Problem) -> None:
     x, params = problem(dtype=torch.float32)
