@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoint import CheckpointError
     from .coder import SpikeCoder, fit
+    from .encoding import encode
     from .evaluation.evaluate import Evaluation, evaluate
     from .evaluation.readout import Readout
     from .fields import ConfigError
@@ -52,6 +53,7 @@ __all__ = [
     "accelerate",
     "build_model",
     "deaccelerate",
+    "encode",
     "evaluate",
     "fit",
     "load_model",
@@ -63,6 +65,7 @@ __all__ = [
 _HOMES = {
     "checkpoint": ("CheckpointError",),
     "coder": ("SpikeCoder", "fit"),
+    "encoding": ("encode",),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
     "evaluation.readout": ("Readout",),
     "fields": ("ConfigError",),

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .encoding import encode
 from .extras import explained
 from .models.config import IPVAEConfig
 from .models.poisson import IPVAE
@@ -188,9 +189,12 @@ class SpikeCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         """
         check_is_fitted(self)
         dtype = getattr(X, "dtype", np.dtype(np.float64))
-        codes = [codes for codes, _ in self._inferred(X)]
+        codes = encode(
+            self.model_, self._inputs(X, reset=False), self.steps, counts=self.output == "counts",
+            batch_size=ROWS, seed=self._seed,
+        )  # fmt: skip
         kind = dtype if getattr(dtype, "kind", "") == "f" and dtype.itemsize > 2 else np.dtype(np.float32)
-        found: Array = torch.cat(codes).numpy()
+        found: Array = codes.numpy()
         return found.astype(kind, copy=False)
 
     def inverse_transform(self, X: ArrayLike) -> Array:
@@ -229,8 +233,13 @@ class SpikeCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         """
         check_is_fitted(self)
         x = self._inputs(X, reset=False)
-        error = sum(float((piece - means).square().sum()) for piece, (_, means) in zip(
-            torch.split(x, ROWS), self._inferred(X), strict=True))  # fmt: skip
+        error = 0.0
+        for i, rows in enumerate(torch.split(x, ROWS)):
+            result = self.model_.infer(
+                rows, self.steps, record=("squared_error",), record_every=self.steps, seed=self._seed,
+                sample_offset=i * ROWS,
+            )  # fmt: skip
+            error += float(result.records["squared_error"].sum())
         total = float((x - x.mean(0)).square().sum())
         return 1 - error / total if total else float(error == 0)
 
@@ -276,23 +285,6 @@ class SpikeCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         """The same, centred and scaled, as the model takes them."""
         rows = (self._rows(X, reset=reset) - self.mean_) / self.scale_
         return torch.from_numpy(rows.astype(np.float32))
-
-    def _inferred(self, X: ArrayLike) -> list[tuple[Tensor, Tensor]]:
-        """Codes and reconstructions, `ROWS` inputs at a time."""
-        found, record = [], ("counts", "reconstruction")
-        for i, rows in enumerate(torch.split(self._inputs(X, reset=False), ROWS)):
-            result = self.model_.infer(
-                rows,
-                self.steps,
-                record=record,
-                record_every=self.steps,
-                seed=self._seed,
-                sample_offset=i * ROWS,
-            )
-            rates = result.state.log_rate.exp()
-            codes = rates if self.output == "rates" else result.records["counts"][0]
-            found.append((codes, result.records["reconstruction"][0]))
-        return found
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

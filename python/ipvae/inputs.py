@@ -82,16 +82,48 @@ def gather(name: str, source: object, like: Tensor) -> tuple[Tensor, Tensor | No
     if isinstance(source, (Tensor, np.ndarray)):
         return as_tensor(name, source, like), None
     parts, labels = [], []
-    for batch in _batches(name, source):
-        x, y, *_ = (*batch, None) if isinstance(batch, (tuple, list)) and batch else (batch, None)
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name}: expected items x or (x, label) of tensors, found {type(x).__name__}")
+    for x, y in _items(name, source):
         parts.append(as_tensor(name, x.to(like.dtype) if x.is_floating_point() else x, like))
         if isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point():
             labels.append(y)
     if not parts:
         raise ValueError(f"{name}: expected items, found none")
     return torch.cat(parts), torch.cat(labels) if len(labels) == len(parts) else None
+
+
+def batches(name: str, source: object, size: int, like: Tensor) -> Iterator[Tensor]:
+    """Inputs in order, [size, ...] at a time and the rest at the end; one batch is in memory at once.
+
+    Bytes (uint8) are pixels here and become [0, 1], as torchvision's ``ToTensor`` has it: what is encoded was
+    trained on by a model that says so.
+
+    Args:
+        name: of the argument, for messages.
+        source: array (a memory map too), tensor, Dataset or DataLoader; its own batches have no part in this.
+        size: of a batch.
+        like: the model's parameter whose dtype is wanted.
+
+    Raises:
+        TypeError: for what cannot be read, or holds other integers.
+    """
+    if isinstance(source, (Tensor, np.ndarray)):
+        if source.ndim == 0:
+            raise ValueError(f"{name}: expected inputs [N, ...], found shape []")
+        parts: Iterable[Any] = (source[i : i + size] for i in range(0, len(source), size))
+    else:
+        parts = (x.to(like.dtype) if x.is_floating_point() else x for x, _ in _items(name, source))
+    held: list[Tensor] = []
+    n = 0
+    for part in parts:
+        held.append(as_tensor(name, _pixels(part, like.dtype), like))
+        n += len(held[-1])
+        if n >= size:
+            full = n // size * size
+            found = torch.cat(held)
+            yield from torch.split(found[:full], size)
+            held, n = [found[full:]], n - full
+    if n:
+        yield torch.cat(held)
 
 
 def labelled(name: str, source: object, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,6 +189,22 @@ def _from_array(name: str, value: NDArray[Any], dtype: torch.dtype) -> Tensor:
     wanted = np.float64 if dtype == torch.float64 else np.float32
     with np.errstate(over="ignore"):  # becomes infinite, and is refused as that
         return torch.from_numpy(np.require(value, wanted, ["C", "W", "E"])).to(dtype)
+
+
+def _pixels(x: Inputs, dtype: torch.dtype) -> Inputs:
+    """Bytes divided by 255; anything else as it is."""
+    if isinstance(x, np.ndarray):
+        x = torch.from_numpy(np.require(x, None, ["C", "W"])) if x.dtype == np.uint8 else x
+    return x.to(dtype) / 255 if isinstance(x, Tensor) and x.dtype == torch.uint8 else x
+
+
+def _items(name: str, source: object) -> Iterator[tuple[Tensor, Any]]:
+    """Batches of inputs, and what stands beside them or None."""
+    for batch in _batches(name, source):
+        x, y, *_ = (*batch, None) if isinstance(batch, (tuple, list)) and batch else (batch, None)
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: expected items x or (x, label) of tensors, found {type(x).__name__}")
+        yield x, y
 
 
 def _batches(name: str, source: object) -> Iterator[Any]:
