@@ -35,7 +35,7 @@ def explained() -> Iterator[None]:
         # Some libraries raise a sentence of their own about what they miss, without `name`.
         blamed = error.name.partition(".")[0] if error.name else str(error)
         for name, extra in requirements():
-            module = _MODULES.get(name, name)
+            module = _MODULES.get(name, name.replace("-", "_"))
             if re.search(rf"\b{re.escape(module)}\b", blamed) and not _found(module):
                 raise MissingExtra(f"{module} is not installed: {install(extra)}", name=module) from None
         raise

@@ -18,6 +18,7 @@ from ipvae_kernels.poisson.noise import PhiloxNoise
 from .. import checkpoint
 from ..fields import ConfigError
 from ..inputs import Inputs, as_tensor, whole
+from ..interop import hub
 from .config import ModelConfig
 
 # Rows decoded by one product: docs/design/randomness.md, "A row's noise is a function of its global index".
@@ -160,19 +161,49 @@ class VAE(nn.Module):
         """Writes ``model.safetensors`` and ``config.json``, each whole or not at all, to a folder."""
         checkpoint.save_model(folder, self.config, self.state_dict())
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads the model, a card and its measures to the Hugging Face Hub.
+
+        Args:
+            repo_id: "user/name"; made where it is not there.
+            options: ``metrics`` (an `ipvae.Evaluation`, or the file of ``ipvae eval --json``), ``dataset``,
+                ``license``, ``private``, ``create_pr``, ``message``, ``token``; see `ipvae.interop.hub.push`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: an argument is not as described.
+            HubError: the Hub was not reached, or refuses.
+            MissingExtra: huggingface_hub is not installed.
+        """
+        return hub.push(self, repo_id, **options)
+
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str], *, device: str | torch.device = "cpu") -> Self:
+    def from_pretrained(
+        cls,
+        folder: str | PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> Self:
         """Reads a model of this family, as `ipvae.load_model` does of any.
 
         Args:
             folder: what `save_pretrained` wrote, or the folder of a run (its ``model/``, or where training is
-                not finished, ``checkpoints/last.ckpt``), or one of these files itself.
+                not finished, ``checkpoints/last.ckpt``), or one of these files itself. Where nothing of that
+                name is here, "user/name" is fetched from the Hugging Face Hub.
             device: where to put the model.
+            revision: branch, tag or commit on the Hub; None: its newest.
+            token: of the Hub; None: the one of ``hf auth login``, if any.
 
         Raises:
-            CheckpointError: for files that are missing, damaged, from elsewhere, or of another family.
+            CheckpointError: for files that are missing, damaged, from elsewhere, or of another family; a
+                `HubError` where the Hub was not reached or has no such model.
+            ValueError: a revision of a folder.
         """
-        file = checkpoint.locate(folder)
+        file = checkpoint.locate(hub.fetched(folder, revision=revision, token=token))
         if file is None:
             raise checkpoint.CheckpointError(
                 f"{folder}: expected a folder with {checkpoint.WEIGHTS}, found none"

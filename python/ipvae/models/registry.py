@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from os import PathLike
-from pathlib import Path
 
 import torch
 
 from .. import checkpoint
 from ..fields import ConfigError
-from ..interop import released
+from ..interop import hub, released
 from .config import ModelConfig
 from .gaussian import IGVAE
 from .iterative import IterativeVAE
@@ -55,14 +54,15 @@ def load_model(path: str | PathLike[str], *, device: str | torch.device = "cpu")
     """A model from whatever holds one; what it is, the content says.
 
     Args:
-        path: what `IPVAE.from_pretrained` takes, of any family; or weights of the authors' code with their
-            settings, a file or a folder, see `ipvae.interop.released`.
+        path: what `IPVAE.from_pretrained` takes, of any family, "user/name" of the Hugging Face Hub too;
+            or weights of the authors' code with their settings, a file or a folder, see
+            `ipvae.interop.released`.
         device: where to put the model.
 
     Raises:
         CheckpointError: for files that are missing, damaged, or hold no such model.
     """
-    path = Path(path)
+    path = hub.fetched(path)
     file = checkpoint.locate(path) or released.locate(path)
     if file is None:
         raise checkpoint.CheckpointError(
