@@ -198,8 +198,9 @@ class _LCAConv(nn.Module):
             state = State(initial_states.flatten(1))
         last = self.lca_iters
         state, records = ipvae_kernels.infer(
-            x, params, last, decoder=decoder, state=state, clamp_u=CLAMP, clamp_du=CLAMP, record=("log_rate",),
-            record_every=1 if self.return_all_ts else last, seed=seed, sample_offset=sample_offset,
+            x, params, last, decoder=decoder, state=state, clamp_u=CLAMP, clamp_du=CLAMP,
+            record=("log_rate",), record_every=1 if self.return_all_ts else last, seed=seed,
+            sample_offset=sample_offset,
         )  # fmt: skip
         log_rates = records["log_rate"]  # [T or 1, B, K]
         # Drawn here, as infer would, which would also decode those of steps that nobody looks at.
