@@ -1,7 +1,8 @@
 """What the wrapper takes for inputs and labels: tensors, NumPy arrays, Datasets and DataLoaders.
 
 A tensor says what it is and is never converted. What has no dtype or device of torch is given those of the
-model. Integers are refused, since nothing tells their unit: images of 0 to 255 want a division by 255.
+model. Integers are refused, since nothing tells their unit: images of 0 to 255 want a division by 255, which
+`batches` alone does.
 """
 
 from __future__ import annotations
@@ -94,8 +95,7 @@ def gather(name: str, source: object, like: Tensor) -> tuple[Tensor, Tensor | No
 def batches(name: str, source: object, size: int, like: Tensor) -> Iterator[Tensor]:
     """Inputs in order, [size, ...] at a time and the rest at the end; one batch is in memory at once.
 
-    Bytes (uint8) are pixels here and become [0, 1], as torchvision's ``ToTensor`` has it: what is encoded was
-    trained on by a model that says so.
+    Bytes (uint8) are pixels here and become [0, 1], as torchvision's ``ToTensor`` has it.
 
     Args:
         name: of the argument, for messages.

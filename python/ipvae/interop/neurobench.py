@@ -66,7 +66,8 @@ class NeuroBenchVAE(neurobench.models.NeuroBenchModel):  # type: ignore[misc]
       m with x_m not 0 of nnz(Phi[m, :]) multiply-accumulations, for the feed-forward drive. A still input is
       one frame. Dense: T n_inner K^2 + frames M K.
 
-    Both count what a circuit of that wiring would do, not what these kernels do.
+    Both count what a circuit of that wiring would do, not what these kernels do; what a neuron or a pixel
+    does by itself (draws, updates, scaling by the variance) is no synaptic operation.
 
     Args:
         model: spiking, with a linear decoder; set to eval mode.
