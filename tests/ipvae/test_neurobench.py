@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import Any
 
 import pytest
 import torch
 from ipvae import IGVAE, IPVAE, IGVAEConfig, IPVAEConfig
+from ipvae.extras import MissingExtra
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -156,3 +159,11 @@ def test_other_models_have_no_operations(model: IPVAE, x: Tensor) -> None:
         SynapticOperations()(model, x, (x, x))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="x: expected shape"):
         NeuroBenchVAE(model)(torch.zeros(2, 5))
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("neurobench", "neurobench.models"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "ipvae.interop.neurobench")
+    with pytest.raises(MissingExtra, match=r"neurobench is not installed: pip install 'ipvae-kernels\[neuro"):
+        importlib.import_module("ipvae.interop.neurobench")
