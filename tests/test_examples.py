@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
 
@@ -17,6 +18,7 @@ def test_ten_lines_from_an_empty_file_to_spikes(tmp_path: Path) -> None:
     script = EXAMPLES / "spikes.py"
     _, _, code = script.read_text().rpartition('"""')
     assert len([line for line in code.splitlines() if line]) == 10
+    torch.set_num_threads(1)  # sizes are too small for more; restored by a fixture of all tests
     pyplot.switch_backend("Agg")
     runpy.run_path(str(script), run_name="__main__")
     pyplot.close("all")
