@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ipvae import IPVAE, IPVAEConfig
-from ipvae.interop.lca import CLAMP, Convolution, LCAConv1D, LCAConv2D, LCAConv3D, sparse_code
+from ipvae.interop.lca import CLAMP, Convolution, LCAConv, LCAConv1D, LCAConv2D, LCAConv3D, sparse_code
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -157,7 +157,7 @@ def test_batches_frames_and_single_variables() -> None:
 
 
 def test_its_rule_and_an_optimiser_learn_the_same_way() -> None:
-    lca = small(eta=1.0)
+    lca = small(eta=1.0, req_grad=True)
     batch = images(3, 2, 8, 8)
     _, acts, _, errors = lca(batch, seed=0)
     assert not acts.requires_grad
@@ -187,18 +187,19 @@ def test_features_of_the_data_are_learned() -> None:
     shares = []
     for step in range(24):
         x, code, _, error = lca(batch, seed=step)
-        shares.append(float(error.detach().square().sum() / x.square().sum()))
+        shares.append(float(error.square().sum() / x.square().sum()))
         lca.update_weights(code, error)
     assert sum(shares[-4:]) < 0.7 * sum(shares[:4])
 
 
 def test_the_loss_of_the_paper_trains_the_features() -> None:
-    lca = small()
+    lca = small(req_grad=True)
     x, params, decoder = lca.problem(images(3, 2, 8, 8))
     result = ipvae_kernels.elbo(x, params, 4, decoder=decoder, estimator="fini2", seed=0)
     result.loss.backward()
     assert lca.weights.grad is not None
     assert lca.weights.grad.abs().sum() > 0
+    assert not any(variable.requires_grad for variable in small()(images(3, 2, 8, 8)))
 
 
 @pytest.mark.parametrize(
@@ -228,6 +229,8 @@ def test_bad_layers_are_named(options: dict[str, Any], error: type[Exception], m
 
 
 def test_bad_inputs_are_named() -> None:
+    with pytest.raises(TypeError, match="LCAConv: expected one of LCAConv1D"):
+        LCAConv(4, 2)
     lca = small()
     for shape, message in (
         ((3, 2, 8), r"inputs: expected \[B, 2, H, W\], found \[3, 2, 8\]"),

@@ -88,8 +88,8 @@ def sparse_code(
     return SparseCode(inputs, found["counts"], found["reconstruction"], shown - found["reconstruction"])
 
 
-class _LCAConv(nn.Module):
-    """What the layers share; ``dims`` is the number of sides that are convolved.
+class LCAConv(nn.Module):
+    """Convolutional sparse coding by spikes: what `LCAConv1D`, `LCAConv2D` and `LCAConv3D` share.
 
     Args:
         out_neurons: features.
@@ -106,6 +106,7 @@ class _LCAConv(nn.Module):
         return_all_ts: variables of every step, in a last dimension, instead of the last step.
         input_zero_mean: centre each input.
         input_unit_var: divide each input by its standard deviation.
+        req_grad: whether ``weights`` are trained by an optimiser: variables then follow them in autograd.
         spike_size: norm of every feature, which is what one spike adds: a small one makes for more spikes and
             less noise, and reconstructions near those of the algorithm.
         init_log_rate: log rates before the first step.
@@ -137,10 +138,13 @@ class _LCAConv(nn.Module):
         return_all_ts: bool = False,
         input_zero_mean: bool = True,
         input_unit_var: bool = True,
+        req_grad: bool = False,
         spike_size: float = 0.5,
         init_log_rate: float = -3.0,
         weight_init: tuple[Any, dict[str, Any]] = (nn.init.trunc_normal_, {}),
     ) -> None:
+        if type(self) is LCAConv:
+            raise TypeError("LCAConv: expected one of LCAConv1D, LCAConv2D, LCAConv3D")
         super().__init__()
         self.out_neurons = checks.integer("out_neurons", out_neurons, 1, 2**31)
         self.in_neurons = checks.integer("in_neurons", in_neurons, 1, 2**31)
@@ -162,7 +166,8 @@ class _LCAConv(nn.Module):
         self.spike_size = checks.number("spike_size", spike_size, 0.0, above=True)
         self.init_log_rate = checks.number("init_log_rate", init_log_rate, -8.0, 10.0)
         fill, options = weight_init
-        self.weights = nn.Parameter(fill(torch.empty(out_neurons, in_neurons, *self.kernel_size), **options))
+        weights = fill(torch.empty(out_neurons, in_neurons, *self.kernel_size), **options)
+        self.weights = nn.Parameter(weights, requires_grad=checks.flag("req_grad", req_grad))
         self.normalize_weights()
 
     def forward(
@@ -183,9 +188,9 @@ class _LCAConv(nn.Module):
             sample_offset: global index of the first input, for batches that share a seed.
 
         Returns:
-            The variables that ``return_vars`` names, one alone by itself. "acts" are counts; "recons" and
-            "recon_errors" follow ``weights`` in autograd, "acts" do not: the gradient of half the squared
-            errors is, but for its rate, the rule of `update_weights`.
+            The variables that ``return_vars`` names, one alone by itself. "acts" are counts. With
+            ``req_grad``, "recons" and "recon_errors" follow ``weights`` in autograd and "acts" do not: the
+            gradient of half the squared errors is, but for its rate, the rule of `update_weights`.
 
         Raises:
             TypeError, ValueError: an argument is not as described.
@@ -241,7 +246,8 @@ class _LCAConv(nn.Module):
             inputs: [B, in_neurons, *sides].
 
         Returns:
-            Flattened inputs [B, M], parameters, and the decoder, through which ``weights`` can be trained.
+            Flattened inputs [B, M], parameters, and the decoder, through which ``weights`` can be trained
+            where ``req_grad``.
 
         Raises:
             TypeError, ValueError: inputs are not as described, or smaller than a feature.
@@ -325,14 +331,14 @@ class _LCAConv(nn.Module):
             self.normalize_weights()
 
 
-class LCAConv1D(_LCAConv):
-    """Convolutional sparse coding of [B, C, L] by spikes; see `LCAConv2D`."""
+class LCAConv1D(LCAConv):
+    """`LCAConv` of [B, C, L]."""
 
     dims = 1
 
 
-class LCAConv2D(_LCAConv):
-    """Convolutional sparse coding of [B, C, H, W] by spikes.
+class LCAConv2D(LCAConv):
+    """`LCAConv` of [B, C, H, W].
 
     Example:
         >>> lca = LCAConv2D(64, 3, stride=2, return_vars=("inputs", "acts", "recons", "recon_errors"))
@@ -344,8 +350,8 @@ class LCAConv2D(_LCAConv):
     dims = 2
 
 
-class LCAConv3D(_LCAConv):
-    """Convolutional sparse coding of [B, C, D, H, W] by spikes; see `LCAConv2D`."""
+class LCAConv3D(LCAConv):
+    """`LCAConv` of [B, C, D, H, W]."""
 
     dims = 3
 
