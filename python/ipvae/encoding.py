@@ -19,6 +19,7 @@ from .data import load_dataset, load_whole
 from .data.splits import SPLITS
 from .extras import explained
 from .inputs import Source, batches, whole
+from .models.base import VAE
 from .models.iterative import IterativeVAE
 from .models.registry import load_model
 
@@ -36,7 +37,7 @@ Data = Source | str | PathLike[str]
 def encode(
     model: Model,
     data: Data,
-    steps: int = 128,
+    steps: int | None = None,
     *,
     layout: Literal["dense", "scipy", "torch"] = "dense",
     counts: bool = False,
@@ -60,7 +61,7 @@ def encode(
         data: inputs [N, ...], flattened or not: a NumPy array or memory map (floating point; or uint8, which
             is divided by 255), a tensor, a Dataset or DataLoader of x or (x, label), or the name or path of a
             data set, see `ipvae.data.load_dataset`. One batch of it is in memory at a time.
-        steps: of inference.
+        steps: of inference; None: as many as `IterativeVAE.encode` takes by default.
         layout: "dense": a tensor; "scipy": a `scipy.sparse.csr_array`; "torch": a sparse CSR tensor.
             The last two hold ``counts``, at 8 bytes (16 in torch's) for each that is not 0: a million samples
             of 512 neurons, one in ten active, take .4 GiB and not 2. Any layout takes twice its size while
@@ -99,13 +100,14 @@ def encode(
     n = _length(source)
     if layout == "dense" and n is not None:
         _check_memory(n, net)
-    pieces: list[Any] = [_laid_out(net.dictionary.detach().new_zeros(0, net.config.n_latents), layout)]
+    how: dict[str, Any] = {
+        "last": last, "counts": counts, "seed": seed, "backend": backend, "check": check,
+        **({} if steps is None else {"steps": steps}),
+    }  # fmt: skip
+    pieces: list[Any] = [_laid_out(_like(net).new_zeros(0, net.config.n_latents), layout)]
     with tqdm(total=n, unit="sample", disable=not progress) as bar:
         for x in _rows(net, source, batch_size):
-            codes = net.encode(
-                x, steps, last=last, counts=counts, seed=seed, sample_offset=sample_offset, backend=backend,
-                check=check,
-            )  # fmt: skip
+            codes = net.encode(x, sample_offset=sample_offset, **how)
             pieces.append(_laid_out(codes, layout))
             sample_offset += len(x)
             bar.update(len(x))
@@ -115,7 +117,7 @@ def encode(
 def _check_memory(n: int, net: IterativeVAE) -> None:
     """Refuses dense codes that do not fit, once in batches and once in one."""
     shape = (n, net.config.n_latents)
-    needed = 2 * math.prod(shape) * net.dictionary.element_size()
+    needed = 2 * math.prod(shape) * _like(net).element_size()
     memory.check(
         f"data: codes {list(shape)}", needed, torch.device("cpu"), "counts=True, layout='scipy' takes less"
     )
@@ -124,9 +126,14 @@ def _check_memory(n: int, net: IterativeVAE) -> None:
 def _model(model: Model) -> IterativeVAE:
     if isinstance(model, (str, PathLike)):
         return load_model(model).eval()
-    if not isinstance(model, IterativeVAE):
+    if not isinstance(model, VAE):
         raise TypeError(f"model: expected a model or the path of one, found {type(model).__name__}")
     return model
+
+
+def _like(net: IterativeVAE) -> Tensor:
+    """Whose dtype and device inputs take."""
+    return next(net.parameters()).detach()
 
 
 def _source(data: Data, split: str) -> Source:
@@ -153,10 +160,10 @@ def _length(source: Source) -> int | None:
 def _rows(net: IterativeVAE, source: Source, size: int) -> Iterator[Tensor]:
     """Batches as the model takes them, [B, M]; images may lack the sides of length 1 that its have."""
     shape = net.config.shape
-    for x in batches("data", source, size, net.dictionary):
+    for x in batches("data", source, size, _like(net)):
         if [side for side in x.shape[1:] if side > 1] == [side for side in shape if side > 1]:
             x = x.reshape(len(x), *shape)
-        x = net.flatten(x.to(net.dictionary.device))
+        x = net.flatten(x.to(_like(net).device))
         if x.ndim != 2:
             raise ValueError(f"data: expected inputs [N, {x.shape[-1]}], found batches {list(x.shape)}")
         yield x
