@@ -179,8 +179,8 @@ def _scalar(name: str, value: object) -> object:
         one_for_all_rows(name, value)
         if value.is_cuda and torch.cuda.is_current_stream_capturing():
             raise TypeError(
-                f"{name}: expected a number of Python while a CUDA graph is captured, found a tensor on the GPU, "
-                "for which the host would wait; a graph keeps the number that it is captured with"
+                f"{name}: expected a number of Python while a CUDA graph is captured, found a tensor on the "
+                "GPU, for which the host would wait; a graph keeps the number that it is captured with"
             )
     return value.item()
 
