@@ -31,7 +31,7 @@ def warmup(
 
     While a graph is captured nothing can be timed, and a kernel that was never run for these sizes says so.
     The calls are made on a stream of their own, as torch asks for. A backward counts: what is captured has to
-    be called here.
+    be called here::
 
         def step():
             loss = ipvae_kernels.elbo(x, params, 16, seed=seed, backend="triton", check=False).loss

@@ -94,7 +94,7 @@ class EATPoisson(PoissonLaw):
         return constraints.nonnegative if self.temperature > 0.0 else constraints.nonnegative_integer
 
     def rsample(self, sample_shape: Shape = None) -> Tensor:
-        """Relaxed counts, [*sample_shape, *batch_shape], differentiable in the rate."""
+        """Relaxed counts, ``[*sample_shape, *batch_shape]``, differentiable in the rate."""
         sample_shape = sample_shape_of(sample_shape)
         if self.temperature == 0.0:
             return self.sample(sample_shape)

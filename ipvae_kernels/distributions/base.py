@@ -74,7 +74,7 @@ class PoissonLaw(Distribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Shape = None, n_samples: int | None = None) -> Tensor:
-        """Hard counts, [*sample_shape, *batch_shape], of the dtype of the rates; no gradient.
+        """Hard counts, ``[*sample_shape, *batch_shape]``, of the dtype of the rates; no gradient.
 
         Args:
             sample_shape: how many, a shape or a number; None: one.
@@ -84,7 +84,7 @@ class PoissonLaw(Distribution):
         return poisson_sample(log_rate, seed=self.seed(), check=self.checked)
 
     def wide(self, sample_shape: torch.Size) -> Tensor:
-        """Log rates, [*sample_shape, *batch_shape]."""
+        """Log rates, ``[*sample_shape, *batch_shape]``."""
         if not sample_shape:
             return self.log_rate
         return self.log_rate.expand(sample_shape + self.batch_shape)

@@ -24,7 +24,7 @@ class GumbelSoftmaxPoisson(PoissonLaw):
 
     As in the authors' code `rsample` and `log_prob` are of the weights of the counts 0 .. upperbound - 1, a
     point of the simplex, and so is ``event_shape``; `aggregate_samples` makes a count of it, while `sample`
-    draws hard counts themselves, [*sample_shape, *batch_shape], without the bound; `mean` and `variance` are
+    draws hard counts themselves, ``[*sample_shape, *batch_shape]``, without the bound; `mean` and `variance` are
     theirs. At temp = 0 `rsample` gives one weight of 1, so that shapes do not depend on the temperature;
     there the authors' code gives hard counts.
 
@@ -42,7 +42,7 @@ class GumbelSoftmaxPoisson(PoissonLaw):
     Attributes:
         log_rate: u.
         rate: exp(u) + 1.1920929e-07, or as given.
-        temp, upperbound_method, upperbound_param: as given.
+        temp: as given, and so are ``upperbound_method`` and ``upperbound_param``.
         upperbound: how many counts, at least 1.
 
     Raises:
@@ -79,11 +79,11 @@ class GumbelSoftmaxPoisson(PoissonLaw):
 
     @property
     def logit_pi(self) -> Tensor:
-        """Log probabilities of the counts, up to a constant, [*batch_shape, upperbound]."""
+        """Log probabilities of the counts, up to a constant, ``[*batch_shape, upperbound]``."""
         return count_logits(self.log_rate, self.upperbound)
 
     def rsample(self, sample_shape: Shape = None, n_samples: int | None = None) -> Tensor:
-        """Weights of the counts, [*sample_shape, *batch_shape, upperbound], differentiable in the rate.
+        """Weights of the counts, ``[*sample_shape, *batch_shape, upperbound]``, differentiable in the rate.
 
         Noise and weights are those of :func:`ipvae_kernels.poisson_rsample` with estimator="gumbel".
 

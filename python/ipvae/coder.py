@@ -204,7 +204,7 @@ class SpikeCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             X: rates or counts, [N, K].
 
         Returns:
-            [N, M], or [N, *input_shape_] where images were fitted.
+            [N, M], or ``[N, *input_shape_]`` where images were fitted.
 
         Raises:
             NotFittedError: before `fit`.

@@ -64,7 +64,7 @@ class VAE(nn.Module):
         raise NotImplementedError
 
     def flatten(self, x: Inputs) -> Tensor:
-        """Inputs as the kernels take them: [..., *input_shape] to [..., M], or [..., M] as it is.
+        """Inputs as the kernels take them: ``[..., *input_shape]`` to [..., M], or [..., M] as it is.
 
         A NumPy array of floating point numbers takes dtype and device of the model; every `x` of this class
         may be one.
@@ -139,7 +139,7 @@ class VAE(nn.Module):
             pixel_noise: add the decoder's Gaussian noise; False gives the mean of the pixels.
 
         Returns:
-            [n, *input_shape].
+            ``[n, *input_shape]``.
         """
         n = whole("n", n)
         if n < 0:

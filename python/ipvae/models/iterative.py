@@ -111,7 +111,7 @@ class IterativeVAE(VAE):
 
     @property
     def eps(self) -> float:
-        """Opening of the soft clamps, 0 tight to 1 final: the number in ``layer.eps``."""
+        """How far the soft clamps are open, from 0 (tight) to 1 (final); the number in ``layer.eps``."""
         return self.layer.read("eps")
 
     @eps.setter

@@ -1,0 +1,6 @@
+"""
+Streaming
+=========
+Text.
+"""
+print(1)
