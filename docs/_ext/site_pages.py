@@ -1,0 +1,85 @@
+"""What this site needs besides the extensions of conf.py: links, menus and figures."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from sphinx_gallery.scrapers import figure_rst
+
+PACKAGES = (
+    "ipvae_kernels", "ipvae_kernels.distributions", "ipvae", "ipvae.data", "ipvae.records", "ipvae.plots",
+    "ipvae.evaluation.metrics", "ipvae.interop.released", "ipvae.extras",
+)  # fmt: skip
+# Pages that list other pages, which the menu shows below them; and the links that are such pages.
+LISTS = {
+    "docs/ops/README": r"[\w-]+\.md",
+    "docs/design/README": r"[\w-]+\.md",
+    "docs/measurements": r"[\w./-]+\.md",
+}
+
+
+def public_names() -> dict[str, str]:
+    """Names of objects as docstrings and annotations write them -> where users import and find them."""
+    names: dict[str, str] = {}
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        for name in getattr(module, "__all__", vars(module)):
+            thing = getattr(module, name)
+            home, qualified = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+            names.setdefault(f"{home}.{qualified}", f"{package}.{name}")
+            names.setdefault(name, f"{package}.{name}")
+    return names
+
+
+def link_to_public(app: Any, env: Any, node: Any, content: Any) -> Any:
+    """Resolves a reference to an object's home, as annotations make it, to its public name."""
+    public = env.config.public_names.get(node.get("reftarget"))
+    if node.get("refdomain") != "py" or public is None:
+        return None
+    return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", public, node, content)
+
+
+def leave_out(app: Any, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves out what other packages' classes hand down, and fields that a tuple's docstring describes."""
+    function = inspect.unwrap(getattr(thing, "fget", None) or getattr(thing, "__func__", thing))
+    home = getattr(function, "__module__", None) or "ipvae"
+    return True if not home.startswith("ipvae") or type(thing).__name__ == "_tuplegetter" else None
+
+
+def read_source(app: Any, docname: str, source: list[str]) -> None:
+    """Has links to scripts lead to their pages, and puts listed pages into the menu."""
+    text = re.sub(r"\]\(((?:\.\./)*)(tutorials|gallery)/(\w+)\.py\)", r"](\1_generated/\2/\3.rst)", source[0])
+    if docname in LISTS:
+        listed = dict.fromkeys(re.findall(rf"\]\(({LISTS[docname]})\)", text))
+        text += "\n".join(["\n```{toctree}", ":hidden:", "", *listed, "```", ""])
+    source[0] = text
+
+
+def scrape_figures(block: Any, variables: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Figures that a block of a script made, in the order of their names' first use; for sphinx-gallery.
+
+    The figures of `ipvae.plots` are not pyplot's, so that pyplot does not know them.
+    """
+    shown = variables.setdefault("shown_figures", set())
+    paths = []
+    for thing in list(variables["example_globals"].values()):
+        if isinstance(thing, Figure) and id(thing) not in shown:
+            shown.add(id(thing))
+            path = next(variables["image_path_iterator"])
+            thing.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
+            paths.append(path)
+    return figure_rst(paths, Path(settings["src_dir"]).as_posix()) if paths else ""
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Registers what stands above."""
+    app.add_config_value("public_names", public_names(), "env")
+    app.connect("missing-reference", link_to_public)
+    app.connect("autodoc-skip-member", leave_out)
+    app.connect("source-read", read_source)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
