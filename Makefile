@@ -11,6 +11,8 @@
 # make test-matrix   the core tests with the oldest and the newest torch, Pythons and dependencies: gigabytes, tens of minutes
 # make scale       wide dictionaries, long sequences, single frames on this machine, beside the bounds: two minutes
 # make endurance   10^6 steps of a stream with spikes on disk: memory, a kill at a random step, the same files: a quarter of an hour
+# make docs        the site, with its tutorials and figures, in docs/_build/html; a warning is an error: three minutes
+# make docs-links  every link of the site, also those that lead elsewhere
 # make clean  remove what the above made
 #
 # Settings, as in `make demo CUDA=OFF`:
@@ -37,7 +39,7 @@ PROGRESS := { grep --line-buffered -E '^ *(\[[0-9]+/[0-9]+\] Building|-- ipvae_k
 
 SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
-.PHONY: demo test sweep scale endurance lint bench bench-quick aot triton-matrix triton-interpreter wheels test-matrix clean
+.PHONY: demo test sweep scale endurance lint bench bench-quick aot triton-matrix triton-interpreter wheels test-matrix docs docs-links clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ipvae demo --out demo
@@ -75,6 +77,10 @@ $(VENV)/.dev: $(BIN)/python $(SOURCES)
 	$(call install,train$(comma)dev)
 	@touch $(VENV)/.installed $@
 
+$(VENV)/.docs: $(BIN)/python $(SOURCES)
+	$(call install,train$(comma)docs)
+	@touch $(VENV)/.installed $@
+
 $(VENV)/.bench: $(BIN)/python $(SOURCES)
 	$(call install,train$(comma)bench)
 	@touch $(VENV)/.installed $@
@@ -102,5 +108,16 @@ scale: $(VENV)/.dev
 endurance: $(VENV)/.dev
 	$(BIN)/python tools/endurance.py
 
+# Nitpicky, and a warning is an error. -c: the configuration; the source folder is the repository's root.
+SPHINX := $(BIN)/python -m sphinx -c docs -n -W --keep-going -q .
+
+docs: $(VENV)/.docs
+	$(SPHINX) -b html docs/_build/html
+	$(SPHINX) -b linkcheck -D linkcheck_ignore='https?://.*' -D plot_gallery=0 docs/_build/links
+	@echo "The site is docs/_build/html/index.html"
+
+docs-links: $(VENV)/.docs
+	$(SPHINX) -b linkcheck -D plot_gallery=0 docs/_build/links
+
 clean:
-	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache *.egg-info ipvae_kernels/_C.*.so
+	rm -rf $(VENV) build dist demo docs/_build docs/_generated .mypy_cache .ruff_cache .pytest_cache *.egg-info ipvae_kernels/_C.*.so

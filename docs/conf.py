@@ -30,6 +30,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.typer",
     "site_pages",
@@ -48,7 +49,7 @@ html_copy_source = False
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 
 smartquotes = False  # a name in quotes is to be copied
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 myst_dmath_double_inline = True
 

@@ -16,13 +16,13 @@ from ipvae.plots import raster
 from ipvae.plots.canvas import new_figure, set_heading, with_grid
 
 UPDATES = 300
-STILL, FARTHEST = 60, 30
+IMAGES, STILL, FARTHEST = 200, 60, 30
 
 data = load_dataset("digits")
 model = IPVAE(IPVAEConfig(n_inputs=64, input_shape=(1, 8, 8), n_latents=128, estimator="fini2"))
 with tempfile.TemporaryDirectory() as folder:
     train(model, data, TrainConfig(max_steps=UPDATES, batch_size=100), folder, progress=False)
-images = data.test[:200].view(-1, 1, 8, 8)
+images = data.test[:IMAGES].view(-1, 1, 8, 8)
 
 
 def r2_and_counts(frames):

@@ -15,9 +15,10 @@ from ipvae.evaluation.metrics import explained_variance
 from ipvae.plots import convergence, features
 
 UPDATES = 3000
+PATCHES = 30_000
 STEPS = 256
 
-data = load_dataset("patches", size=8)
+data = load_dataset("patches", size=8, n_train=PATCHES)
 model = IPVAE(IPVAEConfig(n_inputs=64, input_shape=(1, 8, 8), n_latents=96, estimator="fini2", clamp_u=10.0))
 with tempfile.TemporaryDirectory() as folder:
     recipe = TrainConfig(lr=0.005, max_steps=UPDATES, batch_size=50, beta_outer=12.0)

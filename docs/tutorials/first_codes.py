@@ -17,7 +17,9 @@ from ipvae.data import load_dataset
 
 FOLDER = Path(sklearn.datasets.__file__).parent / "images"
 
-data = load_dataset(FOLDER, n_train=20_000)
+PATCHES = 20_000
+
+data = load_dataset(FOLDER, n_train=PATCHES)
 print(f"{len(data.train):,} patches of 16 x 16 to train on, {len(data.test)} from other regions to test with")
 
 # %%

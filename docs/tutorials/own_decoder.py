@@ -66,16 +66,18 @@ for update in range(UPDATES):
 # %%
 # Inference takes it by the same argument; records and state are those of the fused ops.
 
-x = data.test
+STEPS, IMAGES = 64, 300
+
+x = data.test[:IMAGES]
 found = ipvae_kernels.infer(
-    x, params, 64, decoder=decoder, seed=0, record=("squared_error", "zeros", "reconstruction")
+    x, params, STEPS, decoder=decoder, seed=0, record=("squared_error", "zeros", "reconstruction")
 )
 variation = (x - x.mean(-1, keepdim=True)).square().sum(-1)
 r2 = 1 - found.records["squared_error"] / variation
-for step in (T, 64):
+for step in (T, STEPS):
     silent = float(found.records["zeros"][step - 1].mean())
     print(f"step {step}: R2 {float(r2[step - 1].mean()):.3f} on held-out digits, {100 * silent:.0f} % silent")
-figure = reconstructions(x, found.records["reconstruction"][32:].mean(0), (8, 8), limit=8)
+figure = reconstructions(x, found.records["reconstruction"][STEPS // 2 :].mean(0), (8, 8), limit=8)
 
 # %%
 # A linear decoder as a module gives what the fused kernels give, up to the order of sums; the fused ones are

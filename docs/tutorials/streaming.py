@@ -63,7 +63,8 @@ print("the same spikes:", torch.equal(record.dense(0, FRAMES), counts))
 share = record.n_events / (FRAMES * 4 * 128)
 print(record.events(0, 1).slice(0, 3).to_pydict())
 print(f"{record.n_events:,} events, {100 * share:.0f} % of all counts; {record.n_spikes:,} spikes")
-spikes = raster(record.dense(FRAMES - 100, FRAMES)[:, 0], first_step=FRAMES - 99, title="A digit that turns")
+first = FRAMES - FRAMES // 4
+spikes = raster(record.dense(first, FRAMES)[:, 0], first_step=first + 1, title="A digit that turns")
 
 # %%
 # From a shell: ``ipvae stream MODEL frames.npy --out spikes``, after a Ctrl-C the same with ``--resume``, and
