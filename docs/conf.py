@@ -46,9 +46,10 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_extra_path = ["_root"]  # index.html, which leads from the root of the site to docs/index.html
 html_copy_source = False
+html_show_copyright = False
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 
-smartquotes = False  # a name in quotes is to be copied
+smartquotes_action = "D"  # dashes alone: a name in quotes is to be copied
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 myst_dmath_double_inline = True

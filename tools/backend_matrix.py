@@ -157,7 +157,8 @@ def served() -> str:
             cells = []
             for backend in BACKENDS:
                 why = refusal(call, backend)
-                cells.append("yes" if why is None else f"no ({reasons.setdefault(why, len(reasons) + 1)})")
+                number = 0 if why is None else reasons.setdefault(why, len(reasons) + 1)
+                cells.append(f"no\N{NO-BREAK SPACE}({number})" if number else "yes")
             rows.append(f"| {name} | {' | '.join(cells)} |")
     head = [
         f"| call | {' | '.join(f'`{name}`' for name in BACKENDS)} |",

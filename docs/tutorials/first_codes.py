@@ -16,11 +16,11 @@ import sklearn.datasets
 from ipvae.data import load_dataset
 
 FOLDER = Path(sklearn.datasets.__file__).parent / "images"
-
 PATCHES = 20_000
 
-data = load_dataset(FOLDER, n_train=PATCHES)
-print(f"{len(data.train):,} patches of 16 x 16 to train on, {len(data.test)} from other regions to test with")
+data = load_dataset(FOLDER, size=8, n_train=PATCHES)
+print(f"{len(data.train):,} patches of 8 x 8 to train on")
+print(f"{len(data.test):,} from other regions of the photographs, to test with")
 
 # %%
 # Patches are whitened, as the retina does, and have a contrast of 1: that is what the model sees.
@@ -31,11 +31,12 @@ print(f"{len(data.train):,} patches of 16 x 16 to train on, {len(data.test)} fro
 
 from ipvae import IPVAE, IPVAEConfig, TrainConfig, evaluate, train
 
-UPDATES = 500
+UPDATES = 3000
 
-model = IPVAE(IPVAEConfig(n_inputs=256, input_shape=(1, 16, 16), n_latents=256, estimator="fini2"))
+config = IPVAEConfig(n_inputs=64, input_shape=(1, 8, 8), n_latents=96, estimator="fini2")
+model = IPVAE(config)
 with tempfile.TemporaryDirectory() as folder:
-    recipe = TrainConfig(lr=0.005, max_steps=UPDATES, batch_size=64, beta_outer=4.0)
+    recipe = TrainConfig(lr=0.005, max_steps=UPDATES, batch_size=50, beta_outer=12.0)
     run = train(model, data, recipe, folder, progress=False)
 print(f"{UPDATES} updates in {run.seconds:.0f} s")
 
@@ -48,9 +49,10 @@ from ipvae.plots import features, raster, reconstructions
 
 STEPS = 64
 
-dictionary, patches = model.eval().dictionary.detach(), data.test
-use = explained_variance(patches, model.encode(patches, STEPS, last=16, seed=0), dictionary)
-figure = features(dictionary, (16, 16), use=use, limit=100)
+dictionary, patches = model.eval().dictionary.detach(), data.test[:500]
+rates = model.encode(patches, STEPS, last=16, seed=0)
+use = explained_variance(patches, rates, dictionary)
+figure = features(dictionary, (8, 8), use=use, columns=16)
 
 # %%
 # Codes are the spikes of each neuron, counted; most neurons are silent. ``infer`` records what is asked for,
@@ -64,7 +66,7 @@ spikes = raster(counts[:, 0])
 # %%
 # A single draw of counts is noisy; the mean over steps is what a decoder sees that listens for longer.
 
-decoded = reconstructions(patches, reconstruction[STEPS // 2 :].mean(0), (16, 16), limit=8)
+decoded = reconstructions(patches, reconstruction[STEPS // 2 :].mean(0), (8, 8), limit=8)
 
 # %%
 # How well that went on held-out patches: the share of their variance that one draw of counts explains, and

@@ -99,7 +99,7 @@ class IterativeVAE(VAE):
 
     @property
     def temperature(self) -> float:
-        """Of the relaxed counts, in force where `forward` is given none: the number in ``layer.temp``.
+        """Of the relaxed counts, where `forward` is given none; the number in ``layer.temp``.
 
         Gaussian models have no relaxation, and 1 here.
         """
@@ -120,7 +120,7 @@ class IterativeVAE(VAE):
 
     @property
     def clamps(self) -> dict[str, Any]:
-        """`clamp_u` and `clamp_du` in force: the configured ones as far as `eps` has opened them."""
+        """`clamp_u` and `clamp_du` in force, the configured ones as far as `eps` has opened them."""
         eps = self.eps
         return {name: self._clamp(getattr(self.config, name), eps) for name in ("clamp_u", "clamp_du")}
 
