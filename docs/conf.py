@@ -93,5 +93,5 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "abort_on_example_error": True,
     "within_subsection_order": "FileNameSortKey",
-    "min_reported_time": 0,
+    "write_computation_times": False,
 }
