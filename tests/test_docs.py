@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,3 +24,16 @@ def test_files_that_the_design_pages_name_exist() -> None:
     for page in [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         for path in re.findall(rf"`(?:python )?((?:{folders})/[\w/.-]+\.\w+)", page.read_text()):
             assert "NAME" in path or (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+@pytest.mark.parametrize(
+    "package", ["ipvae_kernels", "ipvae_kernels.distributions", "ipvae", "ipvae.data", "ipvae.records"]
+)
+def test_the_site_describes_every_public_name(package: str) -> None:
+    tables = re.findall(
+        r"currentmodule:: (\S+)\n.. autosummary::\n(?:   :.*\n)+\n((?:   \S+\n)+)",
+        "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md")),
+    )
+    described = {name for module, names in tables if module == package for name in names.split()}
+    public = set(importlib.import_module(package).__all__)
+    assert public - {"DATASETS"} <= described, "add it to a table of docs/api"
