@@ -108,16 +108,15 @@ scale: $(VENV)/.dev
 endurance: $(VENV)/.dev
 	$(BIN)/python tools/endurance.py
 
-# Nitpicky, and a warning is an error. -c: the configuration; the source folder is the repository's root.
-SPHINX := $(BIN)/python -m sphinx -c docs -n -W --keep-going -q .
+# Nitpicky, and a warning is an error. The source folder is the repository's root, the configuration lies in docs.
+SPHINX := $(BIN)/python -m sphinx -c docs -d docs/_build/doctrees -n -W --keep-going -q
 
 docs: $(VENV)/.docs
-	$(SPHINX) -b html docs/_build/html
-	$(SPHINX) -b linkcheck -D linkcheck_ignore='https?://.*' -D plot_gallery=0 docs/_build/links
-	@echo "The site is docs/_build/html/index.html"
+	$(SPHINX) -b html . docs/_build/html
+	$(BIN)/python tools/site_links.py docs/_build/html
 
 docs-links: $(VENV)/.docs
-	$(SPHINX) -b linkcheck -D plot_gallery=0 docs/_build/links
+	$(SPHINX) -b linkcheck . docs/_build/links
 
 clean:
 	rm -rf $(VENV) build dist demo docs/_build docs/_generated .mypy_cache .ruff_cache .pytest_cache *.egg-info ipvae_kernels/_C.*.so

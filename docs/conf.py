@@ -67,19 +67,13 @@ python_maximum_signature_line_length = 100
 copybutton_exclude = ".linenos, .gp, .go"
 
 # Names that no page of this site describes: those of other packages, whose indices every build would have to
-# download, and aliases of types, which the pages spell out where they matter.
+# download; what annotations and base classes name at its home, in a module of ours that users do not import
+# from (public names are linked to where they do); and aliases of types.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|lightning|sklearn|scipy|pandas|matplotlib|np|nn|pynapple|typer)(\..*)?"),
     (r"py:.*", r"(collections|pathlib|typing|enum|os|dataclasses|types|datetime|abc)\..*"),
-]
-nitpick_ignore = [
-    ("py:class", name)
-    for name in ("optional", "PathLike", "Frames", "Inputs", "ipvae.training.inputs.Splits")
-]
-nitpick_ignore += [("py:class", "Path"), ("py:class", "Tensor"), ("py:exc", "NotFittedError")]
-nitpick_ignore += [
-    ("py:class", "ipvae.models.base.VAE"),
-    ("py:class", "ipvae_kernels.distributions.base.PoissonLaw"),
+    (r"py:class", r"(ipvae|ipvae_kernels)(\.[a-z_]+)+\.\w+"),
+    (r"py:.*", r"optional|Path|PathLike|Tensor|Frames|Inputs|NotFittedError"),
 ]
 
 sphinx_gallery_conf = {

@@ -15,11 +15,12 @@ PACKAGES = (
     "ipvae_kernels", "ipvae_kernels.distributions", "ipvae", "ipvae.data", "ipvae.records", "ipvae.plots",
     "ipvae.evaluation.metrics", "ipvae.interop.released", "ipvae.extras",
 )  # fmt: skip
-# Pages that list other pages, which the menu shows below them; and the links that are such pages.
+# Pages that list others, which the menu shows below them: the links that are such pages, in their order, and
+# where those lie that have no link.
 LISTS = {
-    "docs/ops/README": r"[\w-]+\.md",
-    "docs/design/README": r"[\w-]+\.md",
-    "docs/measurements": r"[\w./-]+\.md",
+    "docs/ops/README": (r"[\w-]+\.md", "*"),
+    "docs/design/README": (r"[\w-]+\.md", "*"),
+    "docs/measurements": (r"[\w./-]+\.md", "../bench/results/**"),
 }
 
 
@@ -55,8 +56,9 @@ def read_source(app: Any, docname: str, source: list[str]) -> None:
     """Has links to scripts lead to their pages, and puts listed pages into the menu."""
     text = re.sub(r"\]\(((?:\.\./)*)(tutorials|gallery)/(\w+)\.py\)", r"](\1_generated/\2/\3.rst)", source[0])
     if docname in LISTS:
-        listed = dict.fromkeys(re.findall(rf"\]\(({LISTS[docname]})\)", text))
-        text += "\n".join(["\n```{toctree}", ":hidden:", "", *listed, "```", ""])
+        link, others = LISTS[docname]
+        listed = dict.fromkeys(re.findall(rf"\]\(({link})\)", text))
+        text += "\n".join(["\n```{toctree}", ":hidden:", ":glob:", "", *listed, others, "```", ""])
     source[0] = text
 
 
