@@ -15,13 +15,14 @@ PACKAGES = (
     "ipvae_kernels", "ipvae_kernels.distributions", "ipvae", "ipvae.data", "ipvae.records", "ipvae.plots",
     "ipvae.evaluation.metrics", "ipvae.interop.released", "ipvae.extras",
 )  # fmt: skip
-# Pages that list others, which the menu shows below them: the links that are such pages, in their order, and
-# where those lie that have no link.
+# Pages that list others, which the menu shows below them: what links to such pages look like; and where
+# pages lie that are shown without a link.
 LISTS = {
-    "docs/ops/README": (r"[\w-]+\.md", "*"),
-    "docs/design/README": (r"[\w-]+\.md", "*"),
-    "docs/measurements": (r"[\w./-]+\.md", "../bench/results/**"),
+    "docs/ops/README": r"[\w-]+\.md",
+    "docs/design/README": r"[\w-]+\.md",
+    "docs/measurements": r"[\w./-]+\.md",
 }
+UNLISTED = {"docs/measurements": ["../bench/results/**"]}
 
 
 def public_names() -> dict[str, str]:
@@ -56,9 +57,9 @@ def read_source(app: Any, docname: str, source: list[str]) -> None:
     """Has links to scripts lead to their pages, and puts listed pages into the menu."""
     text = re.sub(r"\]\(((?:\.\./)*)(tutorials|gallery)/(\w+)\.py\)", r"](\1_generated/\2/\3.rst)", source[0])
     if docname in LISTS:
-        link, others = LISTS[docname]
-        listed = dict.fromkeys(re.findall(rf"\]\(({link})\)", text))
-        text += "\n".join(["\n```{toctree}", ":hidden:", ":glob:", "", *listed, others, "```", ""])
+        listed = dict.fromkeys(re.findall(rf"\]\(({LISTS[docname]})\)", text))
+        pages = [*listed, *UNLISTED.get(docname, [])]
+        text += "\n".join(["\n```{toctree}", ":hidden:", ":glob:", "", *pages, "```", ""])
     source[0] = text
 
 
