@@ -2,8 +2,8 @@
 
     python tools/site_links.py docs/_build/html
 
-Sphinx checks what it resolves itself; this looks at the pages as a browser gets them. Links to other sites are
-for `make docs-links`. Ends with 1 where a link leads nowhere, and names it.
+Sphinx checks what it resolves itself; this looks at the pages as a browser gets them. Other links are for
+`make docs-links`. Ends with 1 where a link leads nowhere, and names it.
 """
 
 from __future__ import annotations
