@@ -24,8 +24,8 @@ class GumbelSoftmaxPoisson(PoissonLaw):
 
     As in the authors' code `rsample` and `log_prob` are of the weights of the counts 0 .. upperbound - 1, a
     point of the simplex, and so is ``event_shape``; `aggregate_samples` makes a count of it, while `sample`
-    draws hard counts themselves, ``[*sample_shape, *batch_shape]``, without the bound; `mean` and `variance` are
-    theirs. At temp = 0 `rsample` gives one weight of 1, so that shapes do not depend on the temperature;
+    draws hard counts themselves, ``[*sample_shape, *batch_shape]``, without the bound; `mean` and `variance`
+    are theirs. At temp = 0 `rsample` gives one weight of 1, so that shapes do not depend on the temperature;
     there the authors' code gives hard counts.
 
     Args:

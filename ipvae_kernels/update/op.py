@@ -1,11 +1,4 @@
-"""The pointwise half of a step, for any decoder whose drive the caller computes.
-
-With softclamp(v, c) = c - softplus(c - v):
-
-    pre = exp(log_lr) (drive - exp(log_bias) - leak (log_rate - log_rate_prior))
-    du  = softclamp(max(pre, -8), clamp_du)
-    new = softclamp(max(log_rate + du, -8), clamp_u)
-"""
+"""The pointwise half of a step, for any decoder whose drive the caller computes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -36,7 +29,13 @@ def log_rate_update(
     backend: str = "auto",
     check: bool = True,
 ) -> Tensor:
-    """One natural-gradient step of the log rates; the equations are in this module's docstring.
+    """One natural-gradient step of the log rates, given the drive that a decoder makes of the residual.
+
+    With softclamp(v, c) = c - softplus(c - v)::
+
+        pre = exp(log_lr) (drive - exp(log_bias) - leak (log_rate - log_rate_prior))
+        du  = softclamp(max(pre, -8), clamp_du)
+        new = softclamp(max(log_rate + du, -8), clamp_u)
 
     Source: "Brain-like variational inference" (arXiv 2410.19315) and its released code.
 
