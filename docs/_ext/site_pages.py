@@ -63,6 +63,20 @@ def read_source(app: Any, docname: str, source: list[str]) -> None:
     source[0] = text
 
 
+def prepare_docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Habits of ours that are markup to napoleon or docutils.
+
+    The name of an attribute that ends in an underscore would be a link, "B." alone a list from B on; and in the
+    text of "Returns:" napoleon expects a type before a colon.
+    """
+    for number, line in enumerate(lines):
+        line = re.sub(r"^(\s+\w+)_: ", r"\1\\_: ", line)
+        line = re.sub(r"^(\s+\S+: )(\w\.)$", r"\1\\\2", line)
+        if number and lines[number - 1].strip() == "Returns:":
+            line = re.sub(r"^(\s*)", r"\1: ", line)
+        lines[number] = line
+
+
 def scrape_figures(block: Any, variables: dict[str, Any], settings: dict[str, Any]) -> str:
     """Figures that a block of a script made, in the order of their names' first use; for sphinx-gallery.
 
@@ -76,7 +90,8 @@ def scrape_figures(block: Any, variables: dict[str, Any], settings: dict[str, An
             path = next(variables["image_path_iterator"])
             thing.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
             paths.append(path)
-    return figure_rst(paths, Path(settings["src_dir"]).as_posix()) if paths else ""
+    folder = Path(settings["src_dir"]).as_posix()
+    return "".join(figure_rst([path], folder) for path in paths)
 
 
 def setup(app: Any) -> dict[str, Any]:
@@ -84,5 +99,6 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_config_value("public_names", public_names(), "env")
     app.connect("missing-reference", link_to_public)
     app.connect("autodoc-skip-member", leave_out)
+    app.connect("autodoc-process-docstring", prepare_docstring, priority=400)  # napoleon's is 500
     app.connect("source-read", read_source)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
