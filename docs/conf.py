@@ -38,7 +38,6 @@ extensions = [
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**", "bench/results/**.md", "tests/**/README.md"]
 exclude_patterns = [".*", "**/_build", "build", "dist", "docs/_templates", "docs/tutorials", "docs/gallery"]
-suppress_warnings = ["toc.empty_glob"]  # of the menu of measurements, where every page has a link
 templates_path = [str(Path(__file__).parent / "_templates")]  # autosummary looks from the source folder
 
 html_theme = "furo"

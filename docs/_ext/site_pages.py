@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ LISTS = {
     "docs/design/README": r"[\w-]+\.md",
     "docs/measurements": r"[\w./-]+\.md",
 }
-UNLISTED = {"docs/measurements": ["../bench/results/**"]}
+UNLISTED = {"docs/measurements": "../bench/results"}
 
 
 def public_names() -> dict[str, str]:
@@ -58,16 +59,18 @@ def read_source(app: Any, docname: str, source: list[str]) -> None:
     text = re.sub(r"\]\(((?:\.\./)*)(tutorials|gallery)/(\w+)\.py\)", r"](\1_generated/\2/\3.rst)", source[0])
     if docname in LISTS:
         listed = dict.fromkeys(re.findall(rf"\]\(({LISTS[docname]})\)", text))
-        pages = [*listed, *UNLISTED.get(docname, [])]
-        text += "\n".join(["\n```{toctree}", ":hidden:", ":glob:", "", *pages, "```", ""])
+        folder = Path(app.srcdir, docname).parent
+        others = (folder / UNLISTED[docname]).rglob("*.md") if docname in UNLISTED else ()
+        listed |= dict.fromkeys(os.path.relpath(page, folder) for page in sorted(others))
+        text += "\n".join(["\n```{toctree}", ":hidden:", "", *listed, "```", ""])
     source[0] = text
 
 
 def prepare_docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Habits of ours that are markup to napoleon or docutils.
 
-    The name of an attribute that ends in an underscore would be a link, "B." alone a list from B on; and in the
-    text of "Returns:" napoleon expects a type before a colon.
+    The name of an attribute that ends in an underscore would be a link, "B." alone a list from B on; and in
+    the text of "Returns:" napoleon expects a type before a colon.
     """
     for number, line in enumerate(lines):
         line = re.sub(r"^(\s+\w+)_: ", r"\1\\_: ", line)
