@@ -117,14 +117,15 @@ def infer(
             ``torch.vmap`` is not served. Noise, records and state are the same.
         state: continue from here; None starts from the initial state in ``params``.
         record: what to record of each recorded step, R steps in all:
-            "log_rate" [R, B, K] (Gaussian: the state, [R, 2, B, K]);
-            "counts" [R, B, K], the fresh draw z' (Gaussian: the latents after the activation);
-            "sparse_counts", the same as a sparse COO tensor: never dense but for some steps at a time;
-            "reconstruction" [R, B, M], Phi z';
-            "recon" and "kl" [R, B], nats;
-            "squared_error" [R, B], summed over pixels;
-            "spikes" [R, B], the sum of z';
-            "zeros" [R, B], the fraction of z' that is 0.
+
+            - "log_rate" [R, B, K] (Gaussian: the state, [R, 2, B, K]);
+            - "counts" [R, B, K], the fresh draw z' (Gaussian: the latents after the activation);
+            - "sparse_counts", the same as a sparse COO tensor: never dense but for some steps at a time;
+            - "reconstruction" [R, B, M], Phi z';
+            - "recon" and "kl" [R, B], nats;
+            - "squared_error" [R, B], summed over pixels;
+            - "spikes" [R, B], the sum of z';
+            - "zeros" [R, B], the fraction of z' that is 0.
         record_every: global step t is recorded where (t + 1) % record_every == 0.
         seed: int64 of shape [], an int, or None: that of the state if it has one, else drawn from torch's
             generator.
