@@ -68,11 +68,13 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 # Names that no page of this site describes: those of other packages, whose indices every build would have to
 # download; what annotations and base classes name at its home, in a module of ours that users do not import
-# from (public names are linked to where they do); and aliases of types.
+# from (public names are linked to where they do); errors that a "Raises" names and no module exports; and
+# aliases of types.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|lightning|sklearn|scipy|pandas|matplotlib|np|nn|pynapple|typer)(\..*)?"),
     (r"py:.*", r"(collections|pathlib|typing|enum|os|dataclasses|types|datetime|abc)\..*"),
     (r"py:class", r"(ipvae|ipvae_kernels)(\.[a-z_]+)+\.\w+"),
+    (r"py:exc", r"[A-Z]\w+Error"),
     (r"py:.*", r"optional|Path|PathLike|Tensor|Frames|Inputs|NotFittedError"),
 ]
 

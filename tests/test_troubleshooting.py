@@ -72,7 +72,7 @@ def without_a_package(folder: Path) -> None:
     with mock.patch.dict(sys.modules, hidden):
         for name in [name for name in sys.modules if name.startswith("ipvae.records")]:
             del sys.modules[name]
-        importlib.import_module("ipvae.records")
+        importlib.import_module("ipvae.records.writer")
 
 
 def in_float64(folder: Path) -> None:

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ def leave_out(app: Any, what: str, name: str, thing: Any, skip: bool, options: A
     return True if not home.startswith("ipvae") or type(thing).__name__ == "_tuplegetter" else None
 
 
+def menu(pages: Iterable[str], caption: str = "") -> str:
+    """An entry of the menu for each page, as MyST has it."""
+    options = [":hidden:", *([f":caption: {caption}"] if caption else [])]
+    return "\n".join(["\n```{toctree}", *options, "", *pages, "```", ""])
+
+
 def read_source(app: Any, docname: str, source: list[str]) -> None:
     """Has links to scripts lead to their pages, and puts listed pages into the menu."""
     text = re.sub(r"\]\(((?:\.\./)*)(tutorials|gallery)/(\w+)\.py\)", r"](\1_generated/\2/\3.rst)", source[0])
@@ -62,7 +69,10 @@ def read_source(app: Any, docname: str, source: list[str]) -> None:
         folder = Path(app.srcdir, docname).parent
         others = (folder / UNLISTED[docname]).rglob("*.md") if docname in UNLISTED else ()
         listed |= dict.fromkeys(os.path.relpath(page, folder) for page in sorted(others))
-        text += "\n".join(["\n```{toctree}", ":hidden:", "", *listed, "```", ""])
+        text += menu(listed)
+    if docname == "docs/index":
+        pages = (page.stem for page in sorted(Path(app.srcdir, "docs").glob("*.md")))
+        text += menu([page for page in pages if page != "index" and f"\n{page}\n" not in text], "Further")
     source[0] = text
 
 
@@ -70,8 +80,10 @@ def prepare_docstring(app: Any, what: str, name: str, thing: Any, options: Any, 
     """Habits of ours that are markup to napoleon or docutils.
 
     The name of an attribute that ends in an underscore would be a link, "B." alone a list from B on; and in
-    the text of "Returns:" napoleon expects a type before a colon.
+    the text of "Returns:" and of a property napoleon expects a type before a colon.
     """
+    if what in ("attribute", "property") and lines and ": " in lines[0]:
+        lines[0] = f": {lines[0]}"
     for number, line in enumerate(lines):
         line = re.sub(r"^(\s+\w+)_: ", r"\1\\_: ", line)
         line = re.sub(r"^(\s+\S+: )(\w\.)$", r"\1\\\2", line)
