@@ -30,13 +30,11 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
 LAYOUTS = ("dense", "scipy", "torch")
-Model = IterativeVAE | str | PathLike[str]
-Data = Source | str | PathLike[str]
 
 
 def encode(
-    model: Model,
-    data: Data,
+    model: IterativeVAE | str | PathLike[str],
+    data: Source | str | PathLike[str],
     steps: int | None = None,
     *,
     layout: Literal["dense", "scipy", "torch"] = "dense",
@@ -123,7 +121,7 @@ def _check_memory(n: int, net: IterativeVAE) -> None:
     )
 
 
-def _model(model: Model) -> IterativeVAE:
+def _model(model: IterativeVAE | str | PathLike[str]) -> IterativeVAE:
     if isinstance(model, (str, PathLike)):
         return load_model(model).eval()
     if not isinstance(model, VAE):
@@ -136,7 +134,7 @@ def _like(net: IterativeVAE) -> Tensor:
     return next(net.parameters()).detach()
 
 
-def _source(data: Data, split: str) -> Source:
+def _source(data: Source | str | PathLike[str], split: str) -> Source:
     """The inputs themselves."""
     if not isinstance(data, (str, PathLike)):
         if split != "all":

@@ -114,7 +114,7 @@ class LCAConv(nn.Module):
             place, and its keywords.
 
     Attributes:
-        weights: [out_neurons, in_neurons, *kernel].
+        weights: ``[out_neurons, in_neurons, *kernel]``.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -181,8 +181,8 @@ class LCAConv(nn.Module):
         """Infers codes.
 
         Args:
-            inputs: [B, in_neurons, *sides].
-            initial_states: log rates to start from, [B, out_neurons, *sides of the code]: "states" of the
+            inputs: ``[B, in_neurons, *sides]``.
+            initial_states: log rates to start from, ``[B, out_neurons, *sides of the code]``: "states" of the
                 frame before, for video; None: ``init_log_rate`` everywhere.
             seed: of the noise; None: drawn from torch's generator.
             sample_offset: global index of the first input, for batches that share a seed.
@@ -243,7 +243,7 @@ class LCAConv(nn.Module):
         """What a forward pass hands to `ipvae_kernels.infer`; `ipvae_kernels.elbo` takes the same.
 
         Args:
-            inputs: [B, in_neurons, *sides].
+            inputs: ``[B, in_neurons, *sides]``.
 
         Returns:
             Flattened inputs [B, M], parameters, and the decoder, through which ``weights`` can be trained
@@ -276,12 +276,12 @@ class LCAConv(nn.Module):
         """Decodes counts.
 
         Args:
-            acts: [B, out_neurons, *sides of the code].
+            acts: ``[B, out_neurons, *sides of the code]``.
             weights: features, as a rule the layer's own.
             sides: of the result; None: the strides times those of the code, as padding "same" has it.
 
         Returns:
-            [B, in_neurons, *sides].
+            ``[B, in_neurons, *sides]``.
         """
         own = zip(acts.shape[2:], self.stride, strict=True)
         shape = tuple(sides) if sides is not None else tuple(side * stride for side, stride in own)
@@ -292,8 +292,8 @@ class LCAConv(nn.Module):
         """Learns: each feature moves along the errors where it was active.
 
         Args:
-            acts: [B, out_neurons, *sides of the code], of a forward pass.
-            recon_errors: [B, in_neurons, *sides], of the same.
+            acts: ``[B, out_neurons, *sides of the code]``, of a forward pass.
+            recon_errors: ``[B, in_neurons, *sides]``, of the same.
             normalize: bring each feature back to its norm.
 
         Returns:
@@ -320,7 +320,7 @@ class LCAConv(nn.Module):
 
     @torch.no_grad()
     def assign_weight_values(self, tensor: Tensor, normalize: bool = True) -> None:
-        """Sets the features, [out_neurons, in_neurons, *kernel].
+        """Sets the features, ``[out_neurons, in_neurons, *kernel]``.
 
         Raises:
             ValueError: for another shape.
@@ -360,13 +360,13 @@ class Convolution:
     """A transposed convolution as a decoder of `ipvae_kernels`; its drive is the convolution.
 
     Args:
-        weights: features, [out_neurons, in_neurons, *kernel].
+        weights: features, ``[out_neurons, in_neurons, *kernel]``.
         stride: a number a side.
         padding: of the convolution.
         sides: of the input.
 
     Attributes:
-        code_shape: [out_neurons, *sides of the code].
+        code_shape: ``[out_neurons, *sides of the code]``.
 
     Raises:
         ValueError: the input is smaller than a feature.
@@ -394,11 +394,11 @@ class Convolution:
         return Decoded(mean, lambda weighted: self.drive(weighted.reshape(-1, *self._input_shape)).flatten(1))
 
     def mean(self, code: Tensor) -> Tensor:
-        """Decoded codes, [B, in_neurons, *sides]."""
+        """Decoded codes, ``[B, in_neurons, *sides]``."""
         return self._transposed(code, self.weights, output_padding=self._beyond, **self._how)
 
     def drive(self, errors: Tensor) -> Tensor:
-        """Correlations of errors with the features, [B, *code_shape]."""
+        """Correlations of errors with the features, ``[B, *code_shape]``."""
         return self._forward(errors, self.weights, **self._how)
 
 

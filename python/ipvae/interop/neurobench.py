@@ -73,7 +73,7 @@ class NeuroBenchVAE(neurobench.models.NeuroBenchModel):  # type: ignore[misc]
         model: spiking, with a linear decoder; set to eval mode.
         steps: T, of inference on a still input; moving input has a frame a step.
         output: what predictions are: "counts" [B, T, K], the fresh draws, for postprocessors of spikes;
-            "rates" [B, K] after the last step; or "reconstruction" of these, [B, *input_shape].
+            "rates" [B, K] after the last step; or "reconstruction" of these, ``[B, *input_shape]``.
         circuit: "residual" or "lateral".
         seed: of the noise, which is indexed by the samples since the model was wrapped, or since `reset`.
 
