@@ -290,8 +290,8 @@ def test_annealing_out_of_range_is_refused() -> None:
         with pytest.raises(ValueError, match=message):
             model.set_annealing(**options)
     assert isinstance(model, IPVAE)
-    with pytest.raises(ValueError, match="n: expected an int from 1 to 4194300, found 0"):
-        model.set_n_arrivals(0)
+    with pytest.raises(ValueError, match="n: expected an int from 0 to 4194300, found -1"):
+        model.set_n_arrivals(-1)
 
 
 @pytest.mark.parametrize("activation", ["identity", "relu"])
@@ -523,6 +523,9 @@ def test_options_of_a_call_reach_the_rollout(x: Tensor) -> None:
     ).loss  # fmt: skip
     assert torch.equal(ours.loss, loss)
     assert not torch.equal(ours.loss, model(x, 4, seed=3).loss)
+    counts = model(x, 4, record=("counts",), **options).records["counts"]
+    assert counts.shape == (4, len(x), model.config.n_latents)
+    assert counts.requires_grad
     with pytest.raises(ValueError, match="matmul_precision: expected one of float32, tf32, bf16"):
         model(x, 4, matmul_precision="half")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
@@ -163,6 +164,7 @@ class IterativeVAE(VAE):
         estimator: str | None = None,
         truncate: int | None = None,
         checkpoint: int | None = None,
+        record: Iterable[str] = (),
         single_draw: bool = False,
         matmul_precision: str | None = None,
         state: State | None = None,
@@ -182,6 +184,7 @@ class IterativeVAE(VAE):
             truncate: cut the gradient after every so many steps; None: never.
             checkpoint: keep the trajectory of so many steps at a time, and run them once more in the
                 backward; None: of as many as fit in 64 MiB.
+            record: what to keep of every step, differentiable, by the names of `ipvae_kernels.elbo`.
             single_draw: use the counts of one step's loss for the next step's update.
             matmul_precision: format of products on a GPU's tensor cores; None: the attribute.
             state: to continue from; None: the learned initial state.
@@ -193,12 +196,12 @@ class IterativeVAE(VAE):
             check: raise where an input or the result is not finite; False saves a pass over each.
 
         Returns:
-            loss [], recon [T, B] and kl [T, B] in nats, and the final state.
+            loss [], recon [T, B] and kl [T, B] in nats, the final state, and the records.
         """
         return ipvae_kernels.elbo(
             self.flatten(x), self.params, self._steps(steps),
-            state=state, beta=beta, truncate=truncate, checkpoint=checkpoint, single_draw=single_draw,
-            seed=seed, sample_offset=sample_offset, backend=backend, check=check,
+            state=state, beta=beta, truncate=truncate, checkpoint=checkpoint, record=record,
+            single_draw=single_draw, seed=seed, sample_offset=sample_offset, backend=backend, check=check,
             **self._draw_options(estimator, temperature), **self._rollout_options(matmul_precision),
         )  # fmt: skip
 
