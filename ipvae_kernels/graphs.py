@@ -14,7 +14,6 @@ from .cells import CELLS
 from .params import GaussianParams, PoissonParams
 from .poisson import poisson_sample
 from .rollout import elbo, infer, step
-from .rollout.op import RECORDS
 
 _TIMES = 3  # the first compiles and tunes, the others settle what torch's libraries set up lazily
 _STEPS = 2  # so that every kernel of a rollout runs; none is tuned for their number
@@ -24,6 +23,7 @@ def warmup(
     call: Callable[[], object] | Iterable[tuple[int, int, int]],
     *,
     cell: str = "poisson",
+    record: Iterable[str] = (),
     device: torch.device | str | None = None,
     **options: Any,
 ) -> None:
@@ -52,6 +52,7 @@ def warmup(
     Args:
         call: a function without arguments; or sizes (B, K, M): rows, neurons, pixels.
         cell: whose parameters are made for sizes, "poisson", "gaussian" or "gaussian_relu".
+        record: for sizes, what :func:`infer` will be asked to record; kernels that record are others.
         device: for sizes; None: the current GPU, or without one the CPU.
         options: for sizes, arguments of :func:`elbo`; the other functions are passed those that they have.
 
@@ -61,7 +62,7 @@ def warmup(
         BackendError: the backend that is named cannot serve.
     """
     if callable(call):
-        if options or device is not None or cell != "poisson":
+        if options or record or device is not None or cell != "poisson":
             raise TypeError(
                 "call: expected sizes (B, K, M) beside options, found a function, which has its own"
             )
@@ -73,12 +74,13 @@ def warmup(
             f"{type(call).__name__}"
         )
     checks.choice("cell", cell, CELLS)
+    names = record if isinstance(record, str) else tuple(record)  # which infer refuses, by its own words
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     for sizes in call:
         if not isinstance(sizes, (tuple, list)) or len(sizes) != 3:
             raise ValueError(f"call: expected sizes (B, K, M), found {sizes!r}")
         batch, neurons, pixels = (checks.integer("call", size, 1, 2**31 - 1) for size in sizes)
-        _on_a_stream(functools.partial(_rollouts, batch, neurons, pixels, cell, where, options))
+        _on_a_stream(functools.partial(_rollouts, batch, neurons, pixels, cell, where, names, options))
 
 
 def _on_a_stream(call: Callable[[], object]) -> None:
@@ -95,13 +97,19 @@ def _on_a_stream(call: Callable[[], object]) -> None:
 
 
 def _rollouts(
-    batch: int, neurons: int, pixels: int, cell: str, device: torch.device, options: dict[str, Any]
+    batch: int,
+    neurons: int,
+    pixels: int,
+    cell: str,
+    device: torch.device,
+    record: Iterable[str],
+    options: dict[str, Any],
 ) -> None:
     """Every kernel of a rollout of these sizes, once or more."""
     x, params = _problem(batch, neurons, pixels, cell, device)
     seed = torch.zeros((), dtype=torch.int64, device=device)  # and none is drawn from the caller's generator
     elbo(x, params, _STEPS, seed=seed, **options).loss.backward()  # type: ignore[no-untyped-call]
-    infer(x, params, _STEPS, record=RECORDS, seed=seed, **_known(infer, options))
+    infer(x, params, _STEPS, record=record, seed=seed, **_known(infer, options))
     if CELLS[cell].counts:
         counts = step(x, params, seed=seed, **_known(step, options)).counts
         counts.sum().backward()  # type: ignore[no-untyped-call]

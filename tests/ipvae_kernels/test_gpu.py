@@ -212,14 +212,19 @@ def test_compile_fullgraph(problem: Problem, driver: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_graph_replay_takes_a_new_seed(problem: Problem, driver: str) -> None:
+@pytest.mark.parametrize("by", ["call", "sizes"])
+def test_graph_replay_takes_a_new_seed(by: str, problem: Problem, driver: str) -> None:
     x, params = on_gpu(*problem(17, 20, 70, dtype=torch.float32))
     seed = torch.tensor(1, device="cuda")
 
     def run() -> Tensor:
         return ik.infer(x, params, 3, record=("counts",), seed=seed, backend="triton").records["counts"]
 
-    run()  # compiles and tunes, which a capture cannot
+    # Compiles and tunes, which a capture cannot.
+    if by == "call":
+        ik.warmup(run)
+    else:
+        ik.warmup([(17, 70, 20)], record=("counts",), backend="triton")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         counts = run()

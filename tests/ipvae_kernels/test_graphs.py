@@ -43,6 +43,8 @@ def test_warmup_runs_every_op_at_these_sizes(
             ValueError,
             "cell: expected one of poisson, gaussian, gaussian_relu",
         ),
+        ([(3, 12, 7)], {"record": "counts"}, TypeError, "record: expected a collection of names"),
+        ([(3, 12, 7)], {"record": ["spike"]}, ValueError, "record: expected one of"),
         ([(3, 12, 7)], {"estimator": "cubics"}, ValueError, "estimator: expected one of"),
         ([(3, 12, 7)], {"speed": 1}, TypeError, "speed"),
     ],
