@@ -138,16 +138,18 @@ def number(
 
 def integer(name: str, value: object, low: int, high: int) -> int:
     """An integer in low..high; of Python, NumPy, or a tensor of shape []; or a size that is traced."""
-    if isinstance(value, torch.SymInt):
-        value = cast(int, value)
-    elif type(value) is not int:  # asking for an Integral takes five Python calls
-        value = _scalar(name, value)
-        if isinstance(value, _BOOLS) or not isinstance(value, Integral):
-            raise TypeError(f"{name}: expected an int, found {_kind(value)}")
-        value = int(value)
+    if type(value) is not int:  # asking for anything else takes Python calls
+        value = cast(int, value) if isinstance(value, torch.SymInt) else _whole(name, value)
     if not low <= value <= high:
         raise ValueError(f"{name}: expected an int from {low} to {high}, found {value}")
     return value
+
+
+def _whole(name: str, value: object) -> int:
+    value = _scalar(name, value)
+    if isinstance(value, _BOOLS) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: expected an int, found {_kind(value)}")
+    return int(value)
 
 
 def choice(name: str, value: object, options: Iterable[str]) -> str:
@@ -250,9 +252,8 @@ def finite_result(cause: str, **tensors: Tensor) -> None:
         raise ValueError(f"the result {name!r} is not finite: {cause}")
 
 
-def looked_at_late(value: Tensor) -> bool:
-    """Whether the inputs of a kernel are looked at together with its results, see :func:`finite_together`."""
-    return value.is_cuda
+LATE = ("cuda",)
+"""Devices where inputs of a kernel are looked at together with its results, see :func:`finite_together`."""
 
 
 def finite_together(cause: str, inputs: Mapping[str, Tensor], results: Mapping[str, Tensor]) -> None:

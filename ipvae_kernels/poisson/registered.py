@@ -7,6 +7,7 @@ A draw z and its slope s = dz/du come from an op, the curvature ds/du from anoth
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def _below_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _sample_kernel(log_rate: Tensor, seed: Tensor, *arguments: Any) -> Tensor:
     """Hard counts, [B, K]; the arguments are the stream, backend and check."""
     *stream, backend, check = arguments
-    late = checks.looked_at_late(log_rate)
+    late = log_rate.device.type in checks.LATE
     # Hard counts of such log rates are finite: a pass less, which is a tenth of a draw.
     check = check and (late or not checks.below(_SURELY_FINITE, log_rate))
     if check and not late:
@@ -66,10 +67,10 @@ def _sample_kernel(log_rate: Tensor, seed: Tensor, *arguments: Any) -> Tensor:
 
 def _check_counts(counts: Tensor, unseen: Tensor | None) -> None:
     """Refuses counts that are not finite, and log rates that have not been looked at."""
-    if unseen is None:
-        checks.finite_result(TOO_MANY, counts=counts)
-    else:
+    if unseen is not None:
         checks.finite_together(TOO_MANY, {"log_rate": unseen}, {"counts": counts})
+    elif not checks.below(math.inf, counts):
+        checks.finite_result(TOO_MANY, counts=counts)
 
 
 def _rsample_kernel(
@@ -80,8 +81,9 @@ def _rsample_kernel(
     The other arguments are the stream, estimator, n_arrivals, backend and check.
     """
     *stream, estimator, n_arrivals, backend, check = arguments
-    late = checks.looked_at_late(log_rate)
-    if check and not late:
+    late = log_rate.device.type in checks.LATE
+    # The shorter look first: a small draw feels every call of Python.
+    if check and not late and not checks.below(math.inf, log_rate):
         checks.finite(log_rate=log_rate)
     module = choice.implementation(__package__, backend, log_rate)
     counts, slope = module.rsample(log_rate, seed, Stream(*stream), estimator, temperature.item(), n_arrivals)

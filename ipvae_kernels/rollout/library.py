@@ -72,7 +72,7 @@ def _serve(backend: str, *parts: Any) -> tuple[Any, ...]:
 def _infer_kernel(*arguments: Any) -> list[Tensor]:
     """The final log rate, then the records named in ``record`` (comma separated, in canonical order)."""
     inputs, seed, cfg, (record, record_every, backend, check) = taken(arguments, Inputs)
-    late = checks.looked_at_late(inputs.x)
+    late = inputs.x.device.type in checks.LATE
     if check and not late:
         check_finite(inputs)
     module, inputs = _serve(backend, inputs)
@@ -121,7 +121,7 @@ def _infer_shapes(*arguments: Any) -> list[Tensor]:
 def _elbo_kernel(*arguments: Any) -> _Flat:
     """What ``checkpointing.elbo`` returns."""
     inputs, seed, cfg, (checkpoint, backend, check) = taken(arguments, Inputs)
-    late = checks.looked_at_late(inputs.x)
+    late = inputs.x.device.type in checks.LATE
     if check and not late:
         check_finite(inputs)
     module, inputs = _serve(backend, inputs)
