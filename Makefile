@@ -109,7 +109,8 @@ endurance: $(VENV)/.dev
 	$(BIN)/python tools/endurance.py
 
 # Nitpicky, and a warning is an error. The source folder is the repository's root, the configuration lies in docs.
-SPHINX := $(BIN)/python -m sphinx -c docs -d docs/_build/doctrees -n -W --keep-going -q
+# One thread: the models are small, and two wait for each other where other processes want the cores.
+SPHINX := OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -c docs -d docs/_build/doctrees -n -W --keep-going -q
 
 docs: $(VENV)/.docs
 	$(SPHINX) -b html . docs/_build/html

@@ -60,6 +60,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
+autodoc_mock_imports = ["neurobench"]  # brings much along, and its base classes alone are needed here
 autoclass_content = "class"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -72,11 +73,14 @@ copybutton_exclude = ".linenos, .gp, .go"
 # from (public names are linked to where they do); errors that a "Raises" names and no module exports; and
 # aliases of types.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|numpy|lightning|sklearn|scipy|pandas|matplotlib|np|nn|pynapple|typer)(\..*)?"),
+    (
+        r"py:.*",
+        r"(torch|numpy|lightning|sklearn|scipy|pandas|matplotlib|neurobench|np|nn|pynapple|typer)(\..*)?",
+    ),
     (r"py:.*", r"(collections|pathlib|typing|enum|os|dataclasses|types|datetime|abc)\..*"),
     (r"py:class", r"(ipvae|ipvae_kernels)(\.[a-z_]+)+\.\w+"),
     (r"py:exc", r"[A-Z]\w+Error"),
-    (r"py:.*", r"optional|Path|PathLike|Tensor|Frames|Inputs|NotFittedError"),
+    (r"py:.*", r"optional|Path|PathLike|Tensor|Frames|Inputs|Source|NotFittedError|csr_array"),
 ]
 
 sphinx_gallery_conf = {

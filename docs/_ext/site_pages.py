@@ -15,7 +15,8 @@ from sphinx_gallery.scrapers import figure_rst
 
 PACKAGES = (
     "ipvae_kernels", "ipvae_kernels.distributions", "ipvae", "ipvae.data", "ipvae.records", "ipvae.plots",
-    "ipvae.evaluation.metrics", "ipvae.interop.released", "ipvae.extras",
+    "ipvae.evaluation.metrics", "ipvae.interop.released", "ipvae.interop.lca",
+    "ipvae.interop.hub", "ipvae.extras",
 )  # fmt: skip
 # Pages that list others, which the menu shows below them: what links to such pages look like; and where
 # pages lie that are shown without a link.
