@@ -11,7 +11,7 @@ from ipvae_kernels.poisson.estimators import ESTIMATORS
 
 from .states import STATES
 
-Op = Literal["sample", "rsample", "infer", "train"]
+Op = Literal["sample", "rsample", "infer", "train", "amortised"]
 
 SAMPLED = (1000, 1000)
 """Shape of the log rates of the sampling cases: 10^6."""
@@ -31,7 +31,8 @@ class Case:
         name: unique.
         group: where the report shows it: "sampling", "inference", "training", "growth".
         op: "sample" (hard counts), "rsample" (relaxed counts and their gradient), "infer" (T steps with hard
-            counts, recon and KL of each step), "train" (loss over T steps, backward, clipped optimiser step).
+            counts, recon and KL of each step), "train" (loss over T steps, backward, clipped optimiser step),
+            "amortised" (the same of a P-VAE with a linear encoder and the state's decoder, of one step).
         state: name of a trained state; "uniform" for log rates uniform on -8..4.
         batch: B; of sampling cases the rows of ``shape``.
         steps: T.
@@ -77,8 +78,14 @@ class Case:
             return float(POINTWISE * math.prod(self.shape))
         b, t, k, m = self.sizes.values()
         hard = ESTIMATORS[self.estimator].half_width is None
-        products = 2 * m * k * (1 + 2 * (nonzero if hard else 1.0))
-        backward = 2 * products if self.op == "train" else 0.0
+        share = nonzero if hard else 1.0
+        if self.op == "amortised":  # encodes once and decodes one draw
+            products = 2 * m * k * (1 + share)
+        elif (hidden := STATES[self.state].hidden_weights) > 0:  # each pass of an MLP is dense
+            products = 6.0 * hidden
+        else:
+            products = 2 * m * k * (1 + 2 * share)
+        backward = 0.0 if self.op == "infer" else 2 * products
         return b * t * (products + backward + 3 * POINTWISE * k)
 
     def bytes(self) -> float:
@@ -92,7 +99,7 @@ class Case:
             return float(FLOAT * math.prod(self.shape) * (2 if self.op == "sample" else 4))
         b, t, k, m = self.sizes.values()
         inference = m * k + b * m + 2 * t * b + b * k
-        training = 2 * t * b * k + 7 * m * k if self.op == "train" else 0
+        training = 2 * t * b * k + 7 * m * k if self.op in ("train", "amortised") else 0
         return float(FLOAT * (inference + training))
 
 
@@ -142,7 +149,12 @@ def _training() -> list[Case]:
         case("train-paper-fini2", "fini2", 0.0, "paper", 200, 16),
         case("train-784", "sigmoid", 0.1, "pixels784", 100, 16),
         case("train-784-128", "sigmoid", 0.1, "pixels784", 100, 128),
-    ]
+        case("mlp-784-sigmoid-0.1", "sigmoid", 0.1, "mlp784", 100, 16, "baseline"),
+        case("mlp-784-fini2", "fini2", 0.0, "mlp784", 100, 16, "baseline"),
+        Case(
+            "amortised-784", "training", "amortised", "pixels784", 100, 1, "sigmoid", 0.1, only=("authors",)
+        ),
+    ]  # fmt: skip
 
 
 GROWTH = {

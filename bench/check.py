@@ -17,8 +17,11 @@ SAMPLES = 16
 """Smallest number of samples behind a comparison of means: smaller batches run several times."""
 ERRORS, RELATIVE = 5.0, 0.01
 """Means may differ by so many standard errors plus this share; the latter for the cut of the arrivals."""
-PROJECTION = 0.1
-"""The dictionary's gradient, as far as it points along the reference's, may be longer or shorter by this."""
+PROJECTION, PROJECTION_MLP = 0.1, 0.25
+"""The dictionary's gradient, as far as it points along the reference's, may be longer or shorter by this.
+
+That of an MLP's last layer is noisier: two draws of one contestant differed by up to 12 %.
+"""
 SLICE_BATCH, SLICE_STEPS, SLICE_ROWS = 8, 8, 20
 SAME, ROUNDING, GRADIENT = 0.9, 1e-3, 1e-2
 """With the same noise: share of samples that must agree, to which error, and error of the gradient."""
@@ -109,8 +112,9 @@ def same_means(prepared: Prepared, output: Output, backend: str) -> Check:
         mine, again = (reference.run()["gradient"].clone().cpu() for _ in range(2))
         along = float((output["gradient"].cpu() * mine).sum() / (again * mine).sum())
         found["gradient along the reference's"] = [along, 1.0]
-        ok = ok and abs(along - 1.0) <= PROJECTION
-        what += f", projection of the gradient within {PROJECTION:.0%}"
+        tolerance = PROJECTION if problem.model.decoder is None else PROJECTION_MLP
+        ok = ok and abs(along - 1.0) <= tolerance
+        what += f", projection of the gradient within {tolerance:.0%}"
     return Check(ok=ok, against=backend, what=what, found=found)
 
 

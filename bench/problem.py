@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from ipvae import IPVAE
+from ipvae import IPVAE, PVAE
 from ipvae.experiments import baseline
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import states
 from .cases import Case
@@ -65,6 +65,7 @@ class Problem:
         nonzero: share of hard counts that are not 0.
         rate: mean hard count.
         device: where all of it lies.
+        amortised: the P-VAE of a case of that op; else None.
     """
 
     case: Case
@@ -75,6 +76,7 @@ class Problem:
     nonzero: float
     rate: float
     device: str
+    amortised: PVAE | None = None
 
     def copy_model(self) -> IPVAE:
         """A model of the contestant's own."""
@@ -113,7 +115,7 @@ class Optimiser:
         model: its parameters are optimised, at a learning rate that leaves them all but unchanged.
     """
 
-    def __init__(self, model: IPVAE) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         on_gpu = self.parameters[0].is_cuda  # where a CUDA graph may capture the step
         self.adamax = torch.optim.Adamax(self.parameters, lr=LR, weight_decay=WEIGHT_DECAY, capturable=on_gpu)
@@ -124,6 +126,12 @@ class Optimiser:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, GRAD_CLIP)
         self.adamax.step()
+
+
+def watched(model: IPVAE) -> Tensor:
+    """The weights by whose gradient contestants are compared, those next to the pixels: [M, ...]."""
+    layers = [] if model.decoder is None else [m for m in model.decoder.modules() if isinstance(m, nn.Linear)]
+    return layers[-1].weight if layers else model.layer.phi.weight
 
 
 def upstream(problem: Problem) -> Tensor:
@@ -150,7 +158,12 @@ def make(case: Case, settings: Settings, tell: Callable[[str], None] = lambda _:
         nonzero, mean = states.nonzero(state.model, x, case.steps)
     model = copy.deepcopy(state.model).to(settings.device)
     device = settings.device
-    return Problem(case, model, x.to(device), log_rate.to(device), arrivals, nonzero, mean, device)
+    amortised = None
+    if case.op == "amortised":
+        trained = states.amortised(case.state, settings.updates, settings.state_dir)
+        amortised = copy.deepcopy(trained).to(device)
+        nonzero, mean = states.nonzero(trained, x, 1)
+    return Problem(case, model, x.to(device), log_rate.to(device), arrivals, nonzero, mean, device, amortised)
 
 
 def _sampled_log_rates(state: states.State, case: Case) -> Tensor:

@@ -5,6 +5,7 @@ Trained are, by the recipe of `ipvae demo` on whitened patches of scikit-learn's
 "paper" (16x16 pixels, 512 neurons) and "pixels784" (28x28 pixels, 512 neurons). The others are derived from
 "paper", see `_derive`:
 
+* "mlp784" is trained like "pixels784", with an MLP for a decoder and 128 neurons;
 * "wide": 8,192 neurons on 32x32 pixels, every trained feature at 16 places of a 4x4 grid;
 * "paper-k<K>": the first K neurons, or all of them shifted cyclically by K/512 different offsets;
 * "paper-firing<s>": the trained features with log rates moved until the share s of the counts is not 0.
@@ -18,12 +19,14 @@ import functools
 import math
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from ipvae import IPVAE
+from ipvae import IPVAE, PVAE, VAE, PVAEConfig, TrainConfig
+from ipvae.models.config import DECODERS
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -43,12 +46,20 @@ class Spec:
         neurons: K.
         trained: whether it is trained itself, not derived.
         firing: share of counts that are not 0, where it is set; else the trained one.
+        decoder: of `ipvae.IPVAEConfig`.
     """
 
     side: int
     neurons: int
     trained: bool = False
     firing: float | None = None
+    decoder: str = "linear"
+
+    @property
+    def hidden_weights(self) -> int:
+        """Weights of an MLP, the numbers that a pass of one code multiplies; 0 of a linear decoder."""
+        width = DECODERS[self.decoder].width
+        return width * (self.neurons + width + self.pixels)
 
     @property
     def pixels(self) -> int:
@@ -59,6 +70,7 @@ class Spec:
 STATES = {
     "paper": Spec(16, 512, trained=True),
     "pixels784": Spec(28, 512, trained=True),
+    "mlp784": Spec(28, 128, trained=True, decoder="mlp"),
     "wide": Spec(32, 8192),
     **{f"paper-k{2**i}": Spec(16, 2**i) for i in range(7, 16) if i != 9},
     **{
@@ -128,8 +140,9 @@ def _train(name: str, updates: int, where: Path, tell: Callable[[str], None]) ->
     spec = STATES[name]
     tell(f"training the state {name}: {spec.neurons} neurons, {updates:,} updates; kept in {where}")
     config = dataclasses.replace(
-        DEMO_MODEL, n_inputs=spec.pixels, input_shape=(1, spec.side, spec.side), n_latents=spec.neurons
-    )
+        DEMO_MODEL, n_inputs=spec.pixels, input_shape=(1, spec.side, spec.side), n_latents=spec.neurons,
+        decoder=spec.decoder,
+    )  # fmt: skip
     x = _patches(spec.side, 20_000)
     work = where.with_name(f".{where.name}.{secrets.token_hex(4)}")
     work.mkdir(parents=True)
@@ -145,6 +158,23 @@ def _train(name: str, updates: int, where: Path, tell: Callable[[str], None]) ->
             work.rename(where)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@functools.lru_cache(maxsize=2)
+def amortised(state: str, updates: int, folder: Path) -> PVAE:
+    """A P-VAE with a linear encoder on the inputs of a state, trained for so many updates, and its loss.
+
+    Its pixels have the variance 1/2, with which the reconstruction term is that of the released P-VAE.
+    """
+    from ipvae import train
+
+    base = load(state, updates, folder)
+    m, k = base.model.config.n_inputs, base.model.config.n_latents
+    model = PVAE(PVAEConfig(m, k, fit_sigma=False, init_log_sigma=-0.5 * math.log(2.0)))
+    config = TrainConfig(lr=0.005, max_steps=updates, batch_size=100, beta_outer=1.0)
+    with tempfile.TemporaryDirectory() as work:
+        train(model, base.x, config, work, logger=None, progress=False)
+    return model
 
 
 def _patches(side: int, n: int = POOL) -> Tensor:
@@ -239,7 +269,7 @@ def _at_firing(base: IPVAE, share: float, x: Tensor) -> IPVAE:
     return moved(high)
 
 
-def nonzero(model: IPVAE, x: Tensor, steps: int) -> tuple[float, float]:
+def nonzero(model: VAE, x: Tensor, steps: int) -> tuple[float, float]:
     """Share of counts that are not 0, and mean count per neuron, over steps."""
     records = model.infer(x, steps, record=("zeros", "spikes"), seed=0).records
     rate = float(records["spikes"].mean()) / model.config.n_latents

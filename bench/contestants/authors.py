@@ -13,18 +13,36 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import io
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from ipvae import PVAE
+from torch import Tensor, nn
 
-from ..problem import BETA, GRAD_CLIP, LR, Output, Prepared, Problem, Settings, Unavailable, upstream
+from ipvae_kernels import poisson_kl
 
+from ..problem import (
+    BETA,
+    GRAD_CLIP,
+    LR,
+    Optimiser,
+    Output,
+    Prepared,
+    Problem,
+    Settings,
+    Unavailable,
+    upstream,
+)
+
+ITERATIVE, AMORTISED = "main/layers.py", "main/vae.py"
+REPOSITORIES = {ITERATIVE: "hadivafaii/IterativeVAE", AMORTISED: "hadivafaii/PoissonVAE"}
+"""A file of each, by which it is known."""
 OPTIONAL = (
     "IPython", "PIL", "h5py", "joblib", "pandas", "prettytable", "seaborn", "sklearnex", "statsmodels",
     "torchvision",
@@ -55,6 +73,9 @@ def prepare(problem: Problem, settings: Settings, change: Callable[[Any], Any] =
         theirs = replace(case, estimator="sigmoid", temperature=case.temperature or THEIR_TEMPERATURE)
         problem = replace(problem, case=theirs)
         note = f"their sigmoid, temperature {theirs.temperature:g}"
+    if case.op == "amortised":
+        with importable(settings.reference, AMORTISED):
+            return Prepared(_amortised(problem), problem, "their linear P-VAE, n_exp 263 as at their start")
     with importable(settings.reference):
         if case.op in ("sample", "rsample"):
             return Prepared(_sampler(problem), problem, note)
@@ -141,6 +162,37 @@ def _training(problem: Problem, change: Callable[[Any], Any]) -> Any:
     return run
 
 
+def _amortised(problem: Problem) -> Any:
+    """A step of their P-VAE on one batch: forward, loss, backward, and the clipped Adamax of all."""
+    ours, case = cast(PVAE, problem.amortised), problem.case
+    sizes = {"dataset": "MNIST", "n_latents": ours.config.n_latents}
+    config = importlib.import_module("main.config_vae").ConfigPoisVAE(**sizes, fit_prior=True, save=False)
+    model = importlib.import_module("main.vae").PoissonVAE(config).to(problem.device)
+    encoder = cast(nn.Sequential, ours.encoder)[-1]
+    with torch.no_grad():
+        model.fc_dec.weight.copy_(ours.dictionary)
+        model.fc_enc.weight.copy_(cast(Tensor, encoder.weight))
+        model.log_rate.copy_(ours.prior)
+    model.update_t(case.temperature)
+    x = problem.x.reshape(len(problem.x), 1, 28, 28)
+    optimiser = Optimiser(model)
+    # A Gaussian likelihood of variance 1/2 is their squared error and this.
+    constant = 0.5 * math.log(math.pi) * problem.x.shape[-1]
+
+    def run() -> Output:
+        dist, log_dr, _, y = model(x)
+        recon, kl = model.loss_recon(y, x), model.loss_kl(log_dr).sum(1)
+        optimiser.step((recon + BETA * kl).mean() * (256.0 / problem.x.shape[-1]))
+        # Their KL is that of rates before a clamp of 5; compared is that of the law they sample.
+        log_rate, prior = dist.rate.detach().log(), model.log_rate.detach()
+        return {
+            "recon": recon.detach()[None] + constant, "kl": poisson_kl(log_rate, prior).sum(-1)[None],
+            "log_rate": log_rate, "gradient": model.fc_dec.weight.grad,
+        }  # fmt: skip
+
+    return run
+
+
 def _model(problem: Problem, t_train: int) -> Any:
     """Their IPVAE with the problem's parameters."""
     ours = problem.model
@@ -202,10 +254,15 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 @contextlib.contextmanager
-def importable(reference: Path) -> Iterator[None]:
-    """Their packages can be imported within, and what they print and seed at import is undone."""
-    if not (reference / "main" / "layers.py").is_file():
-        raise Unavailable(f"{reference} is not a checkout of hadivafaii/IterativeVAE: no main/layers.py")
+def importable(reference: Path, file: str = ITERATIVE) -> Iterator[None]:
+    """Their packages can be imported within, and what they print and seed at import is undone.
+
+    Args:
+        reference: a checkout.
+        file: that tells which: of `REPOSITORIES`.
+    """
+    if not (reference / file).is_file():
+        raise Unavailable(f"{reference} is not a checkout of {REPOSITORIES[file]}: no {file}")
     finder, state = _Finder(), torch.get_rng_state()
     sys.path.insert(0, str(reference))
     sys.meta_path.append(finder)

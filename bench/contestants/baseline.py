@@ -9,7 +9,7 @@ from ipvae import IPVAE
 from ipvae.experiments import baseline
 from torch import Tensor
 
-from ..problem import BETA, Optimiser, Output, Prepared, Problem, Settings, upstream
+from ..problem import BETA, Optimiser, Output, Prepared, Problem, Settings, upstream, watched
 
 Sample = Callable[[Tensor, str, float, int | None], Tensor]
 Loss = Callable[[IPVAE, Tensor, int, float, str, float, baseline.Arrivals], baseline.Result]
@@ -52,7 +52,7 @@ def with_parts(problem: Problem, draw: Sample, loss: Loss, arrivals: list[int], 
     def train() -> Output:
         result = loss(model, problem.x, case.steps, BETA, case.estimator, case.temperature, arrivals)
         optimiser.step(result.loss)
-        gradient = model.layer.phi.weight.grad
+        gradient = watched(model).grad
         assert gradient is not None
         return {**_output(result), "gradient": gradient}
 

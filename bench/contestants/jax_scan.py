@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from ipvae.experiments.baseline import FLOOR, RATE_FLOOR
-from ipvae.models.iterative import SIGMA_CLAMP
+from ipvae.models.base import SIGMA_CLAMP
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
+from ipvae import PVAE
 from ipvae.experiments.turns import synchronize
+from torch import Tensor
 
 import ipvae_kernels
+from ipvae_kernels import ElboResult
 
-from ..problem import BETA, Optimiser, Output, Prepared, Problem, Unavailable, upstream
+from ..problem import BETA, Optimiser, Output, Prepared, Problem, Unavailable, upstream, watched
 
 
 def prepare(problem: Problem, backend: str) -> Prepared:
@@ -36,7 +41,7 @@ def prepare(problem: Problem, backend: str) -> Prepared:
 def _calls(problem: Problem, backend: str) -> Callable[[], Output]:
     """A function that computes the case with a new seed at every call."""
     case, seeds = problem.case, itertools.count(1)
-    n_arrivals = max(problem.arrivals) if case.estimator == "sigmoid" else None
+    n_arrivals = max(problem.arrivals, default=None) if case.estimator == "sigmoid" else None
     draw = {"estimator": case.estimator, "temperature": case.temperature, "n_arrivals": n_arrivals}
     model = problem.copy_model()
 
@@ -59,18 +64,33 @@ def _calls(problem: Problem, backend: str) -> Callable[[], Output]:
     def train() -> Output:
         result = ipvae_kernels.elbo(
             problem.x, model.params, case.steps, beta=BETA, kl=model.config.kl, seed=next(seeds),
-            backend=backend, **draw, **model.clamps,  # type: ignore[arg-type]
+            backend=backend, decoder=model.flat_decoder(), **draw, **model.clamps,  # type: ignore[arg-type]
         )  # fmt: skip
         optimiser.step(result.loss)
-        gradient = model.layer.phi.weight.grad
-        assert gradient is not None
-        return {
-            "recon": result.recon.detach(), "kl": result.kl.detach(),
-            "log_rate": result.state.log_rate.detach(), "gradient": gradient,
-        }  # fmt: skip
+        return _trained(result, watched(model).grad)
+
+    def amortised() -> Output:
+        result = encoded(
+            problem.x, beta=BETA, estimator=case.estimator, temperature=case.temperature, seed=next(seeds),
+            backend=backend,
+        )  # fmt: skip
+        optimiser.step(result.loss)
+        return _trained(result, encoded.dictionary.grad)
 
     if case.op == "rsample":
         log_rate, gradient = problem.log_rate.clone().requires_grad_(), upstream(problem)
     if case.op == "train":
         optimiser = Optimiser(model)
-    return {"sample": sample, "rsample": rsample, "infer": infer, "train": train}[case.op]
+    if case.op == "amortised":
+        encoded = copy.deepcopy(cast(PVAE, problem.amortised))
+        optimiser = Optimiser(encoded)
+    runs = {"sample": sample, "rsample": rsample, "infer": infer, "train": train, "amortised": amortised}
+    return runs[case.op]
+
+
+def _trained(result: ElboResult, gradient: Tensor | None) -> Output:
+    assert gradient is not None
+    return {
+        "recon": result.recon.detach(), "kl": result.kl.detach(),
+        "log_rate": result.state.log_rate.detach(), "gradient": gradient,
+    }  # fmt: skip

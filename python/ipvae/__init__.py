@@ -16,8 +16,18 @@ if TYPE_CHECKING:
     from .evaluation.readout import Readout
     from .fields import ConfigError
     from .interop.accelerated.accelerate import AccelerationWarning, accelerate, deaccelerate
+    from .models.amortised import GVAE, PVAE, AmortisedVAE
+    from .models.base import VAE
     from .models.cell import IPVAECell
-    from .models.config import IGVAEConfig, IPVAEConfig, ModelConfig
+    from .models.config import (
+        AmortisedConfig,
+        GVAEConfig,
+        IGVAEConfig,
+        IPVAEConfig,
+        ModelConfig,
+        PVAEConfig,
+        VAEConfig,
+    )
     from .models.gaussian import IGVAE
     from .models.iterative import IterativeVAE
     from .models.poisson import IPVAE
@@ -31,17 +41,24 @@ if TYPE_CHECKING:
     from .training.run import TrainResult, train
 
 __all__ = [
+    "GVAE",
     "IGVAE",
     "IPVAE",
+    "PVAE",
+    "VAE",
     "AccelerationWarning",
+    "AmortisedConfig",
+    "AmortisedVAE",
     "CheckpointError",
     "ConfigError",
     "Evaluation",
+    "GVAEConfig",
     "IGVAEConfig",
     "IPVAECell",
     "IPVAEConfig",
     "IterativeVAE",
     "ModelConfig",
+    "PVAEConfig",
     "Readout",
     "SpikeCoder",
     "Stream",
@@ -50,6 +67,7 @@ __all__ = [
     "TrainResult",
     "Training",
     "TrainingError",
+    "VAEConfig",
     "accelerate",
     "build_model",
     "deaccelerate",
@@ -71,7 +89,17 @@ _HOMES = {
     "fields": ("ConfigError",),
     "interop.accelerated.accelerate": ("AccelerationWarning", "accelerate", "deaccelerate"),
     "models.cell": ("IPVAECell",),
-    "models.config": ("IGVAEConfig", "IPVAEConfig", "ModelConfig"),
+    "models.amortised": ("GVAE", "PVAE", "AmortisedVAE"),
+    "models.base": ("VAE",),
+    "models.config": (
+        "AmortisedConfig",
+        "GVAEConfig",
+        "IGVAEConfig",
+        "IPVAEConfig",
+        "ModelConfig",
+        "PVAEConfig",
+        "VAEConfig",
+    ),
     "models.gaussian": ("IGVAE",),
     "models.iterative": ("IterativeVAE",),
     "models.poisson": ("IPVAE",),

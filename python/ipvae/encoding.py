@@ -20,7 +20,6 @@ from .data.splits import SPLITS
 from .extras import explained
 from .inputs import Source, batches, whole
 from .models.base import VAE
-from .models.iterative import IterativeVAE
 from .models.registry import load_model
 
 with explained():
@@ -33,7 +32,7 @@ LAYOUTS = ("dense", "scipy", "torch")
 
 
 def encode(
-    model: IterativeVAE | str | PathLike[str],
+    model: VAE | str | PathLike[str],
     data: Source | str | PathLike[str],
     steps: int | None = None,
     *,
@@ -48,7 +47,7 @@ def encode(
     check: bool = True,
     progress: bool = False,
 ) -> Tensor | csr_array:
-    """Codes of many inputs: `IterativeVAE.encode` of one batch after the other.
+    """Codes of many inputs: `VAE.encode` of one batch after the other.
 
     Noise is indexed by the seed and by the place of an input among all of them, so that codes do not depend
     on ``batch_size`` nor on the batches of a DataLoader (with the compiled CPU kernels to the bit), and parts
@@ -59,7 +58,7 @@ def encode(
         data: inputs [N, ...], flattened or not: a NumPy array or memory map (floating point; or uint8, which
             is divided by 255), a tensor, a Dataset or DataLoader of x or (x, label), or the name or path of a
             data set, see `ipvae.data.load_dataset`. One batch of it is in memory at a time.
-        steps: of inference; None: as many as `IterativeVAE.encode` takes by default.
+        steps: of inference; None: as many as `VAE.encode` takes by default.
         layout: "dense": a tensor; "scipy": a `scipy.sparse.csr_array`; "torch": a sparse CSR tensor.
             The last two hold ``counts``, at 8 bytes (16 in torch's) for each that is not 0: a million samples
             of 512 neurons, one in ten active, take .4 GiB and not 2. Any layout takes twice its size while
@@ -112,7 +111,7 @@ def encode(
     return torch.cat(pieces) if layout == "dense" else _stacked(pieces, layout)
 
 
-def _check_memory(n: int, net: IterativeVAE) -> None:
+def _check_memory(n: int, net: VAE) -> None:
     """Refuses dense codes that do not fit, once in batches and once in one."""
     shape = (n, net.config.n_latents)
     needed = 2 * math.prod(shape) * _like(net).element_size()
@@ -121,7 +120,7 @@ def _check_memory(n: int, net: IterativeVAE) -> None:
     )
 
 
-def _model(model: IterativeVAE | str | PathLike[str]) -> IterativeVAE:
+def _model(model: VAE | str | PathLike[str]) -> VAE:
     if isinstance(model, (str, PathLike)):
         return load_model(model).eval()
     if not isinstance(model, VAE):
@@ -129,7 +128,7 @@ def _model(model: IterativeVAE | str | PathLike[str]) -> IterativeVAE:
     return model
 
 
-def _like(net: IterativeVAE) -> Tensor:
+def _like(net: VAE) -> Tensor:
     """Whose dtype and device inputs take."""
     return next(net.parameters()).detach()
 
@@ -155,7 +154,7 @@ def _length(source: Source) -> int | None:
     return len(items) if isinstance(items, Sized) else None
 
 
-def _rows(net: IterativeVAE, source: Source, size: int) -> Iterator[Tensor]:
+def _rows(net: VAE, source: Source, size: int) -> Iterator[Tensor]:
     """Batches as the model takes them, [B, M]; images may lack the sides of length 1 that its have."""
     shape = net.config.shape
     for x in batches("data", source, size, _like(net)):

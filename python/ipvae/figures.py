@@ -14,7 +14,7 @@ from torch import Tensor
 from . import plots
 from .checkpoint import atomic_file
 from .evaluation.metrics import explained_variance
-from .models.iterative import IterativeVAE
+from .models.base import VAE
 
 FIGURES = ("features.png", "convergence.png", "raster.png", "reconstructions.png", "training.png")
 RASTER_STEPS = 200
@@ -23,7 +23,7 @@ SHOWN, RANKED_ON, RANKED_STEPS = 10, 500, 20
 
 
 def draw(
-    model: IterativeVAE,
+    model: VAE,
     x: Tensor,
     r2: ArrayLike,
     zeros: ArrayLike,
@@ -37,7 +37,8 @@ def draw(
     """Writes the figures of `FIGURES` that can be drawn.
 
     Args:
-        model: with either cell; what has no spikes gets no raster, what is no image no pictures.
+        model: of any family; what has no spikes gets no raster, what is no image no pictures, and what infers
+            in one step neither raster nor convergence.
         x: inputs, [N, M].
         r2: [steps], of the evaluation of `x`.
         zeros: [steps], likewise, as fractions.
@@ -61,7 +62,7 @@ def draw(
 
 
 def _figures(
-    model: IterativeVAE,
+    model: VAE,
     x: Tensor,
     r2: ArrayLike,
     zeros: ArrayLike,
@@ -70,14 +71,16 @@ def _figures(
     seed: int,
     backend: str,
 ) -> dict[str, Figure]:
-    steps, device = len(np.asarray(r2)), model.dictionary.device
+    steps, device = len(np.asarray(r2)), model.like.device
     title = about[:1].upper() + about[1:]
     x = x[:RANKED_ON].to(device)
-    t_train = model.config.t_train
-    figures = {"convergence.png": plots.convergence(r2, zeros, trained_steps=t_train, title=title)}
+    t_train = model.t_train
+    figures = {}
+    if model.iterative:
+        figures["convergence.png"] = plots.convergence(r2, zeros, trained_steps=t_train, title=title)
     if plots.is_image(model.config.shape):
         figures |= _images(model, x, steps, title, seed, backend)
-    if model.spiking:
+    if model.spiking and model.iterative:
         spikes = model.infer(
             x[:1], min(RASTER_STEPS, steps), record=("counts",), seed=seed, backend=backend
         ).records["counts"]
@@ -87,18 +90,19 @@ def _figures(
     return figures
 
 
-def _images(
-    model: IterativeVAE, x: Tensor, steps: int, title: str, seed: int, backend: str
-) -> dict[str, Figure]:
+def _images(model: VAE, x: Tensor, steps: int, title: str, seed: int, backend: str) -> dict[str, Figure]:
     """Features, and inputs beside their reconstructions."""
-    shape, dictionary = model.config.shape, model.dictionary.detach()
+    shape, features = model.config.shape, model.features()
     latents = model.encode(x, steps, last=min(RANKED_STEPS, steps), counts=True, seed=seed, backend=backend)
     last = model.infer(
         x[:SHOWN], steps, record=("reconstruction",), record_every=steps, seed=seed, backend=backend
     ).records["reconstruction"][0]
-    use = explained_variance(x, latents, dictionary)
+    if model.decoder is None:
+        use = explained_variance(x, latents, features)
+    else:  # how far its spikes move the image from that of silence
+        use = features.square().sum(0) * latents.square().mean(0)
     return {
-        "features.png": plots.features(dictionary.cpu(), shape, use=use.cpu()),
+        "features.png": plots.features(features.cpu(), shape, use=use.cpu()),
         "reconstructions.png": plots.reconstructions(
             x[:SHOWN].cpu(), last.cpu(), shape,
             title=f"{title}: reconstructed from the sample of step {steps:,}, and the rest",

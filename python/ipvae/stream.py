@@ -81,13 +81,18 @@ class Stream:
         backend: str = "auto",
         check: bool = True,
     ) -> None:
+        if not isinstance(model, IterativeVAE):
+            cell = getattr(model, "cell", type(model).__name__)
+            raise TypeError(
+                f"model: expected one that infers by steps, found {cell}, which has no state to go on"
+            )
         self.model = model
         self.state: State | None = None
         self.record = None if record is None else Path(record)
         self.part_steps = checks.integer("part_steps", part_steps, 1, 2**31)
         self.chunk_bytes = checks.integer("chunk_bytes", chunk_bytes, 1, 2**62)
         self.backend, self.check = backend, checks.flag("check", check)
-        self._seed = checks.seed(seed, model.dictionary.device)
+        self._seed = checks.seed(seed, model.like.device)
         self._sample_offset = checks.integer("sample_offset", sample_offset, 0, 2**32 - 1)
         self._writer: SpikeWriter | None = None
         self._model = fingerprint(model)
@@ -130,7 +135,7 @@ class Stream:
         Returns:
             Counts of the step, [B, K]; of Gaussian models the activated latents.
         """
-        x = self._flat(as_tensor("frame", frame, self.model.dictionary))
+        x = self._flat(as_tensor("frame", frame, self.model.like))
         return self._advance(x[None], 1)[0]
 
     def run(self, frames: Frames, steps: int | None = None, *, progress: bool = False) -> State:
@@ -274,7 +279,7 @@ def _read_state(path: Path, model: IterativeVAE) -> State:
         raise CheckpointError(f"{path}: damaged, or no state of a stream ({error})") from error
     if facts.get("model") != fingerprint(model):
         raise CheckpointError(f"{path}: the state of another model, or of other weights")
-    device = model.dictionary.device
+    device = model.like.device
     return State(log_rate.to(device), facts["step"], seed.to(device), facts["sample_offset"])
 
 

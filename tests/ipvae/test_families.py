@@ -91,7 +91,9 @@ def test_every_command_serves_a_new_family(tmp_path: Path) -> None:
     assert drawn.exit_code == 0, drawn.output
     assert (tmp_path / "figures" / "raster.png").is_file()
     assert model.generate(3, seed=1).shape == (3, 1, 8, 8)
-    assert "poisson, gaussian, toy" in " ".join(call("train", "--help").output.replace("│", " ").split())
+    shown = " ".join(call("train", "--help").output.replace("│", " ").split())
+    assert "ip-vae (iterative, spikes" in shown
+    assert "rectified, sparse but no spikes), toy" in shown
 
 
 @pytest.mark.usefixtures("_toy")
@@ -100,7 +102,7 @@ def test_what_a_family_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
         (("--cell", "toy", "--estimator", "cubic"), "estimator: ToyConfig has none, found 'cubic'"),
         (("--cell", "gaussian", "--estimator", "cubic"), "estimator: IGVAEConfig has none, found 'cubic'"),
         (("--cell", "toy", "--activation", "relu"), "activation: expected 'identity' for a toy model"),
-        (("--cell", "other"), "cell: expected one of poisson, gaussian, toy, found 'other'"),
+        (("--cell", "other"), "model: expected one of ip-vae, ig-vae, ig-relu-vae, toy, found 'other'"),
         (("--cell", "toy", "--recipe", "released", "--data", "patches"), "no released recipe for cell='toy'"),
     ):
         refused = call("train", "--data", "digits", *options, "--max-steps", 1, "--out", tmp_path / "run")
@@ -113,9 +115,9 @@ def test_what_a_family_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_file_of_a_family_that_is_not_there_is_refused(tmp_path: Path) -> None:
     Toy(ToyConfig(n_inputs=4, n_latents=3)).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"cell: expected one of poisson, gaussian, found 'toy'"):
+    with pytest.raises(CheckpointError, match=r"cell: expected one of poisson, gaussian, p-.*, found 'toy'"):
         load_model(tmp_path)
-    with pytest.raises(ConfigError, match=r"cell: expected one of poisson, gaussian, found 'toy'"):
+    with pytest.raises(ConfigError, match=r"cell: expected one of poisson, gaussian, p-.*, found 'toy'"):
         registry.build_model(ToyConfig(n_inputs=4))
 
 

@@ -368,7 +368,7 @@ def test_encode_averages_the_last_steps(
     torch.testing.assert_close(model.encode(x, 9, seed=5), rates[-1])
     torch.testing.assert_close(model.encode(x, 9, last=9, seed=5), rates.mean(0))
     torch.testing.assert_close(model.encode(x, 9, last=4, counts=True, seed=5), counts[-4:].mean(0))
-    monkeypatch.setattr("ipvae.models.iterative.RECORD_ENTRIES", 2 * 6 * 7)
+    monkeypatch.setattr("ipvae.models.base.RECORD_ENTRIES", 2 * 6 * 7)
     torch.testing.assert_close(model.encode(x, 9, last=7, seed=5), rates[-7:].mean(0))
     moving = torch.randn(9, 6, 12)
     expected = model.rates(model.infer(moving, 9, record=("log_rate",), seed=5).records["log_rate"])
@@ -392,7 +392,7 @@ def test_a_loop_over_batches_equals_one_call(
     for call in (model.encode, model.reconstruct):
         whole = call(x, 6, **options)
         assert not torch.equal(whole[11], whole[2])  # equal rows, other noise
-        monkeypatch.setattr("ipvae.models.iterative.RECORD_ENTRIES", 2 * 9 * 7)
+        monkeypatch.setattr("ipvae.models.base.RECORD_ENTRIES", 2 * 9 * 7)
         for size in (1, 4, 9):
             parts = [call(x[i : i + size], 6, sample_offset=i, **options) for i in range(0, len(x), size)]
             assert torch.equal(torch.cat(parts), whole)

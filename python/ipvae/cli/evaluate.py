@@ -8,7 +8,19 @@ from typing import Annotated, Any
 from ..extras import explained
 from .app import app, clear_errors
 from .loading import chosen, load_data, machine, model_for, part_of, readout_data
-from .options import Backend, Data, DataDir, Device, KernelCommand, Model, Precision, Seed, Split, Threads
+from .options import (
+    Backend,
+    Data,
+    DataDir,
+    Device,
+    KernelCommand,
+    Model,
+    Precision,
+    Seed,
+    Split,
+    Steps,
+    Threads,
+)
 
 with explained():
     import typer
@@ -21,7 +33,7 @@ def evaluate(
     data: Data = "patches",
     data_dir: DataDir = None,
     split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.TEST,
-    steps: Annotated[int, typer.Option(min=1, help="Inference steps.")] = 1000,
+    steps: Steps = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Samples at a time; the result does not depend on it.")
     ] = 200,
@@ -64,7 +76,9 @@ def evaluate(
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
     from ..evaluation.evaluate import evaluate as run
+    from ..evaluation.evaluate import steps_of
 
+    steps = steps_of(net, steps)
     marks = marks_up_to(steps)
     if fit is not None:
         typer.echo(
@@ -75,7 +89,8 @@ def evaluate(
             net, x, steps, batch_size=batch_size, marks=marks, labels=None if fit is None else labels,
             train=fit, seed=seed, backend=backend, progress=lambda done, _: bar.update(done - bar.n),
         )  # fmt: skip
-    print_evaluation(result, marks, f"{model} on {chosen(splits, split, x, data)}")
+    title = f"{model} on {chosen(splits, split, x, data)}"
+    print_evaluation(result, marks, title, iterative=net.iterative)
     if json_file is not None:
         _write_json(
             json_file, {"model": str(model), "data": splits.about, "split": split.value, **result.to_dict()}
@@ -89,7 +104,7 @@ def marks_up_to(steps: int) -> list[int]:
     return sorted({mark for mark in (1, *powers) if mark < steps} | {steps})
 
 
-def print_evaluation(result: Any, marks: list[int], title: str) -> None:
+def print_evaluation(result: Any, marks: list[int], title: str, *, iterative: bool = True) -> None:
     """Prints the measures at the marks as a table, and when R2 was reached."""
     from rich.console import Console
     from rich.markup import escape
@@ -111,7 +126,9 @@ def print_evaluation(result: Any, marks: list[int], title: str) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
-    if result.r2[-1] > 0:
+    if not iterative:
+        console.print("An encoder infers in one step: there is no convergence to tell of.", highlight=False)
+    elif result.r2[-1] > 0:
         console.print(
             f"R2 is at 95 % of its last value from step {result.steps_to(0.95):,}, at 99 % from step "
             f"{result.steps_to(0.99):,}.",

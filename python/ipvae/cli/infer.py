@@ -14,9 +14,10 @@ with explained():
     import typer
 
 if TYPE_CHECKING:
-    from ..models.iterative import IterativeVAE
+    from ..models.base import VAE
 
 MAX_RECORD_GIB = 8.0
+STEPS = 128
 
 
 @app.command(cls=KernelCommand)
@@ -33,7 +34,10 @@ def infer(
             "and the test set of the others."
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Inference steps.")] = 128,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Inference steps; where left out 128, and 1 where an encoder infers."),
+    ] = None,
     record: Annotated[
         str,
         typer.Option(
@@ -65,11 +69,14 @@ def infer(
     """
     place = machine(threads, backend, device, matmul_precision)
     split = split or (Split.ALL if is_own(data) else Split.TEST)
+    from ..evaluation.evaluate import steps_of
+
     names = tuple(dict.fromkeys(name.strip() for name in record.split(",") if name.strip()))
     splits = load_data(data, data_dir, split)
     net = model_for(model, splits, data).to(place)
     net.matmul_precision = matmul_precision
     x, labels = part_of(splits, split, limit)
+    steps = steps_of(net, steps, STEPS)
     typer.echo(f"{chosen(splits, split, x, data)}, {steps:,} steps")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"--out: no folder {out.parent}")
@@ -101,7 +108,7 @@ def infer(
     typer.echo(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
 
 
-def _check_size(net: IterativeVAE, names: tuple[str, ...], samples: int, recorded: int) -> None:
+def _check_size(net: VAE, names: tuple[str, ...], samples: int, recorded: int) -> None:
     """Refuses records that would not fit into memory, before hours are spent on them."""
     wide = {
         "log_rate": net.config.n_latents * net.n_states,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data import DataSplits
-    from ..models.iterative import IterativeVAE
+    from ..models.base import VAE
 
 
 def machine(
@@ -70,7 +70,7 @@ def load_data(data: str, data_dir: Path | None, split: Split | None = None) -> D
     return load(data, data_dir=data_dir)
 
 
-def model_for(path: Path, splits: DataSplits, data: str) -> IterativeVAE:
+def model_for(path: Path, splits: DataSplits, data: str) -> VAE:
     """A model's folder, a run's, or a checkpoint of the authors' code, checked against the data's size."""
     from ..models.registry import load_model
 

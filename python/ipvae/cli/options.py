@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,34 +18,50 @@ class KernelCommand(TyperCommand):
     """A command whose help names what is listed elsewhere, imported with PyTorch when it is shown."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The help, with {backends}, {families} and {matmul_precisions} filled in."""
+        """The help, with {backends}, {models}, {decoders}, {encoders} and {matmul_precisions} filled in."""
         for parameter in self.params:
             text = getattr(parameter, "help", None) or ""
-            for choices in (backends, families, matmul_precisions):
+            for choices in (backends, models, decoders, encoders, matmul_precisions):
                 if (name := f"{{{choices.__name__}}}") in text:
-                    parameter.help = text.replace(name, ", ".join(choices()))  # type: ignore[attr-defined]
+                    found = choices()
+                    listed = [f"{key} ({about})" if about else key for key, about in found.items()]
+                    parameter.help = text.replace(name, ", ".join(listed))  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
 
 
-def backends() -> Sequence[str]:
+def backends() -> Mapping[str, str]:
     """What ``--backend`` takes."""
     from ipvae_kernels.backend.choice import NAMES
 
-    return NAMES
+    return dict.fromkeys(NAMES, "")
 
 
-def families() -> Sequence[str]:
-    """What ``--cell`` takes."""
-    from ..models.registry import FAMILIES
+def models() -> Mapping[str, str]:
+    """What ``--model`` takes, and what helps to choose."""
+    from ..models.registry import models
 
-    return tuple(FAMILIES)
+    return {name: variant.about for name, (_, variant) in models().items()}
 
 
-def matmul_precisions() -> Sequence[str]:
+def decoders() -> Mapping[str, str]:
+    """What ``--decoder`` takes: what is named, not given."""
+    from ..models.config import DECODERS, OWN
+
+    return dict.fromkeys((name for name in DECODERS if name != OWN), "")
+
+
+def encoders() -> Mapping[str, str]:
+    """What ``--encoder`` takes: what is named, not given."""
+    from ..models.config import ENCODERS, OWN
+
+    return dict.fromkeys((name for name in ENCODERS if name != OWN), "")
+
+
+def matmul_precisions() -> Mapping[str, str]:
     """What ``--matmul-precision`` takes."""
     from ipvae_kernels.rollout.config import MATMUL_PRECISIONS
 
-    return MATMUL_PRECISIONS
+    return dict.fromkeys(MATMUL_PRECISIONS, "")
 
 
 class Recipe(str, Enum):
@@ -113,6 +129,10 @@ Precision = Annotated[
         autocompletion=matmul_precisions,
         help="Of matrix products on a GPU's tensor cores: {matmul_precisions}; a CPU computes in full.",
     ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(min=1, help="Inference steps; where left out 1,000, and 1 where an encoder infers."),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; PyTorch's choice where left out.")]
 Seed = Annotated[int, typer.Option(help="Of all that is random: the same seed gives the same numbers.")]

@@ -8,7 +8,19 @@ from typing import Annotated
 from ..extras import explained
 from .app import app, clear_errors
 from .loading import chosen, load_data, machine, model_for, part_of
-from .options import Backend, Data, DataDir, Device, KernelCommand, Model, Precision, Seed, Split, Threads
+from .options import (
+    Backend,
+    Data,
+    DataDir,
+    Device,
+    KernelCommand,
+    Model,
+    Precision,
+    Seed,
+    Split,
+    Steps,
+    Threads,
+)
 
 with explained():
     import typer
@@ -22,7 +34,7 @@ def plot(
     data: Data = "patches",
     data_dir: DataDir = None,
     split: Annotated[Split, typer.Option(help="Which part of the data.")] = Split.TEST,
-    steps: Annotated[int, typer.Option(min=1, help="Inference steps.")] = 1000,
+    steps: Steps = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many samples.")] = 1000,
     seed: Seed = 0,
     device: Device = "auto",

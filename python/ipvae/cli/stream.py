@@ -58,10 +58,15 @@ def stream(
     """
     place = machine(threads, backend, device)
 
+    from ..models.iterative import IterativeVAE
     from ..models.registry import load_model
     from ..stream import Stream
 
     net = load_model(model).to(place).eval()
+    if not isinstance(net, IterativeVAE):
+        raise ValueError(
+            f"{model} is a {net.cell} model, which infers by an encoder and has no state to go on"
+        )
     source = _mapped(frames, net)
     run = (
         Stream.resume(net, out, backend=backend)

@@ -17,11 +17,12 @@ from torch import Tensor
 from ipvae_kernels import checks
 
 from ..inputs import Source, as_labels, gather, labelled, whole
-from ..models.iterative import IterativeVAE, frames
+from ..models.base import VAE, frames
 from .metrics import SparsitySums, StepSums, r2_from_error, steps_to, total_variation
 from .readout import Readout, linear_readout
 
 SCALARS = ("recon", "kl", "squared_error", "spikes", "zeros")
+STEPS = 1000
 # Recorded values of one measure held at once, steps x samples: 16 MiB in float32.
 BLOCK = 2**22
 Curve = NDArray[np.float64]
@@ -90,9 +91,9 @@ class Evaluation:
 
 
 def evaluate(
-    model: IterativeVAE,
+    model: VAE,
     x: Source,
-    steps: int = 1000,
+    steps: int | None = None,
     *,
     batch_size: int = 1000,
     marks: Collection[int] | None = None,
@@ -108,10 +109,10 @@ def evaluate(
     The result does not depend on `batch_size` beyond the rounding of sums.
 
     Args:
-        model: with either cell.
+        model: of any family; an amortised one infers in one step.
         x: [N, M], or [steps, N, M] for moving input; pixels unflattened if you like. A tensor, a NumPy array,
             or a Dataset or DataLoader of inputs or of (input, class), which is read into memory.
-        steps: of inference.
+        steps: of inference; None: 1,000, and 1 where an encoder infers.
         batch_size: samples at a time.
         marks: steps, counted from 1, at which sparsity and the readout are taken; None: the last.
         labels: [N], integers; with `train`, asks for a linear readout. None: those of the Dataset, if any.
@@ -127,11 +128,12 @@ def evaluate(
 
     Raises:
         TypeError: for arguments of other types.
-        ValueError: for an empty `x`, steps or marks out of range, or labels without `train` and the reverse.
+        ValueError: for an empty `x`, steps or marks out of range, labels without `train` and the reverse, or
+            steps of a model that has none.
     """
-    steps, batch_size, seed = whole("steps", steps), whole("batch_size", batch_size), whole("seed", seed)
+    steps, batch_size, seed = steps_of(model, steps), whole("batch_size", batch_size), whole("seed", seed)
     marks = [steps] if marks is None else sorted({whole("marks", mark) for mark in marks})
-    x, own = gather("x", x, model.layer.phi.weight)
+    x, own = gather("x", x, model.like)
     x = model.flatten(x.detach())
     n = x.shape[-2]
     if n == 0 or steps < 1 or batch_size < 1:
@@ -145,13 +147,13 @@ def evaluate(
     if (labels is None) != (train is None):
         raise ValueError("labels: give labels and train together, or neither")
     if labels is not None and train is not None:
-        classes, fit = as_labels("labels", labels, n), labelled("train", train, model.layer.phi.weight)
+        classes, fit = as_labels("labels", labels, n), labelled("train", train, model.like)
     sparse = n > 1 and model.config.n_latents > 1
     sums, sparsity = StepSums(steps), {mark: SparsitySums() for mark in marks if sparse}
     latents: dict[int, list[Tensor]] = {mark: [] for mark in marks}
     started = time.perf_counter()
     for start in range(0, n, batch_size):
-        batch = x[..., start : start + batch_size, :].to(model.dictionary.device)
+        batch = x[..., start : start + batch_size, :].to(model.like.device)
         variation = total_variation(batch)
         for first, records, log_rate in _rollout(model, batch, steps, marks, start, seed, backend, check):
             counts = records.pop("counts", None)
@@ -182,8 +184,27 @@ def evaluate(
     )  # fmt: skip
 
 
+def steps_of(model: VAE, steps: int | None, default: int = STEPS) -> int:
+    """Inference steps for a model.
+
+    Args:
+        model: of any family.
+        steps: asked for.
+        default: where none are; 1 of a model that is not iterative.
+
+    Raises:
+        ValueError: other than 1 of a model that is not iterative.
+    """
+    if steps is None:
+        return default if model.iterative else 1
+    steps = whole("steps", steps)
+    if steps != 1 and not model.iterative:
+        raise ValueError(f"steps: expected 1 of a {model.cell}, whose encoder infers in one, found {steps}")
+    return steps
+
+
 def latents_at(
-    model: IterativeVAE,
+    model: VAE,
     x: Source,
     marks: Collection[int],
     *,
@@ -208,13 +229,13 @@ def latents_at(
     """
     batch_size = checks.integer("batch_size", batch_size, 1, 2**32)
     seed = whole("seed", seed)
-    x = model.flatten(gather("x", x, model.layer.phi.weight)[0])
+    x = model.flatten(gather("x", x, model.like)[0])
     if x.ndim != 2 or len(x) == 0:
         raise ValueError(f"x: expected shape [N, {model.config.n_inputs}], N >= 1, found {list(x.shape)}")
     wanted = {checks.integer("marks", mark, 1, 2**32) for mark in marks}
     rows: dict[int, list[Tensor]] = {mark: [] for mark in sorted(wanted)}
     for start in range(0, x.shape[0], batch_size):
-        batch = x[start : start + batch_size].to(model.dictionary.device)
+        batch = x[start : start + batch_size].to(model.like.device)
         state, done = None, 0
         for mark in rows:
             state = model.infer(
@@ -226,7 +247,7 @@ def latents_at(
 
 
 def _rollout(
-    model: IterativeVAE,
+    model: VAE,
     x: Tensor,
     steps: int,
     marks: Collection[int],

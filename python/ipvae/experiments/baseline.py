@@ -1,10 +1,9 @@
 """The released model's loop in plain PyTorch, with torch's own random numbers and autograd.
 
 This is what the speed figures are measured against: what a competent user of PyTorch would write from the
-paper ("Brain-like variational inference", arXiv 2410.19315) and its released code, of one update per step
-and a linear decoder. It shares no code with the kernels, draws the same laws with other numbers, and does
-nothing that is not needed: constants leave the loop, and sums of exponentials are taken before autograd sees
-them.
+paper ("Brain-like variational inference", arXiv 2410.19315) and its released code, of one update per step.
+It shares no code with the kernels, draws the same laws with other numbers, and does nothing that is not
+needed: constants leave the loop, and sums of exponentials are taken before autograd sees them.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ipvae_kernels import arrivals_quantile
 
@@ -46,8 +45,8 @@ class Constants(NamedTuple):
     """What does not change over the steps.
 
     Attributes:
-        phi: dictionary, [M, K].
-        phi_t: its transpose, [K, M].
+        phi: dictionary, [M, K]; None beside another decoder.
+        decoder: from codes [B, K] to pixels [B, M], in place of the dictionary; or None.
         sigma: standard deviation of the pixels, [M].
         var: its square, [M].
         bias: inhibition, [K].
@@ -58,8 +57,8 @@ class Constants(NamedTuple):
         released_kl: whether the KL is that of the released code.
     """
 
-    phi: Tensor
-    phi_t: Tensor
+    phi: Tensor | None
+    decoder: nn.Module | None
     sigma: Tensor
     var: Tensor
     bias: Tensor
@@ -76,11 +75,11 @@ Step = Callable[[Tensor, Tensor, Constants, str, float, int | None], tuple[Tenso
 
 def constants(model: IPVAE) -> Constants:
     """The constants of a rollout; gradients flow through to the model's parameters."""
-    p, phi = model.params, model.dictionary
+    p = model.params
     sigma = p.log_sigma.exp()
     constant = p.log_sigma.sum() + 0.5 * math.log(2.0 * math.pi) * len(sigma)
     return Constants(
-        phi, phi.T, sigma, sigma.square(), p.log_bias.exp(), p.log_lr.exp(), constant,
+        p.dictionary, model.flat_decoder(), sigma, sigma.square(), p.log_bias.exp(), p.log_lr.exp(), constant,
         model.clamps["clamp_u"], model.clamps["clamp_du"], model.config.kl == "released",
     )  # fmt: skip
 
@@ -90,15 +89,30 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step from log rates [B, K]: the new ones, recon [B] and kl [B]."""
     prior = u
-    error = x - F.linear(sample(u, estimator, temperature, n_arrivals), c.phi)
-    change = c.lr * (F.linear(error / c.var, c.phi_t) - c.bias)
+    mean, back = decoded(sample(u, estimator, temperature, n_arrivals), c)
+    change = c.lr * (back((x - mean) / c.var) - c.bias)
     change = c.clamp_du - F.softplus(c.clamp_du - change.clamp_(min=FLOOR))
     u = c.clamp_u - F.softplus(c.clamp_u - (u + change).clamp_(min=FLOOR))
-    error = (x - F.linear(sample(u, estimator, temperature, n_arrivals), c.phi)) / c.sigma
+    error = (x - decoded(sample(u, estimator, temperature, n_arrivals), c)[0]) / c.sigma
     recon = 0.5 * error.square().sum(-1) + c.constant
     d = u - prior
     kl = ((u if c.released_kl else prior).exp() * (1.0 + d.exp() * (d - 1.0))).sum(-1)
     return u, recon, kl
+
+
+def decoded(z: Tensor, c: Constants) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Mean of the pixels for counts [B, K], and the map from errors [B, M] back to neurons [B, K].
+
+    For a decoder that is not linear that is the vector-Jacobian product, by autograd, so not in inference
+    mode.
+    """
+    phi = c.phi
+    if phi is not None:
+        return F.linear(z, phi), lambda error: F.linear(error, phi.T)
+    assert c.decoder is not None
+    code = z if z.requires_grad else z.detach().requires_grad_()
+    mean = c.decoder(code)
+    return mean, lambda error: torch.autograd.grad(mean, code, error, create_graph=True)[0]
 
 
 def loss(

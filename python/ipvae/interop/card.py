@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
 MEASURES = "evaluation.json"
-TAGS = ("iterative-vae", "spiking-neural-network", "sparse-coding", "variational-inference", "pytorch")
+TAGS = ("spiking-neural-network", "sparse-coding", "variational-inference", "pytorch")
 # What the cards call the measures of an evaluation, at its last step.
 NAMES = {
     "r2": "R2 of the reconstruction",
@@ -100,8 +100,9 @@ def model_card(
         for metric, value in values.items()
         if dataset is not None
     ]
+    kind = "amortised-vae" if _encodes(config) else "iterative-vae"
     header = ModelCardData(
-        library_name="ipvae", license=license, tags=[*TAGS, config.cell],
+        library_name="ipvae", license=license, tags=[kind, *TAGS, config.cell],
         model_name=name if results else None, eval_results=results or None,
     )  # fmt: skip
     text = [f"# {name}", _description(model), _use(config, repo_id)]
@@ -146,21 +147,34 @@ def _description(model: Saved) -> str:
     config = model.config
     shape = "x".join(map(str, config.shape))
     parameters = sum(tensor.numel() for tensor in model.state_dict().values())
+    if _encodes(config):
+        kind = 'an amortised VAE (["Poisson variational autoencoder"](https://arxiv.org/abs/2405.14473))'
+        how = "An encoder infers codes in one step."
+    else:
+        paper = (
+            '[Vafaii, Galor and Yates, "Brain-like variational inference"](https://arxiv.org/abs/2410.19315)'
+        )
+        kind = f"an iterative VAE ({paper})"
+        how = "Codes are inferred by gradient descent on the free energy, without an encoder."
     return (
-        f"`{type(model).__name__}` of ipvae, an iterative VAE "
-        '([Vafaii, Galor and Yates, "Brain-like variational inference"](https://arxiv.org/abs/2410.19315)): '
-        f"{config.n_latents:,} neurons for inputs of {config.n_inputs:,} numbers ({shape}), {parameters:,} "
-        "numbers in all. Codes are inferred by gradient descent on the free energy, without an encoder."
+        f"`{type(model).__name__}` of ipvae, {kind}: {config.n_latents:,} neurons for inputs of "
+        f"{config.n_inputs:,} numbers ({shape}), {parameters:,} numbers in all. {how}"
     )
+
+
+def _encodes(config: Any) -> bool:
+    """Whether a configuration is that of an amortised model."""
+    return hasattr(config, "encoder")
 
 
 def _use(config: Any, repo_id: str | None) -> str:
     source = "folder" if repo_id is None else repo_id
     shape = ", ".join(map(str, config.shape))
+    steps = "" if _encodes(config) else ", steps=128"
     return (
         "## Use\n\n```python\nimport ipvae\n\n"
         f'model = ipvae.load_model("{source}")\n'
-        f"codes = ipvae.encode(model, x, steps=128)  # x: [N, {shape}]; rates [N, {config.n_latents}]\n"
+        f"codes = ipvae.encode(model, x{steps})  # x: [N, {shape}]; rates [N, {config.n_latents}]\n"
         "images = model.decode(codes)\n```"
     )
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ipvae_kernels import checks
+from ipvae_kernels import ElboResult, InferResult, State, checks
 from ipvae_kernels.philox import KIND_LOSS, Stream
 from ipvae_kernels.poisson.noise import PhiloxNoise
 
@@ -19,8 +19,14 @@ from .. import checkpoint
 from ..fields import ConfigError
 from ..inputs import Inputs, as_tensor, whole
 from ..interop import hub
-from .config import ModelConfig
+from .config import OWN, VAEConfig
+from .decoders import make_decoder, refuse_unfit
 
+SIGMA_CLAMP = 3.45
+# Steps of inference behind an encoding, unless told otherwise.
+ENCODING_STEPS = 128
+# Recorded values held at once while latents are averaged over steps: 64 MiB in float32.
+RECORD_ENTRIES = 2**24
 # Rows decoded by one product: docs/design/randomness.md, "A row's noise is a function of its global index".
 DECODED_ROWS = 32
 
@@ -30,16 +36,34 @@ class VAE(nn.Module):
 
     Args:
         config: of the family.
+        decoder: with ``config.decoder = "module"``: from codes [B, K] to means of images, of the shape
+            ``[B, *input_shape]``, or of their pixels [B, M]. It has to be differentiable, twice for iterative
+            models, and each row by itself; its weights stay as they are given, and are trained with the
+            model.
 
     Attributes:
         config: as given.
+        decoder: as given, or as the configuration says; None: the linear one, whose dictionary is fused.
         config_class: its class, which says what a family has to be told.
+        n_states: numbers that a neuron's state has; with more than one, states are [n_states, B, K].
+        spiking: whether its latents are counts.
+        iterative: whether it infers by steps; else by an encoder, in one.
+        matmul_precision: of matrix products on a GPU's tensor cores, "float32", "tf32" or "bf16"
+            (`ipvae_kernels.infer`), in the fused rollouts; a matter of the machine, so it is not saved.
+
+    Raises:
+        ConfigError: the configuration of another family, or one that names another decoder than is given.
+        TypeError, ValueError: a decoder that cannot serve; the message says why.
     """
 
-    config: ModelConfig
-    config_class: ClassVar[type[ModelConfig]]
+    config: VAEConfig
+    matmul_precision: str = "float32"
+    config_class: ClassVar[type[VAEConfig]]
+    n_states: ClassVar[int]
+    spiking: ClassVar[bool]
+    iterative: ClassVar[bool]
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: VAEConfig, *, decoder: nn.Module | None = None) -> None:
         super().__init__()
         if not isinstance(config, self.config_class):
             needs = self.config_class.__name__
@@ -47,16 +71,51 @@ class VAE(nn.Module):
                 f"config: {type(self).__name__} needs an {needs}, found {type(config).__name__}"
             )
         self.config = config
+        check_own(config, "decoder", decoder)
+        if decoder is not None:
+            refuse_unfit("decoder", decoder, (config.n_latents,), config.shape)
+        elif config.decoder != "linear":
+            decoder = make_decoder(config)
+        self.decoder: nn.Module | None = decoder
 
     @property
     def cell(self) -> str:
-        """Name of the family, `ModelConfig.cell`."""
+        """Name of the family, `VAEConfig.cell`."""
         return self.config.cell
 
     @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and on the device that inputs take."""
+        return self.log_sigma
+
+    @property
     def dictionary(self) -> Tensor:
-        """Phi, [M, K]."""
+        """Phi of a linear decoder, [M, K].
+
+        Raises:
+            ValueError: the decoder is another one.
+        """
+        if self.decoder is not None:
+            raise ValueError(
+                f"dictionary: expected a linear decoder, found decoder={self.config.decoder!r}; "
+                "`features` has what a spike of each neuron adds"
+            )
+        return self._linear()
+
+    def _linear(self) -> Tensor:
+        """The dictionary, where the decoder is linear."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def features(self) -> Tensor:
+        """What one spike, or one unit, of each neuron adds to the image of none: [M, K].
+
+        The dictionary where the decoder is linear.
+        """
+        if self.decoder is None:
+            return self.dictionary
+        codes = torch.eye(self.config.n_latents, dtype=self.like.dtype, device=self.like.device)
+        return (self._mean(codes) - self._mean(torch.zeros_like(codes[:1]))).T
 
     @property
     def log_sigma(self) -> Tensor:
@@ -85,7 +144,7 @@ class VAE(nn.Module):
 
     def _taken(self, name: str, value: Inputs) -> Tensor:
         """A tensor as it is; an array with dtype and device of the model."""
-        own = self.dictionary
+        own = self.like
         tensor = as_tensor(name, value, own)
         return tensor.to(own.device) if isinstance(value, np.ndarray) else tensor
 
@@ -97,7 +156,19 @@ class VAE(nn.Module):
         latents, k = self._taken("latents", latents), self.config.n_latents
         if latents.ndim == 0 or latents.shape[-1] != k:
             raise ValueError(f"latents: expected shape [..., {k}], found {list(latents.shape)}")
-        return checks.raised(latents) @ checks.raised(self.dictionary).T
+        return self._mean(latents.reshape(-1, k)).reshape(*latents.shape[:-1], self.config.n_inputs)
+
+    def images(self, pixels: Inputs) -> Tensor:
+        """Pixels as images: [..., M] to ``[..., *input_shape]``."""
+        pixels = self.flatten(pixels)
+        return pixels.reshape(*pixels.shape[:-1], *self.config.shape)
+
+    def _mean(self, codes: Tensor) -> Tensor:
+        """Mean of the pixels for codes: [B, K] to [B, M]."""
+        codes = checks.raised(codes)
+        if self.decoder is not None:
+            return cast(Tensor, self.decoder(codes)).flatten(1)
+        return codes @ checks.raised(self.dictionary).T
 
     def _decode_rows(self, latents: Tensor) -> Tensor:
         """`decode` of [B, K] whose rows do not depend on B, on the CPU to the bit.
@@ -109,13 +180,12 @@ class VAE(nn.Module):
         if latents.device.type != "cpu" or torch.compiler.is_compiling():
             return self.decode(latents)
         pixels = latents.new_empty(len(latents), self.config.n_inputs)
-        dictionary = checks.raised(self.dictionary)
         block = latents.new_empty(DECODED_ROWS, self.config.n_latents)
         blocks = (torch.split(tensor, DECODED_ROWS) for tensor in (latents, pixels))
         for rows, decoded in zip(*blocks, strict=True):
             block[: len(rows)] = rows
             block[len(rows) :] = 0.0
-            decoded.copy_((block @ dictionary.T)[: len(rows)])
+            decoded.copy_(self._mean(block)[: len(rows)])
         return pixels
 
     @torch.no_grad()
@@ -146,16 +216,160 @@ class VAE(nn.Module):
             raise ValueError(f"n: expected at least 0, found {n}")
         pixel_noise = checks.flag("pixel_noise", pixel_noise)
         _, sample_offset = checks.stream(0, 1, sample_offset, n)
-        seed = checks.seed(seed, self.dictionary.device)
+        seed = checks.seed(seed, self.like.device)
         pixels = self._decode_rows(self._sample_prior(n, seed, sample_offset))
         if pixel_noise:
             stream = Stream(KIND_LOSS, sample_offset=sample_offset)
             pixels = pixels + PhiloxNoise(seed).normal(pixels, stream) * self.log_sigma.exp()
         return pixels.reshape(n, *self.config.shape)
 
+    @property
+    def prior(self) -> Tensor:
+        """State of the prior of the first step, or of the only one: [K], or [n_states, K]."""
+        raise NotImplementedError
+
     def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
         """Latents of the prior of the first step, [n, K]."""
         raise NotImplementedError
+
+    @property
+    def t_train(self) -> int:
+        """Inference steps of a training update: 1, where an encoder infers."""
+        return 1
+
+    def set_annealing(self, *, temperature: float | None = None, eps: float | None = None) -> None:
+        """Sets what is annealed in training, as far as the family has it.
+
+        Args:
+            temperature: of relaxed counts, >= 0.
+            eps: opening of the soft clamps of iterative models, 0 to 1.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Inputs,
+        steps: int | None = None,
+        *,
+        beta: float = 1.0,
+        temperature: float | None = None,
+        estimator: str | None = None,
+        truncate: int | None = None,
+        seed: int | Tensor | None = None,
+        sample_offset: int | None = None,
+        backend: str = "auto",
+        check: bool = True,
+    ) -> ElboResult:
+        """The training loss, differentiable; the families say more."""
+        raise NotImplementedError
+
+    def infer(
+        self,
+        x: Inputs,
+        steps: int | None = None,
+        *,
+        record: tuple[str, ...] = (),
+        record_every: int = 1,
+        state: State | None = None,
+        seed: int | Tensor | None = None,
+        sample_offset: int | None = None,
+        backend: str = "auto",
+        check: bool = True,
+    ) -> InferResult:
+        """Inference without gradient, counts hard; the families say more."""
+        raise NotImplementedError
+
+    def rates(self, log_rate: Inputs) -> Tensor:
+        """Latents without noise: exp(u) of log rates [..., B, K], the activated mean of [..., 2, B, K]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def encode(
+        self,
+        x: Inputs,
+        steps: int | None = None,
+        *,
+        last: int = 1,
+        counts: bool = False,
+        seed: int | Tensor | None = None,
+        sample_offset: int = 0,
+        backend: str = "auto",
+        check: bool = True,
+    ) -> Tensor:
+        """Latents of `x`, averaged over the last steps.
+
+        The noise of a row is a function of the seed and of the row's global index: batches that share a seed
+        need their `sample_offset`, or equal rows of them get equal noise. With it, a loop over batches equals
+        one call, with the compiled CPU kernels bit for bit.
+
+        Args:
+            x: [B, M] or [steps, B, M].
+            steps: of inference; None: 128, and 1 where the model is not iterative.
+            last: average over so many steps, at most `steps`.
+            counts: average sampled counts (Gaussian: activated samples) instead of `rates`.
+            seed: of the noise; None: drawn from torch's generator of the device of `x`.
+            sample_offset: global index of the first row.
+            backend: of `ipvae_kernels`.
+            check: raise where an input or the result is not finite; False saves a pass over each.
+
+        Returns:
+            [B, K].
+
+        Raises:
+            ValueError: for `steps` or a `last` out of range.
+        """
+        steps, last = self._encoding_steps(steps), whole("last", last)
+        if steps < 1:
+            raise ValueError(f"steps: expected at least 1, found {steps}")
+        if not 1 <= last <= steps:
+            raise ValueError(f"last: expected 1 to steps={steps}, found {last}")
+        counts = checks.flag("counts", counts)
+        x = self.flatten(x)
+        how: dict[str, Any] = {
+            "seed": checks.seed(seed, x.device),
+            "sample_offset": sample_offset,
+            "backend": backend,
+            "check": check,
+        }
+        state: State | None = None
+        if steps > last:
+            state = self.infer(frames(x, 0, steps - last), steps - last, **how).state
+        record = "counts" if counts else "log_rate"
+        total = checks.raised(x.new_zeros(x.shape[-2], self.config.n_latents))
+        # What depends on the size of a batch would tie a traced graph to it.
+        chunk = last if torch.compiler.is_compiling() else max(1, RECORD_ENTRIES // max(total.numel(), 1))
+        for first in range(steps - last, steps, chunk):
+            stop = min(first + chunk, steps)
+            result = self.infer(frames(x, first, stop), stop - first, record=(record,), state=state, **how)
+            state, rows = result.state, result.records[record]
+            for row in rows if counts else self.rates(rows):
+                total += row  # one by one, so that the sum does not depend on the chunk
+        return total / last
+
+    def reconstruct(
+        self,
+        x: Inputs,
+        steps: int | None = None,
+        *,
+        last: int = 1,
+        counts: bool = False,
+        seed: int | Tensor | None = None,
+        sample_offset: int = 0,
+        backend: str = "auto",
+        check: bool = True,
+    ) -> Tensor:
+        """Decoded latents, [B, M]: of rates (or counts) averaged over steps; see `encode`."""
+        latents = self.encode(
+            x, steps, last=last, counts=counts, seed=seed, sample_offset=sample_offset, backend=backend,
+            check=check,
+        )  # fmt: skip
+        with torch.no_grad():
+            return self._decode_rows(latents)
+
+    def _encoding_steps(self, steps: int | None) -> int:
+        if steps is None:
+            return ENCODING_STEPS if self.iterative else 1
+        return whole("steps", steps)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Writes ``model.safetensors`` and ``config.json``, each whole or not at all, to a folder."""
@@ -187,6 +401,7 @@ class VAE(nn.Module):
         device: str | torch.device = "cpu",
         revision: str | None = None,
         token: str | bool | None = None,
+        **modules: nn.Module,
     ) -> Self:
         """Reads a model of this family, as `ipvae.load_model` does of any.
 
@@ -197,6 +412,8 @@ class VAE(nn.Module):
             device: where to put the model.
             revision: branch, tag or commit on the Hub; None: its newest.
             token: of the Hub; None: the one of ``hf auth login``, if any.
+            modules: ``decoder=`` (and ``encoder=``), of a model that was made with one of yours; they receive
+                the weights.
 
         Raises:
             CheckpointError: for files that are missing, damaged, from elsewhere, or of another family; a
@@ -213,10 +430,10 @@ class VAE(nn.Module):
             raise checkpoint.CheckpointError(
                 f"{file}: not a model of ipvae; from_released reads weights of the authors' code"
             )
-        return cls.with_weights(cls.config_from(values, file), state, str(file)).to(device)
+        return cls.with_weights(cls.config_from(values, file), state, str(file), **modules).to(device)
 
     @classmethod
-    def config_from(cls, values: Mapping[str, Any], source: str | PathLike[str]) -> ModelConfig:
+    def config_from(cls, values: Mapping[str, Any], source: str | PathLike[str]) -> VAEConfig:
         """The configuration that a file holds; ``source`` is that file, for messages.
 
         Raises:
@@ -229,13 +446,55 @@ class VAE(nn.Module):
         return checkpoint.config_of(cls.config_class, values, source)
 
     @classmethod
-    def with_weights(cls, config: ModelConfig, state: Mapping[str, Any], name: str) -> Self:
+    def with_weights(
+        cls, config: VAEConfig, state: Mapping[str, Any], name: str, **modules: nn.Module
+    ) -> Self:
         """A model of loaded weights; no memory is taken before they are known to fit the configuration.
 
+        Args:
+            config: of the model.
+            state: its state dict.
+            name: where the weights come from.
+            modules: as in `from_pretrained`.
+
         Raises:
-            CheckpointError: they do not fit; ``name`` is where they come from.
+            CheckpointError: they do not fit, or the model needs a module of the user's.
         """
+        for part in ("decoder", "encoder"):
+            if getattr(config, part, None) == OWN and part not in modules:
+                raise checkpoint.CheckpointError(
+                    f"{name}: made with your own {part}, whose weights are there but not its code: "
+                    f"{cls.__name__}.from_pretrained(..., {part}=module)"
+                )
         with torch.device("meta"):
-            model = cls(config)
+            model = cls(config, **modules)
         checkpoint.load_state(model, state, name)
         return model
+
+
+def check_own(config: VAEConfig, name: str, module: nn.Module | None) -> None:
+    """Refuses a module that the configuration does not announce, and the reverse.
+
+    Args:
+        config: of the model.
+        name: "decoder" or "encoder".
+        module: of the user's.
+
+    Raises:
+        ConfigError: it is there and the configuration names another, or it is missing.
+    """
+    kind = getattr(config, name)
+    if module is None and kind == OWN:
+        raise ConfigError(f"{name}: expected a module beside config.{name} = {OWN!r}, found None")
+    if module is not None and kind != OWN:
+        raise ConfigError(f"config.{name}: expected {OWN!r} beside a module, found {kind!r}")
+
+
+def frames(x: Tensor, first: int, stop: int) -> Tensor:
+    """The frames of a moving input [T, B, M]; a static one [B, M] as it is."""
+    return x[first:stop] if x.ndim == 3 else x
+
+
+def soft_log_sigma(free: Tensor) -> Tensor:
+    """Log standard deviations of the pixels, soft-clamped to within 3.45 as in the released code."""
+    return SIGMA_CLAMP * torch.tanh(free / SIGMA_CLAMP)

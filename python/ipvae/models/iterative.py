@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
 import ipvae_kernels
-from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, State, checks
+from ipvae_kernels import ElboResult, GaussianParams, InferResult, PoissonParams, Prepared, State, checks
 
 from .. import checkpoint
-from ..inputs import Inputs, whole
+from ..fields import ConfigError
+from ..inputs import Inputs
 from ..interop import release, released
 from . import packed
-from .base import VAE
-from .config import ModelConfig
+from .base import VAE, soft_log_sigma
+from .config import OWN, ModelConfig
+from .decoders import reset_network
 from .layer import Layer
-
-SIGMA_CLAMP = 3.45
-# Recorded values held at once while latents are averaged over steps: 64 MiB in float32.
-RECORD_ENTRIES = 2**24
 
 
 class IterativeVAE(VAE):
@@ -33,24 +31,20 @@ class IterativeVAE(VAE):
 
     Args:
         config: of the family.
+        decoder: as in `VAE`.
 
     Attributes:
         config: as given.
-        matmul_precision: of matrix products on a GPU's tensor cores, "float32", "tf32" or "bf16"
-            (`ipvae_kernels.infer`); a matter of the machine, so it is not saved.
-        n_states: numbers that a neuron's state has; with more than one, states are [n_states, B, K].
-        spiking: whether its latents are counts.
         clamp_init: of the soft clamps, before they open.
     """
 
-    matmul_precision: str = "float32"
-    n_states: ClassVar[int]
-    spiking: ClassVar[bool]
+    config: ModelConfig
+    iterative = True
     clamp_init: ClassVar[float]
     layer: Layer
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ModelConfig, *, decoder: nn.Module | None = None) -> None:
+        super().__init__(config, decoder=decoder)
         self.layer = self._layer()
         self.reset_parameters()
 
@@ -62,12 +56,13 @@ class IterativeVAE(VAE):
     def reset_parameters(self) -> None:
         """Brings every parameter and buffer back to what a new model of this configuration holds.
 
-        The dictionary and the initial log rates are drawn from the configuration's seed alone, on the CPU and
-        in float32 whatever torch's defaults are; on the meta device there is nothing to draw.
+        The decoder and the initial log rates are drawn from the configuration's seed alone, on the CPU and
+        in float32 whatever torch's defaults are; on the meta device there is nothing to draw. A decoder that
+        the model was given keeps its weights.
         """
         layer, config = self.layer, self.config
         layer.reset_constants(config)
-        if layer.phi.weight.is_meta:
+        if layer.dec_log_sigma.is_meta:
             return
         for parameter in (layer.dec_log_sigma, *layer.log_lr):
             parameter.zero_()
@@ -75,9 +70,12 @@ class IterativeVAE(VAE):
             layer.activation.log_gain.zero_()
         layer.log_bias.fill_(config.init_log_bias)
         generator = torch.Generator("cpu").manual_seed(config.seed)
-        shape = (config.n_inputs, config.n_latents)
-        draw = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-        layer.phi.weight.copy_(draw * config.init_scale)
+        if self.decoder is None:
+            shape = (config.n_inputs, config.n_latents)
+            draw = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+            layer.phi.weight.copy_(draw * config.init_scale)
+        elif config.decoder != OWN:
+            reset_network(self.decoder, generator, config.init_scale)
         self._reset_prior(generator)
 
     def _reset_prior(self, generator: torch.Generator) -> None:
@@ -89,14 +87,21 @@ class IterativeVAE(VAE):
         raise NotImplementedError
 
     @property
-    def dictionary(self) -> Tensor:
-        """Phi, [M, K]."""
+    def like(self) -> Tensor:
+        """A tensor of the dtype and on the device that inputs take."""
+        return self.layer.dec_log_sigma
+
+    def _linear(self) -> Tensor:
         return self.layer.phi.weight
+
+    def _fused(self) -> Tensor | None:
+        """The dictionary as the kernels take it; None beside a decoder that is not linear."""
+        return self._linear() if self.decoder is None else None
 
     @property
     def log_sigma(self) -> Tensor:
         """Log standard deviation of the pixels, [M], soft-clamped to within 3.45."""
-        return SIGMA_CLAMP * torch.tanh(self.layer.dec_log_sigma[0] / SIGMA_CLAMP)
+        return soft_log_sigma(self.layer.dec_log_sigma[0])
 
     @property
     def temperature(self) -> float:
@@ -199,7 +204,7 @@ class IterativeVAE(VAE):
             loss [], recon [T, B] and kl [T, B] in nats, the final state, and the records.
         """
         return ipvae_kernels.elbo(
-            self.flatten(x), self.params, self._steps(steps),
+            self.flatten(x), self.params, self._steps(steps), decoder=self.flat_decoder(),
             state=state, beta=beta, truncate=truncate, checkpoint=checkpoint, record=record,
             single_draw=single_draw, seed=seed, sample_offset=sample_offset, backend=backend, check=check,
             **self._draw_options(estimator, temperature), **self._rollout_options(matmul_precision),
@@ -241,16 +246,29 @@ class IterativeVAE(VAE):
         # Entered once: torch.export cannot save such a region within another.
         with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
             return ipvae_kernels.infer(
-                self.flatten(x), packed.packed_once(self, lambda: self.params), self._steps(steps),
+                self.flatten(x), self._ready(), self._steps(steps), decoder=self.flat_decoder(),
                 state=state, record=record, record_every=record_every, seed=seed, single_draw=single_draw,
                 sample_offset=sample_offset, backend=backend, check=check,
                 **self._rollout_options(matmul_precision),
             )  # fmt: skip
 
+    def flat_decoder(self) -> nn.Module | None:
+        """A decoder that is not linear, from codes [B, K] to pixels [B, M]."""
+        return None if self.decoder is None else nn.Sequential(self.decoder, nn.Flatten())
+
+    def _ready(self) -> PoissonParams | GaussianParams | Prepared:
+        """The parameters for many calls: a dictionary is packed once."""
+        return packed.packed_once(self, lambda: self.params) if self.decoder is None else self.params
+
     def train(self, mode: bool = True) -> Self:
         """Sets the mode, and forgets what `infer` had prepared."""
         packed.forget(self)
         return super().train(mode)
+
+    @property
+    def t_train(self) -> int:
+        """Inference steps of a training update."""
+        return self.config.t_train
 
     def _draw_options(self, estimator: str | None, temperature: float | None) -> dict[str, Any]:
         """How latents are drawn and differentiated in training."""
@@ -268,93 +286,6 @@ class IterativeVAE(VAE):
             "matmul_precision": self.matmul_precision if matmul_precision is None else matmul_precision,
             **self.clamps,
         }  # fmt: skip
-
-    def rates(self, log_rate: Inputs) -> Tensor:
-        """Latents without noise: exp(u) of log rates [..., B, K], the activated mean of [..., 2, B, K]."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def encode(
-        self,
-        x: Inputs,
-        steps: int = 128,
-        *,
-        last: int = 1,
-        counts: bool = False,
-        seed: int | Tensor | None = None,
-        sample_offset: int = 0,
-        backend: str = "auto",
-        check: bool = True,
-    ) -> Tensor:
-        """Latents of `x`, averaged over the last steps.
-
-        The noise of a row is a function of the seed and of the row's global index: batches that share a seed
-        need their `sample_offset`, or equal rows of them get equal noise. With it, a loop over batches equals
-        one call, with the compiled CPU kernels bit for bit.
-
-        Args:
-            x: [B, M] or [steps, B, M].
-            steps: of inference.
-            last: average over so many steps, at most `steps`.
-            counts: average sampled counts (Gaussian: activated samples) instead of `rates`.
-            seed: of the noise; None: drawn from torch's generator of the device of `x`.
-            sample_offset: global index of the first row.
-            backend: of `ipvae_kernels`.
-            check: raise where an input or the result is not finite; False saves a pass over each.
-
-        Returns:
-            [B, K].
-
-        Raises:
-            ValueError: for `steps` or a `last` out of range.
-        """
-        steps, last = whole("steps", steps), whole("last", last)
-        if steps < 1:
-            raise ValueError(f"steps: expected at least 1, found {steps}")
-        if not 1 <= last <= steps:
-            raise ValueError(f"last: expected 1 to steps={steps}, found {last}")
-        counts = checks.flag("counts", counts)
-        x = self.flatten(x)
-        how: dict[str, Any] = {
-            "seed": checks.seed(seed, x.device),
-            "sample_offset": sample_offset,
-            "backend": backend,
-            "check": check,
-        }
-        state: State | None = None
-        if steps > last:
-            state = self.infer(frames(x, 0, steps - last), steps - last, **how).state
-        record = "counts" if counts else "log_rate"
-        total = checks.raised(x.new_zeros(x.shape[-2], self.config.n_latents))
-        # What depends on the size of a batch would tie a traced graph to it.
-        chunk = last if torch.compiler.is_compiling() else max(1, RECORD_ENTRIES // max(total.numel(), 1))
-        for first in range(steps - last, steps, chunk):
-            stop = min(first + chunk, steps)
-            result = self.infer(frames(x, first, stop), stop - first, record=(record,), state=state, **how)
-            state, rows = result.state, result.records[record]
-            for row in rows if counts else self.rates(rows):
-                total += row  # one by one, so that the sum does not depend on the chunk
-        return total / last
-
-    def reconstruct(
-        self,
-        x: Inputs,
-        steps: int = 128,
-        *,
-        last: int = 1,
-        counts: bool = False,
-        seed: int | Tensor | None = None,
-        sample_offset: int = 0,
-        backend: str = "auto",
-        check: bool = True,
-    ) -> Tensor:
-        """Decoded latents, [B, M]: Phi times rates (or counts) averaged over steps; see `encode`."""
-        latents = self.encode(
-            x, steps, last=last, counts=counts, seed=seed, sample_offset=sample_offset, backend=backend,
-            check=check,
-        )  # fmt: skip
-        with torch.no_grad():
-            return self._decode_rows(latents)
 
     @classmethod
     def from_released(
@@ -384,9 +315,8 @@ class IterativeVAE(VAE):
         found = released.load(source, checks.flag("ema", ema))
         if (cell := found.cell if config is None else config.cell) != cls.config_class.cell:
             raise checkpoint.CheckpointError(f"{found.name}: expected {cls.__name__}, found a {cell} model")
-        if config is None:
-            config = cls.config_from(*released.configuration(found, settings))
-        return cls.with_weights(config, found.state, found.name)
+        own = config or cls.config_from(*released.configuration(found, settings))
+        return cls.with_weights(own, found.state, found.name)
 
     def to_released(
         self,
@@ -412,9 +342,14 @@ class IterativeVAE(VAE):
             The ``.pt`` file.
 
         Raises:
-            ConfigError: no data set of theirs has this shape, or ``trainer`` has a name that theirs has not.
+            ConfigError: the decoder is not linear, no data set of theirs has this shape, or ``trainer`` has a
+                name that theirs has not.
             FileExistsError: the folder holds other weights.
         """
+        if self.decoder is not None:
+            raise ConfigError(
+                f"decoder: expected 'linear', the only one of their code, found {self.config.decoder!r}"
+            )
         return release.save(self, folder, dataset=dataset, beta=beta, trainer=trainer)
 
 
@@ -422,8 +357,3 @@ def opened(final: float, eps: float, *, init: float = 2.0) -> float:
     """Soft clamp in force, `init` + eps (`final` - `init`); `init` is 2 (Poisson) or 1 (Gaussian)."""
     final, init = checks.number("final", final), checks.number("init", init)
     return init + checks.number("eps", eps, 0.0, 1.0) * (final - init)
-
-
-def frames(x: Tensor, first: int, stop: int) -> Tensor:
-    """The frames of a moving input [T, B, M]; a static one [B, M] as it is."""
-    return x[first:stop] if x.ndim == 3 else x

@@ -3,7 +3,8 @@
 They live in a submodule `layer` (``layer.phi.weight`` [M, K], ``layer.dec_log_sigma`` [1, M],
 ``layer.log_bias`` [1, K], ``layer.log_lr.0`` [1], ``layer.u_init.0`` [1, K], and the buffers ``layer.temp``,
 ``layer.beta_inner``, ``layer.eps``, ``layer.n_exp``). So weights go to and from the authors' checkpoints by
-`load_state_dict`, and there is no table of names that could be wrong.
+`load_state_dict`, and there is no table of names that could be wrong. A decoder that is not linear stands in
+place of ``layer.phi.weight``, in a submodule `decoder` of the model.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Layer(nn.Module):
         super().__init__()
         m, k = config.n_inputs, config.n_latents
         self.has_gain, self.has_arrivals = has_gain, has_arrivals
-        self.phi = _Dictionary(m, k)
+        if config.decoder == "linear":
+            self.phi = _Dictionary(m, k)
         self.dec_log_sigma = nn.Parameter(_constant(0.0, 1, m))
         if has_gain:
             self.activation = _Gain(k)

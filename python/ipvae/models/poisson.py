@@ -7,17 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import ipvae_kernels
 from ipvae_kernels import PoissonParams, checks
 
 from .. import checkpoint
-from ..inputs import Inputs
 from .config import IPVAEConfig
 from .iterative import IterativeVAE
+from .latents import PoissonLatents
 from .layer import Layer
 
 
-class IPVAE(IterativeVAE):
+class IPVAE(PoissonLatents, IterativeVAE):
     """The iterative Poisson VAE: spikes, and log rates as membrane potentials (arXiv 2410.19315).
 
     Example:
@@ -28,8 +27,6 @@ class IPVAE(IterativeVAE):
 
     config: IPVAEConfig
     config_class = IPVAEConfig
-    n_states = 1
-    spiking = True
     clamp_init = 2.0
 
     def _layer(self) -> Layer:
@@ -42,12 +39,18 @@ class IPVAE(IterativeVAE):
         self.layer.u_init[0].copy_(low + (high - low) * draw)
 
     @property
+    def prior(self) -> Tensor:
+        """Log rates before the first step, [K]."""
+        prior: Tensor = self.layer.u_init[0][0]
+        return prior
+
+    @property
     def params(self) -> PoissonParams:
         """The parameters as `ipvae_kernels` takes them."""
         layer = self.layer
         return PoissonParams(
-            dictionary=self.dictionary, log_sigma=self.log_sigma, log_bias=layer.log_bias[0],
-            log_lr=layer.log_lr[0][0], log_rate_init=layer.u_init[0][0],
+            dictionary=self._fused(), log_sigma=self.log_sigma, log_bias=layer.log_bias[0],
+            log_lr=layer.log_lr[0][0], log_rate_init=self.prior,
         )  # fmt: skip
 
     @property
@@ -70,11 +73,3 @@ class IPVAE(IterativeVAE):
             "temperature": self.temperature if temperature is None else temperature,
             "n_arrivals": self.n_arrivals,
         }
-
-    def rates(self, log_rate: Inputs) -> Tensor:
-        """exp(u), of the shape of the log rates."""
-        return self._taken("log_rate", log_rate).exp()
-
-    def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
-        log_rate = checks.raised(self.params.log_rate_init).expand(n, -1)
-        return ipvae_kernels.poisson_sample(log_rate, seed=seed, sample_offset=sample_offset)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..inputs import KINDS, Source, gather, refuse_pixels
-from ..models.iterative import IterativeVAE
+from ..models.base import VAE
 
 
 class Splits(Protocol):
@@ -26,10 +26,10 @@ class Splits(Protocol):
 
 
 def training_inputs(
-    model: IterativeVAE, splits: Splits | Source, validation_samples: int
+    model: VAE, splits: Splits | Source, validation_samples: int
 ) -> tuple[Tensor, Tensor | None]:
     """Training and validation inputs, flattened and checked."""
-    like = model.layer.phi.weight
+    like = model.like
     inputs: Source
     validation: Source | None = None
     if isinstance(splits, (Tensor, np.ndarray, Dataset, DataLoader)):

@@ -25,7 +25,7 @@ from ipvae_kernels import ElboResult, arrivals_quantile
 from ..checkpoint import LAST, atomic_file
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..extras import explained
-from ..models.iterative import IterativeVAE
+from ..models.base import VAE
 from ..models.poisson import IPVAE
 from . import schedules
 from .batches import FRAMES, N_EXP, NOISE, Batches, mix, share
@@ -66,7 +66,7 @@ class Training(lightning.LightningModule):
 
     def __init__(
         self,
-        model: IterativeVAE,
+        model: VAE,
         config: TrainConfig,
         x: Tensor,
         validation: Tensor | None,
@@ -108,7 +108,7 @@ class Training(lightning.LightningModule):
     @property
     def steps(self) -> int:
         """Inference steps per optimizer step."""
-        return self.config.steps or self.model.config.t_train
+        return self.config.steps or self.model.t_train
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adamax over all parameters, weight decay included, as released."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..models.config import IPVAEConfig, ModelConfig
+from ..models.config import IPVAEConfig, VAEConfig
 from .config import TrainConfig
 
 # What counts as collapsed at the end of a run.
@@ -19,7 +19,7 @@ class CollapseWarning(UserWarning):
     """A model that was trained explains next to nothing or is silent; the message says what to change."""
 
 
-def collapse(r2: float, zeros: float, model: ModelConfig, config: TrainConfig) -> str | None:
+def collapse(r2: float, zeros: float, model: VAEConfig, config: TrainConfig) -> str | None:
     """What is wrong with the outcome of a run and what to change; None where nothing is.
 
     Args:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..fields import ConfigError
 from ..interop.released import INIT_LOG_RATE
-from ..models.config import Activation, IPVAEConfig, ModelConfig
+from ..models.config import Activation, IPVAEConfig, ModelConfig, VAEConfig
 from ..models.registry import family_of
 from .config import TrainConfig
 
@@ -24,6 +24,7 @@ DEMO_MODEL = IPVAEConfig(n_inputs=256, input_shape=(1, 16, 16), n_latents=512, c
 # Small batches: features become localised edges with the number of updates, not of patches seen. At this many
 # updates whitened patches bear a larger beta than the default, which is for a tenth of them.
 DEMO_TRAIN = TrainConfig(lr=0.005, max_steps=3000, batch_size=64, beta_outer=12.0)
+AMORTISED_UPDATES = 4
 # Images of so many pixels at most are trained like the digits, of 8x8.
 SMALL = 64
 SHORT = {
@@ -40,8 +41,8 @@ SHORT = {
 
 
 def short_recipe(
-    splits: DataSplits, cell: str = "poisson", activation: Activation = "identity"
-) -> tuple[ModelConfig, TrainConfig]:
+    splits: DataSplits, cell: str = "poisson", activation: Activation = "identity", **fields: Any
+) -> tuple[VAEConfig, TrainConfig]:
     """Our recipe for a data set, chosen by its numbers, wherever they come from.
 
     The models are of the sizes below, and of their family's defaults; Poisson ones have the released clamp.
@@ -52,22 +53,38 @@ def short_recipe(
         splits: the data; the model takes over the shape of an input.
         cell: of the model, a name of `ipvae.models.registry.FAMILIES`.
         activation: of a Gaussian model.
+        fields: more of the configuration, such as ``decoder="mlp"``. With a decoder that is not linear the
+            model has as many neurons as such a decoder has by default.
 
     Raises:
-        ConfigError: for another cell, or an activation of a Poisson model.
+        ConfigError: for another cell, an activation of a Poisson model, or a field that the family has not.
     """
     shape = splits.shape
     signed = len(splits.train) > 0 and float(splits.train.min()) < 0.0
     name = "patches" if signed else "digits" if math.prod(shape) <= SMALL else "images"
     model, train = SHORT[name]
     config_class = family_of(cell).config_class
-    fields = {"n_inputs": math.prod(shape), "input_shape": shape, **_own(config_class, activation)}
+    sizes = {"n_inputs": math.prod(shape), "input_shape": shape}
+    neurons = None if fields.get("decoder", "linear") != "linear" else model.n_latents
+    fields = {"n_latents": neurons, **sizes, **_own(config_class, activation), **fields}
+    for name, value in fields.items():
+        if name not in {field.name for field in dataclasses.fields(config_class)}:
+            raise ConfigError(f"{name}: {config_class.__name__} has none, found {value!r}")
     if isinstance(model, config_class):
         return dataclasses.replace(model, **fields), train
-    return config_class(n_latents=model.n_latents, **fields), train
+    return config_class(**fields), train if issubclass(config_class, ModelConfig) else _amortised(train)
 
 
-def _own(config_class: type[ModelConfig], activation: str) -> dict[str, Any]:
+def _amortised(train: TrainConfig) -> TrainConfig:
+    """Of a model without steps, whose update costs a tenth: more of them, at a larger rate.
+
+    Digits, linear P-VAE, 1,500 updates: R2 .60 with the rate of the iterative models, .66 with this one.
+    """
+    more = AMORTISED_UPDATES * cast(int, train.max_steps)
+    return dataclasses.replace(train, lr=0.005, beta_outer=1.0, max_steps=more)
+
+
+def _own(config_class: type[VAEConfig], activation: str) -> dict[str, Any]:
     """What a recipe is told about the model, as the fields that its family has."""
     if any(field.name == "activation" for field in dataclasses.fields(config_class)):
         return {"activation": activation}
@@ -147,7 +164,7 @@ def released_recipe(
     shared: dict[str, Any] = {
         "n_inputs": math.prod(shape), "input_shape": shape, "t_train": t_train, "kl": "released"
     }  # fmt: skip
-    config_class = family_of(cell).config_class
+    config_class = cast("type[ModelConfig]", family_of(cell).config_class)
     model = config_class(**shared, **_RELEASED[cell], **_own(config_class, activation))
     if name == "patches":
         return model, TrainConfig(lr=0.005, epochs=300, batch_size=200, beta_outer=beta, grad_clip=300.0)

@@ -23,7 +23,7 @@ from ipvae_kernels import checks
 from ..checkpoint import LAST, CheckpointError, atomic_file, load_pickled
 from ..extras import explained
 from ..inputs import Source
-from ..models.iterative import IterativeVAE
+from ..models.base import VAE
 from . import signals
 from .config import TrainConfig
 from .folder import alone_in
@@ -56,7 +56,7 @@ class TrainResult:
             ``should_stop``, such as its EarlyStopping or Timer); None: nothing, the run is complete.
     """
 
-    model: IterativeVAE
+    model: VAE
     out_dir: Path
     steps: int
     seconds: float
@@ -94,7 +94,7 @@ class _AtomicIO(TorchCheckpointIO):
 
 
 def train(
-    model: IterativeVAE,
+    model: VAE,
     splits: Splits | Source,
     config: TrainConfig,
     out_dir: str | PathLike[str],
