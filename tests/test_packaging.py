@@ -83,7 +83,8 @@ def test_links_of_the_documentation_lead_somewhere() -> None:
     assert len(pages) > 10
     for page in pages:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+            made = link.startswith("_generated/")  # by `make docs`, which looks at all links of the site
+            assert "://" in link or made or (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_the_repository_has_one_address() -> None:

@@ -16,6 +16,7 @@ from .shapes import check_steps
 from .task import Params
 
 _PROBE = 0.1  # seconds that are measured, at least
+_SETTLED = 256  # and steps of sparse counts: in the first few, more neurons spike than later
 
 
 class Estimate(NamedTuple):
@@ -52,7 +53,8 @@ def estimate(
 ) -> Estimate:
     """Memory and time of a call of :func:`infer`, measured with its first steps: some .1 s of them.
 
-    Sparse counts are taken to be as many as in these steps. Rates, and with them times, may change later.
+    Sparse counts are taken to be as many as in these steps, at least 256 of them. Rates, and with them times,
+    may change later.
 
     Args:
         x: as of :func:`infer`.
@@ -83,7 +85,8 @@ def estimate(
 
     run(1)  # sets up what is set up once
     n, (seconds, result) = 1, run(1)
-    while n < steps and seconds < _PROBE:
+    least = _SETTLED if sparse.NAME in names else 0
+    while n < steps and (seconds < _PROBE or n < least):
         n = min(4 * n, steps)
         seconds, result = run(n)
     dense = [name for name in names if name != sparse.NAME]

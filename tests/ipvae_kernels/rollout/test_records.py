@@ -168,9 +168,10 @@ def test_an_estimate_says_bytes_and_seconds(problem: Problem) -> None:
     assert found.fits == (found.available is None or found.available >= found.bytes)
     assert 0 < found.seconds < math.inf
     assert "GiB" in str(found) or "MiB" in str(found)
-    rows = ik.estimate(x, params, 1_000, record=("sparse_counts",), seed=1)
-    events = ik.infer(x, params, 1_000, record=("sparse_counts",), seed=1).records["sparse_counts"]._nnz()
-    assert rows.bytes == pytest.approx(28 * events, rel=0.2)
+    # So many are all run, however slow the machine: what follows them is a guess.
+    rows = ik.estimate(x, params, 256, record=("sparse_counts",), seed=1)
+    events = ik.infer(x, params, 256, record=("sparse_counts",), seed=1).records["sparse_counts"]._nnz()
+    assert rows.bytes == pytest.approx(28 * events + 4 * 600 * 4, rel=1e-3)
     moving = ik.estimate(x.expand(50, -1, -1), ik.prepare(params), 50)
     assert moving.bytes == 4 * 600 * 4
     with pytest.raises(ValueError, match=r"record_every: expected"):
