@@ -37,8 +37,9 @@ class VAE(nn.Module):
     Args:
         config: of the family.
         decoder: with ``config.decoder = "module"``: from codes [B, K] to means of images, of the shape
-            ``[B, *input_shape]``, or of their pixels [B, M]. It has to be differentiable, twice for iterative models, and each row
-            by itself; its weights stay as they are given, and are trained with the model.
+            ``[B, *input_shape]``, or of their pixels [B, M]. It has to be differentiable, twice for iterative
+            models, and each row by itself; its weights stay as they are given, and are trained with the
+            model.
 
     Attributes:
         config: as given.
