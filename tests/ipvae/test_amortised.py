@@ -4,6 +4,7 @@ import importlib
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -291,11 +292,9 @@ def test_commands_serve_it(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def theirs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The authors' PoissonVAE, from a checkout that ``POISSON_VAE`` names; they import plotting packages."""
-    folder = os.environ.get("POISSON_VAE")
-    if folder is None:
-        pytest.skip("no checkout of github.com/hadivafaii/PoissonVAE: POISSON_VAE names none")
+def theirs(shared: Callable[[str], Path]) -> Any:
+    """The authors' PoissonVAE, beside this checkout or where ``IPVAE_REFERENCE_POISSONVAE`` says."""
+    folder = os.environ.get("IPVAE_REFERENCE_POISSONVAE") or shared("PoissonVAE")
     from ipvae_bench.contestants import authors
 
     own = {
