@@ -130,7 +130,8 @@ def test_equal_noise_gives_equal_numbers(theirs: Callable[[str], Any], kind: str
     close(found[0], expected[0], 1e-6)
     assert found[2] == expected[2]
     for ours, one in zip(found[1], expected[1], strict=True):
-        close(ours, one, 3e-5)
+        # 1e-6 to 1.2e-5: six steps of float32, whose sums are taken in another order.
+        assert float((ours - one).norm()) <= 2e-5 * float(one.norm())
     with torch.no_grad():
         for ours, one in zip(evaluate(), evaluated, strict=True):
             for name in ("loss_kl", "loss_recon", *EXTRAS):
