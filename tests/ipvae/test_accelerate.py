@@ -198,6 +198,66 @@ def test_a_model_that_is_updated_or_put_elsewhere_starts_a_window_anew(calls: li
     assert len(calls) == 3
 
 
+def test_a_tensor_that_is_filled_anew_is_another_input(calls: list[int]) -> None:
+    """As in a loop with one buffer, of torch or NumPy: where it lies does not say what it holds."""
+    frames, buffer = x_of(4, 6, 12), torch.empty(6, 12)
+
+    def fed(how: str) -> Iterator[Tensor]:
+        for frame in frames:
+            if how == "copy_":
+                yield buffer.copy_(frame)
+            else:
+                buffer.numpy()[...] = frame.numpy()
+                yield torch.from_numpy(buffer.numpy())
+
+    class Feed:
+        def __init__(self, how: str) -> None:
+            self.frames = fed(how)
+
+        def __getitem__(self, t: int) -> Tensor:
+            return next(self.frames)
+
+    with torch.no_grad():
+        _, expected = loop(model(), frames, 4, temp=0.0, extras=EXTRAS)
+        for how in ("copy_", "numpy"):
+            made = ipvae.accelerate(model())
+            with pytest.warns(AccelerationWarning, match="the input moves"):
+                _, found = loop(made, Feed(how), 4, temp=0.0, extras=EXTRAS)
+            for ours, one in zip(found, expected, strict=True):
+                close(ours["recon"], one["recon"], 1e-5)
+
+
+def test_a_tensor_may_be_filled_anew_before_the_backward() -> None:
+    def run(made: Any) -> list[Tensor]:
+        buffer = x_of(6, 12, dtype=torch.float64)
+        loss, _ = loop(made, [buffer] * 4, 4)
+        buffer.zero_()
+        return list(torch.autograd.grad(loss, list(made.parameters())))
+
+    expected, found = both(run, dtype=torch.float64)
+    for ours, one in zip(found, expected, strict=True):
+        close(ours, one, 1e-10)
+
+
+def test_an_input_keeps_its_gradient() -> None:
+    def run(made: Any) -> list[Tensor]:
+        x = x_of(6, 12, dtype=torch.float64).requires_grad_()
+        return [torch.autograd.grad(loop(made, [x] * 4, 4)[0], x)[0]]
+
+    expected, found = both(run, dtype=torch.float64)
+    close(found[0], expected[0], 1e-10)
+
+
+def test_a_state_that_is_written_to_starts_a_window_anew(calls: list[int]) -> None:
+    made, x = ipvae.accelerate(model()), x_of(6, 12)
+    with torch.no_grad():
+        loop(made, [x] * 2, 2, temp=0.0)
+        made.layer.u[0].fill_(-8.0)
+        made.update_time(2)
+        assert bool((made(x, temp=0.0, return_extras=["u"])["u"] < -5.0).all())
+    assert len(calls) == 2
+
+
 def test_nothing_else_changes(tmp_path: Path) -> None:
     plain, made = model(), ipvae.accelerate(ipvae.accelerate(model()))
     assert type(made) is theirs.IPVAE

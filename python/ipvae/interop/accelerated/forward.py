@@ -94,13 +94,13 @@ class Engine:
     def _serves(self, window: Window, key: tuple[Any, ...], layer: Any, x: Tensor) -> bool:
         """Whether the next step of a window is the one that is asked for."""
         i = window.taken
-        if window.key != key or layer.u is not window.current or layer.time != window.time + i:
+        if window.key != key or not window.continues(layer.u) or layer.time != window.time + i:
             return False
         if i == len(window.steps):
-            if len(window.frames) == 1 and self._ahead is not None and _same(x, window.frame(0)):
+            if len(window.frames) == 1 and self._ahead is not None and window.takes(x, 0):
                 self._ahead *= 2  # it stays, longer than was expected
             return False
-        if _same(x, window.frame(i)):
+        if window.takes(x, i):
             return True
         if len(window.frames) == 1:
             self._ahead = 1
@@ -125,13 +125,18 @@ class Engine:
         n = len(frames) if len(frames) > 1 else n
         if relaxed is not None and "n_arrivals" in relaxed:
             relaxed["n_arrivals"] = relaxed["n_arrivals"][:n]
-        inputs = torch.stack(list(frames)) if len(frames) > 1 else x
+        inputs = torch.stack(frames) if len(frames) > 1 else x
         if self._seed is None:
             self._seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
         params = windows.parameters(layer) if relaxed is not None else self._fixed(layer, key)
         at = (self._next, self._seed)
-        steps, state = windows.compute(layer, inputs, n, layer.u, at, relaxed, params)
-        return Window(key, layer.time, frames, steps, layer.get_dec_log_sigma(), state, current=layer.u)
+        seen = inputs.detach().clone()
+        # A copy unless it has a gradient: the tensor itself may be filled anew before the backward.
+        taken = inputs if inputs.requires_grad else seen
+        steps, state = windows.compute(layer, taken, n, layer.u, at, relaxed, params)
+        window = Window(key, layer.time, frames, seen, steps, layer.get_dec_log_sigma(), state)
+        window.stand(layer.u)
+        return window
 
     def _steps(self, layer: Any, gradient: bool) -> int:
         """How many steps are likely to come with these parameters."""
@@ -143,7 +148,7 @@ class Engine:
     def _frames(self, x: Tensor, n: int) -> list[Tensor]:
         """The inputs of the next steps; one that stays, alone."""
         found = None if self.upcoming is None else self.upcoming.after(x, n)
-        if found is None or all(_same(frame, x, look=False) for frame in found):
+        if found is None or all(_same_memory(frame, x) for frame in found):
             return [x]
         return found if n > 1 else [x]
 
@@ -161,7 +166,7 @@ class Engine:
         layer, step = model.layer, window.steps[window.taken]
         window.steps[window.taken] = None  # type: ignore[call-overload]
         layer.u_prior, layer.u = layer.u, step.u
-        window.current = step.u
+        window.stand(step.u)
         window.taken += 1
         self._served += 1
         self._next += 1
@@ -209,19 +214,15 @@ def _unsupported(model: Any, x: Tensor, temperature: float) -> str:
 def _key(layer: Any, temperature: float, batch: int) -> tuple[Any, ...]:
     """What steps depend on beside state and input: temperature, gradient, and every tensor as it is now."""
     tensors = (*layer.parameters(), *layer.buffers())
-    versions = tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)
-    return (temperature, torch.is_grad_enabled(), batch, *map(id, tensors), *versions)
+    return (temperature, torch.is_grad_enabled(), batch, *map(id, tensors), *windows.versions(tensors))
 
 
-def _same(x: Tensor, other: Tensor, look: bool = True) -> bool:
-    """Whether two frames are one, by their memory or, where that is to be looked at, by their numbers."""
-    if x is other:
-        return True
-    if x.shape != other.shape or x.dtype != other.dtype or x.device != other.device:
-        return False
-    if x.data_ptr() == other.data_ptr() and x.stride() == other.stride():
-        return True
-    return look and bool(torch.equal(x, other))
+def _same_memory(x: Tensor, other: Tensor) -> bool:
+    """Whether two frames that were made one after the other are one: a feeder's that stays."""
+    places = [
+        (frame.shape, frame.dtype, frame.device, frame.data_ptr(), frame.stride()) for frame in (x, other)
+    ]
+    return places[0] == places[1]
 
 
 def _plain(theirs: type, values: dict[str, Any]) -> Any:

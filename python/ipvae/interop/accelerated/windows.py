@@ -74,25 +74,47 @@ class Window:
         key: what they were computed for; another one makes them void.
         time: of the first, by the model's clock.
         frames: the input of each, or one for all.
+        seen: a copy of what they held, [B, M] or [n, B, M]: a loop may fill one tensor anew for every step.
         steps: what they left.
         log_sigma: of the pixels, [1, M].
         state: after the last.
         taken: how many were handed out.
         current: the state that the model has to be in for the next to be taken.
+        versions: of its tensors, which nobody may have written to.
     """
 
     key: tuple[Any, ...]
     time: int
     frames: Sequence[Tensor]
+    seen: Tensor
     steps: list[Step]
     log_sigma: Tensor
     state: State
     taken: int = 0
     current: States | None = field(default=None, repr=False)
+    versions: tuple[int, ...] = ()
 
-    def frame(self, i: int) -> Tensor:
-        """The input of a step."""
-        return self.frames[i] if len(self.frames) > 1 else self.frames[0]
+    def stand(self, state: States) -> None:
+        """Takes this for the state of the model."""
+        self.current, self.versions = state, versions(state)
+
+    def continues(self, state: States) -> bool:
+        """Whether the model is where this window left it."""
+        return state is self.current and versions(state) == self.versions
+
+    def takes(self, x: Tensor, i: int) -> bool:
+        """Whether a step was computed for this input; one with a gradient has to be the same tensor."""
+        still = self.seen.dim() == 2
+        own, seen = self.frames[0 if still else i], self.seen if still else self.seen[i]
+        if x.requires_grad and torch.is_grad_enabled() and x is not own:
+            return False
+        alike = x.shape == seen.shape and x.dtype == seen.dtype and x.device == seen.device
+        return alike and bool(torch.equal(x, seen))
+
+
+def versions(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """How often each was written to, as far as torch counts it."""
+    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)
 
 
 def longest(x: Tensor, latents: int) -> int:
