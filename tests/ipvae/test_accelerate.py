@@ -150,6 +150,21 @@ def test_an_evaluation_goes_as_far_as_the_last_one(temp: float, calls: list[int]
     assert calls == ([4, 4, 8, 9] if temp == 0.0 else [4, 4])
 
 
+def test_inference_mode() -> None:
+    def run(made: Any) -> list[Tensor]:
+        with torch.inference_mode():
+            _, outputs = loop(made, [x_of(6, 12)] * 6, 6, temp=0.0, extras=EXTRAS)
+        loss, _ = loop(made, [x_of(6, 12)] * 4, 4)
+        return [*(o["recon"] for o in outputs), torch.autograd.grad(loss, made.layer.phi.weight)[0]]
+
+    expected, found = both(run)
+    for ours, one in zip(found, expected, strict=True):
+        close(ours, one, 1e-5)
+    with torch.inference_mode():
+        made = ipvae.accelerate(model())
+        assert loop(made, [x_of(6, 12)] * 2, 2, temp=0.0)[0].isfinite()
+
+
 def test_a_moving_input_goes_step_by_step_and_says_so(calls: list[int]) -> None:
     frames = x_of(4, 6, 12)
 

@@ -156,8 +156,11 @@ class Engine:
         """The parameters, packed once for as long as they stay within a sequence."""
         known, prepared = self._prepared
         if known != key:
-            with torch.no_grad():
-                prepared = ipvae_kernels.prepare(windows.parameters(layer))
+            # Tensors made in inference mode do not tell of changes, which what is prepared has to see.
+            with torch.inference_mode(False), torch.no_grad():
+                prepared = windows.parameters(layer)
+                if not any(parameter.is_inference() for parameter in layer.parameters()):
+                    prepared = ipvae_kernels.prepare(prepared)
             self._prepared = (key, prepared)
         return prepared
 
