@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import torch
 from ipvae import PVAE
+from ipvae.interop.released import DATASETS, SHAPES
 from torch import Tensor, nn
 
 from ipvae_kernels import poisson_kl
@@ -47,8 +48,6 @@ OPTIONAL = (
     "IPython", "PIL", "h5py", "joblib", "pandas", "prettytable", "seaborn", "sklearnex", "statsmodels",
     "torchvision",
 )  # fmt: skip
-DATASETS = {256: "vH16-wht", 784: "MNIST", 1024: "vH32-wht"}
-"""M -> one of their data sets with inputs of that size; its files are not touched."""
 THEIR_TEMPERATURE = 0.1
 TRAINED_STEPS = 16
 # Their trainer renews its cut of the arrivals at multiples of this update.
@@ -198,8 +197,8 @@ def _model(problem: Problem, t_train: int) -> Any:
     ours = problem.model
     m, k = ours.dictionary.shape
     config = load("main.config").ConfigPoisVAE(
-        dataset=DATASETS[m], t_train=t_train, n_latents=[k], beta_outer=BETA, init_scale=1e-4, save=False,
-        clamp_u=ours.config.clamp_u, clamp_du=ours.config.clamp_du,
+        dataset=DATASETS[SHAPES[m]], t_train=t_train, n_latents=[k], beta_outer=BETA, init_scale=1e-4,
+        save=False, clamp_u=ours.config.clamp_u, clamp_du=ours.config.clamp_du,
     )  # fmt: skip
     model = load("main.model").IPVAE(config).to(problem.device)
     weights = {name: value for name, value in ours.state_dict().items() if name != "layer.n_exp"}

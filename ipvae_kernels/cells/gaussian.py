@@ -49,10 +49,8 @@ class GaussianCell:
         return _tanh_clamp(moved, self._ceilings(moved, self.cfg.clamp_u, self.cfg.clamp_xi))
 
     def kl(self, state: Tensor, prior: Tensor) -> Tensor:
-        """KL between normal distributions."""
-        distance = (state[0] - prior[0]) / torch.exp(prior[1])
-        log_ratio = state[1] - prior[1]
-        return 0.5 * (distance.square() + torch.expm1(2.0 * log_ratio)) - log_ratio
+        """See :func:`kl`."""
+        return kl(state, prior)
 
     def kl_backward(self, state: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         """Derivatives of :meth:`kl`."""
@@ -116,6 +114,13 @@ class GaussianCell:
     @staticmethod
     def _ceilings(like: Tensor, mean: float, xi: float) -> Tensor:
         return torch.stack([like.new_full((1, 1), mean), like.new_full((1, 1), xi)])
+
+
+def kl(state: Tensor, prior: Tensor) -> Tensor:
+    """KL between normal distributions, nats [..., K], of mean and log sigma, [2, ..., K] each."""
+    distance = (state[0] - prior[0]) / torch.exp(prior[1])
+    log_ratio = state[1] - prior[1]
+    return 0.5 * (distance.square() + torch.expm1(2.0 * log_ratio)) - log_ratio
 
 
 def _tanh_clamp(value: Tensor, ceiling: Tensor) -> Tensor:

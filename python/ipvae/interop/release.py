@@ -16,18 +16,11 @@ from ipvae_kernels import checks
 
 from .. import checkpoint
 from ..fields import ConfigError
-from .released import SETTINGS
+from .released import DATASETS, SETTINGS
 
 if TYPE_CHECKING:
     from ..models.iterative import IterativeVAE
 
-# Their data sets by the shape of an input; any of their names may be given.
-DATASETS: dict[tuple[int, ...], str] = {
-    (1, 16, 16): "vH16-wht",
-    (1, 28, 28): "MNIST",
-    (1, 32, 32): "vH32-wht",
-    (3, 32, 32): "ImageNet32",
-}
 NAMES = {"poisson": "IPVAE", "gaussian": "IGVAE"}
 # Settings of their trainer as it writes them beside the released models.
 TRAINER: dict[str, Any] = {

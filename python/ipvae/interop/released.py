@@ -9,6 +9,7 @@ how they are to be used (inner iterations, clamps, steps), so without settings n
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -28,7 +29,11 @@ SETTINGS = {"poisson": "ConfigPoisVAE.json", "gaussian": "ConfigGausVAE.json"}
 _REQUIRED = ("t_train", "n_iters_inner", "clamp_u", "clamp_du")
 # What of a live model's settings is looked at.
 _READ = (*_REQUIRED, "n_iters_outer", "inf_type", "dec_type", "latent_act", "n_latents", "fit_prior")
-_SHAPES = {256: (1, 16, 16), 784: (1, 28, 28), 1024: (1, 32, 32), 3072: (3, 32, 32)}
+DATASETS: dict[tuple[int, ...], str] = {
+    (1, 16, 16): "vH16-wht", (1, 28, 28): "MNIST", (1, 32, 32): "vH32-wht", (3, 32, 32): "ImageNet32",
+}  # fmt: skip
+"""A data set of theirs for each shape of an input; other names are as good."""
+SHAPES = {math.prod(shape): shape for shape in DATASETS}
 
 
 class Weights(NamedTuple):
@@ -192,7 +197,7 @@ def _values(found: Weights, settings: Mapping[str, Any], origin: str) -> dict[st
         "cell": found.cell,
         "n_inputs": n_inputs,
         "n_latents": n_latents,
-        "input_shape": _SHAPES.get(n_inputs),
+        "input_shape": SHAPES.get(n_inputs),
         "t_train": _count(settings, "t_train") * _count(settings, "n_iters_outer"),
         "n_inner": _count(settings, "n_iters_inner"),
         "beta_inner": 1.0 if beta_inner is None else float(beta_inner),

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import ipvae_kernels
 from ipvae_kernels import ElboResult, InferResult, State, checks
-from ipvae_kernels.cells import Draw
+from ipvae_kernels.cells import Draw, gaussian
 from ipvae_kernels.philox import KIND_LOSS, Stream
 from ipvae_kernels.rollout.eager import RECORDS, Step, reconstruction_loss
 
@@ -354,8 +354,4 @@ class GVAE(GaussianLatents, AmortisedVAE):
 
     def kl(self, state: Tensor, prior: Tensor) -> Tensor:
         """KL of each neuron, nats: states [2, B, K] to a prior [2, K]."""
-        if prior.ndim == 2:
-            prior = prior[:, None]
-        distance = (state[0] - prior[0]) / prior[1].exp()
-        log_ratio = state[1] - prior[1]
-        return 0.5 * (distance.square() + torch.expm1(2.0 * log_ratio)) - log_ratio
+        return gaussian.kl(state, prior[:, None] if prior.ndim == 2 else prior)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ipvae_kernels import GaussianParams
 
+from ..interop.parameters import gaussian_params
 from .config import IGVAEConfig
 from .iterative import IterativeVAE
 from .latents import GaussianLatents
@@ -49,12 +50,7 @@ class IGVAE(GaussianLatents, IterativeVAE):
     @property
     def params(self) -> GaussianParams:
         """The parameters as `ipvae_kernels` takes them."""
-        layer = self.layer
-        return GaussianParams(
-            dictionary=self._fused(), log_sigma=self.log_sigma, log_bias=layer.log_bias[0],
-            log_lr=torch.cat(list(layer.log_lr)), state_init=self.prior,
-            activation=self.config.activation,
-        )  # fmt: skip
+        return gaussian_params(self.layer, self._fused(), self.log_sigma, self.config.activation)
 
     def _draw_options(self, estimator: str | None, temperature: float | None) -> dict[str, Any]:
         if estimator is not None:

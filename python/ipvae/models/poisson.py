@@ -10,6 +10,7 @@ from torch import Tensor
 from ipvae_kernels import PoissonParams, checks
 
 from .. import checkpoint
+from ..interop.parameters import poisson_params
 from .config import IPVAEConfig
 from .iterative import IterativeVAE
 from .latents import PoissonLatents
@@ -47,11 +48,7 @@ class IPVAE(PoissonLatents, IterativeVAE):
     @property
     def params(self) -> PoissonParams:
         """The parameters as `ipvae_kernels` takes them."""
-        layer = self.layer
-        return PoissonParams(
-            dictionary=self._fused(), log_sigma=self.log_sigma, log_bias=layer.log_bias[0],
-            log_lr=layer.log_lr[0][0], log_rate_init=self.prior,
-        )  # fmt: skip
+        return poisson_params(self.layer, self._fused(), self.log_sigma)
 
     @property
     def n_arrivals(self) -> int | None:

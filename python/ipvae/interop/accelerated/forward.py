@@ -96,7 +96,7 @@ class Engine:
         i = window.taken
         if window.key != key or not window.continues(layer.u) or layer.time != window.time + i:
             return False
-        if i == len(window.steps):
+        if not window.left:
             if len(window.frames) == 1 and self._ahead is not None and window.takes(x, 0):
                 self._ahead *= 2  # it stays, longer than was expected
             return False
@@ -112,29 +112,21 @@ class Engine:
 
     def _compute(self, layer: Any, x: Tensor, key: tuple[Any, ...], temperature: float) -> Window:
         """A window from the state that the layer is in."""
-        gradient = torch.is_grad_enabled()
-        poisson = len(layer.u_init) == 1
-        n = min(self._steps(layer, gradient), windows.longest(x, layer.latent_dim))
-        relaxed: dict[str, Any] | None = None
-        if gradient or (poisson and temperature > 0.0):
-            relaxed = {"estimator": "sigmoid", "temperature": temperature} if poisson else {}
-        if poisson and temperature > 0.0:
-            cuts = layer.n_exp[layer.time : layer.time + n].tolist()
-            n, relaxed = len(cuts), {**(relaxed or {}), "n_arrivals": cuts}
+        n = min(self._steps(layer, torch.is_grad_enabled()), windows.longest(x, layer.latent_dim))
+        if _counts_are_relaxed(layer, temperature):
+            n = min(n, len(layer.n_exp) - layer.time)
         frames = self._frames(x, n)
         n = len(frames) if len(frames) > 1 else n
-        if relaxed is not None and "n_arrivals" in relaxed:
-            relaxed["n_arrivals"] = relaxed["n_arrivals"][:n]
         inputs = torch.stack(frames) if len(frames) > 1 else x
-        if self._seed is None:
-            self._seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
-        params = windows.parameters(layer) if relaxed is not None else self._fixed(layer, key)
-        at = (self._next, self._seed)
         seen = inputs.detach().clone()
         # A copy unless it has a gradient: the tensor itself may be filled anew before the backward.
         taken = inputs if inputs.requires_grad else seen
-        steps, state = windows.compute(layer, taken, n, layer.u, at, relaxed, params)
-        window = Window(key, layer.time, frames, seen, steps, layer.get_dec_log_sigma(), state)
+        if self._seed is None:
+            self._seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
+        relaxed = _relaxed(layer, temperature, n)
+        params = self._fixed(layer, key) if relaxed is None else windows.parameters(layer)
+        steps = windows.compute(layer, taken, n, layer.u, (self._next, self._seed), relaxed, params)
+        window = Window(key, layer.time, frames, seen, steps, layer.get_dec_log_sigma())
         window.stand(layer.u)
         return window
 
@@ -166,8 +158,7 @@ class Engine:
 
     def _hand_out(self, model: Any, window: Window, x: Tensor, extras: list[str] | None) -> dict[str, Any]:
         """The next step of a window as the state of the layer and the output of the model."""
-        layer, step = model.layer, window.steps[window.taken]
-        window.steps[window.taken] = None  # type: ignore[call-overload]
+        layer, step = model.layer, window.left.popleft()
         layer.u_prior, layer.u = layer.u, step.u
         window.stand(step.u)
         window.taken += 1
@@ -205,13 +196,27 @@ def _unsupported(model: Any, x: Tensor, temperature: float) -> str:
         return f"inference by {settings.inf_type!r} has no kernel ('grad' has)"
     if not poisson and temperature != 1.0:
         return f"a Gaussian temperature of {temperature:g} has no kernel (1 has)"
-    if poisson and temperature > 0.0 and layer.time >= len(layer.n_exp):
+    if _counts_are_relaxed(layer, temperature) and layer.time >= len(layer.n_exp):
         return "relaxed counts beyond the table n_exp are cut by the rates of each draw, which no kernel does"
     if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[-1] != layer.input_dim:
         return f"the input is not a tensor [B, {layer.input_dim}]"
     if x.dtype not in (torch.float32, torch.float64) or x.dtype != layer.phi.weight.dtype:
         return f"an input of {x.dtype} for weights of {layer.phi.weight.dtype} has no kernel"
     return ""
+
+
+def _counts_are_relaxed(layer: Any, temperature: float) -> bool:
+    return len(layer.u_init) == 1 and temperature > 0.0
+
+
+def _relaxed(layer: Any, temperature: float, n: int) -> dict[str, Any] | None:
+    """How `elbo` draws the next n steps; None: `infer` does, hard counts or normals without gradient."""
+    if _counts_are_relaxed(layer, temperature):
+        cuts = layer.n_exp[layer.time : layer.time + n].tolist()
+        return {"estimator": "sigmoid", "temperature": temperature, "n_arrivals": cuts}
+    if not torch.is_grad_enabled():
+        return None
+    return {"estimator": "sigmoid", "temperature": 0.0} if len(layer.u_init) == 1 else {}
 
 
 def _key(layer: Any, temperature: float, batch: int) -> tuple[Any, ...]:

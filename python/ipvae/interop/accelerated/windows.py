@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor
 
 import ipvae_kernels
 from ipvae_kernels import GaussianParams, PoissonParams, State
+
+from ..parameters import gaussian_params, poisson_params
 
 # Records of a window: 64 MiB in float32.
 RECORD_ENTRIES = 2**24
@@ -22,15 +25,12 @@ States = tuple[Tensor, ...]
 
 def parameters(layer: Any) -> PoissonParams | GaussianParams:
     """The parameters of a layer of theirs; gradients flow through."""
-    log_sigma, log_bias = layer.get_dec_log_sigma()[0], layer.log_bias[0]
-    dictionary, starts = layer.phi.weight, layer.u_init
-    if len(starts) == 1:
-        return PoissonParams(dictionary, log_sigma, log_bias, layer.log_lr[0][0], starts[0][0])
-    log_lr, start = torch.cat(list(layer.log_lr)), torch.cat(list(starts))
+    dictionary, log_sigma = layer.phi.weight, layer.get_dec_log_sigma()[0]
+    if len(layer.u_init) == 1:
+        return poisson_params(layer, dictionary, log_sigma)
     if layer.activation is None:
-        return GaussianParams(dictionary, log_sigma, log_bias, log_lr, start)
-    dictionary = dictionary * layer.activation.log_gain.exp()
-    return GaussianParams(dictionary, log_sigma, log_bias, log_lr, start, activation="relu")
+        return gaussian_params(layer, dictionary, log_sigma, "identity")
+    return gaussian_params(layer, dictionary * layer.activation.log_gain.exp(), log_sigma, "relu")
 
 
 def options(layer: Any) -> dict[str, Any]:
@@ -75,9 +75,8 @@ class Window:
         time: of the first, by the model's clock.
         frames: the input of each, or one for all.
         seen: a copy of what they held, [B, M] or [n, B, M]: a loop may fill one tensor anew for every step.
-        steps: what they left.
+        left: what the steps that were not handed out yet left.
         log_sigma: of the pixels, [1, M].
-        state: after the last.
         taken: how many were handed out.
         current: the state that the model has to be in for the next to be taken.
         versions: of its tensors, which nobody may have written to.
@@ -87,9 +86,8 @@ class Window:
     time: int
     frames: Sequence[Tensor]
     seen: Tensor
-    steps: list[Step]
+    left: deque[Step]
     log_sigma: Tensor
-    state: State
     taken: int = 0
     current: States | None = field(default=None, repr=False)
     versions: tuple[int, ...] = ()
@@ -130,7 +128,7 @@ def compute(
     at: tuple[int, Tensor],
     relaxed: dict[str, Any] | None,
     params: Any,
-) -> tuple[list[Step], State]:
+) -> deque[Step]:
     """n steps of a layer of theirs.
 
     Args:
@@ -159,8 +157,7 @@ def compute(
         state.log_rate,
     ]  # the last goes on in the fused graph
     counts, means = found.records["counts"].unbind(), found.records["reconstruction"].unbind()
-    steps = [
+    return deque(
         Step((log_rates[i],) if len(u) == 1 else log_rates[i].unbind(), counts[i], means[i], recon[i], kl[i])
         for i in range(n)
-    ]
-    return steps, state
+    )
