@@ -106,7 +106,7 @@ def test_a_linear_module_spikes_as_the_fused_model() -> None:
 
 def test_a_linear_module_has_the_loss_and_gradients_of_the_fused_model() -> None:
     fused, composed = exact_pair()
-    x = torch.rand(8, M)
+    x = torch.rand(8, M, generator=torch.Generator().manual_seed(2))
     options = {"beta": 2.0, "seed": 3, "estimator": "cubic", "temperature": 0.3}
     one, other = (model(x, 6, **options) for model in (fused, composed))
     torch.testing.assert_close(one.loss, other.loss)
@@ -115,7 +115,7 @@ def test_a_linear_module_has_the_loss_and_gradients_of_the_fused_model() -> None
     one.loss.backward()
     other.loss.backward()
     for a, b in pairs:
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)  # type: ignore[misc]
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-5)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("family", [IPVAE, IGVAE])
