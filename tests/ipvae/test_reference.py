@@ -138,6 +138,32 @@ def test_equal_noise_gives_equal_numbers(theirs: Callable[[str], Any], kind: str
                 close(ours[name], one[name], 2e-5)
 
 
+def test_their_trainer_renews_its_table_alike(theirs: Callable[[str], Any]) -> None:
+    train, config = theirs("main.train"), theirs("main.config")
+    x = torch.randn(5, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+
+    class OneBatch(train.Trainer):  # type: ignore[misc, name-defined]
+        def setup_data(self, gpu: bool = True) -> None:
+            self.dl_trn = [(x,)]
+
+    def iterated(accelerated: bool) -> tuple[list[int], list[Tensor]]:
+        how = {"epochs": 3, "warmup_portion": 0.0, "temp_start": 0.3, "temp_stop": 0.3, "lr": 1e-3}
+        trainer = OneBatch(model(theirs, "poisson", 1), config.ConfigTrain(**how))
+        if accelerated:
+            ipvae.accelerate(trainer)
+        torch.manual_seed(11)
+        trainer.iteration(0)  # the update in which the table is renewed
+        return trainer.model.layer.n_exp.tolist(), list(trainer.model.parameters())
+
+    with noise(1):
+        table, parameters = iterated(accelerated=False)
+    renewed, moved = iterated(accelerated=True)
+    assert renewed == table
+    assert table != [5, 0, 7, 7, 6, 3]
+    for ours, one in zip(moved, parameters, strict=True):
+        close(ours, one, 1e-5)
+
+
 def keys(values: dict[Any, Any], prefix: str = "") -> set[str]:
     """All keys of dictionaries in dictionaries."""
     found = set()
