@@ -20,7 +20,7 @@ struct PoissonArgs {
 };
 struct UpdateArgs {
     int64_t n_rows, n_latents;
-    float learning_rate, leak, clamp_u, clamp_du;
+    float learning_rate, leak, decay, clamp_u, clamp_du;
     const float *log_rate, *log_rate_prior, *drive;  // [n_rows, n_latents]
     const float* inhibition;                         // [n_latents] exp(log_bias)
     float* out;                                      // [n_rows, n_latents]
@@ -38,10 +38,11 @@ struct RolloutArgs {
     int64_t n_steps, n_inner, n_rows, n_inputs, n_latents;
     uint64_t seed;
     uint32_t step, sample_offset, neuron_offset;
-    float learning_rate, leak, clamp_u, clamp_du, temperature, n_arrivals, log_normalizer;
+    float learning_rate, leak, decay, clamp_u, clamp_du, temperature, n_arrivals, log_normalizer;
     float learning_rate_xi, clamp_xi, clamp_dxi;  // of log sigma; Gaussian cells only
     int cell, estimator, kl;
     bool single_draw;
+    bool expected;  // updates are driven by rates in place of counts; Poisson cells only
 
     const float* x;              // [n_rows, n_inputs], or with a stride one per step
     int64_t x_step;              // n_rows * n_inputs, or 0

@@ -337,6 +337,8 @@ RUN = {
     "seed": Of(1, "word"),
     "n_inner": Of(1, "count"),
     "beta_inner": Of(1.0, "real"),
+    "decay": Of(0.0, "real"),
+    "drive": Of("paper", "name"),
     "kl": Of("exact", "name"),
     "single_draw": Of(False, "flag"),
     "sample_offset": Of(None, "word"),

@@ -54,7 +54,7 @@ inline void bind_pointwise_structs(py::module_& m) {
     {
         using Struct = UpdateArgs;
         Fields<Struct>(m, "UpdateArgs")
-            .FIELD(n_rows).FIELD(n_latents).FIELD(learning_rate).FIELD(leak).FIELD(clamp_u).FIELD(clamp_du)
+            .FIELD(n_rows).FIELD(n_latents).FIELD(learning_rate).FIELD(leak).FIELD(decay).FIELD(clamp_u).FIELD(clamp_du)
             .FIELD(log_rate).FIELD(log_rate_prior).FIELD(drive).FIELD(inhibition).FIELD(out);
     }
     {
@@ -78,8 +78,8 @@ inline void bind_rollout_structs(py::module_& m) {
         Fields<Struct>(m, "RolloutArgs")
             .FIELD(n_steps).FIELD(n_inner).FIELD(n_rows).FIELD(n_inputs).FIELD(n_latents)
             .FIELD(seed).FIELD(step).FIELD(sample_offset).FIELD(neuron_offset)
-            .FIELD(leak).FIELD(clamp_u).FIELD(clamp_du).FIELD(temperature).FIELD(n_arrivals)
-            .FIELD(clamp_xi).FIELD(clamp_dxi).FIELD(cell).FIELD(estimator).FIELD(kl).FIELD(single_draw)
+            .FIELD(leak).FIELD(decay).FIELD(clamp_u).FIELD(clamp_du).FIELD(temperature).FIELD(n_arrivals)
+            .FIELD(clamp_xi).FIELD(clamp_dxi).FIELD(cell).FIELD(estimator).FIELD(kl).FIELD(single_draw).FIELD(expected)
             .FIELD(x).FIELD(x_step).FIELD(log_rate).FIELD(log_rate_out)
             .FIELD(record_every).FIELD(recon).FIELD(kl_out).FIELD(squared_error).FIELD(spikes).FIELD(zeros)
             .FIELD(log_rates).FIELD(counts).FIELD(reconstruction)

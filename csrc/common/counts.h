@@ -13,6 +13,9 @@ constexpr float kNaN = NAN;
 
 template <class F> IPVAE_HD F rate_of(F log_rate) { return exp(log_rate) + kRateFloor; }
 
+// d rate / d log rate
+template <class F> IPVAE_HD F rate_slope(F rate) { return rate - kRateFloor; }
+
 // Inversion on the survival side for rates below kInversionMax: the count is the number of k >= 0 with v < P(Z > k). A
 // search stands at `count`, with p = P(Z = count) and survival = P(Z > count).
 template <class F> struct Inversion {

@@ -54,7 +54,7 @@ static void poisson(const PoissonArgs& a, int64_t begin, int64_t end, float* mem
 // ---- update -------------------------------------------------------------------------------------------------------
 
 static void update(const UpdateArgs& a, int64_t begin, int64_t end) {
-    CellConstants cell{a.learning_rate, a.leak, a.clamp_u, a.clamp_du};
+    CellConstants cell{a.learning_rate, a.leak, a.decay, a.clamp_u, a.clamp_du};
     for (int64_t row = begin; row < end; ++row) {
         for (int64_t k = 0; k < a.n_latents; k += kWidth) {
             int64_t at = row * a.n_latents + k, n = a.n_latents - k;
@@ -67,7 +67,7 @@ static void update(const UpdateArgs& a, int64_t begin, int64_t end) {
 
 static void update_grad(const UpdateGradArgs& g, int64_t begin, int64_t end) {
     const UpdateArgs& a = g.forward;
-    CellConstants cell{a.learning_rate, a.leak, a.clamp_u, a.clamp_du};
+    CellConstants cell{a.learning_rate, a.leak, a.decay, a.clamp_u, a.clamp_du};
     for (int64_t group = begin; group < end; ++group) {
         float* partial = g.partial + group * (a.n_latents + 1);
         memset(partial, 0, (a.n_latents + 1) * sizeof(float));
@@ -104,7 +104,7 @@ static void pack(const float* matrix, int64_t depth, int64_t n, Packing packing,
 }
 
 static bool draws_counts(const RolloutArgs& a) {
-    return a.cell == kPoissonCell && !uses_arrivals((Estimator)a.estimator);
+    return a.cell == kPoissonCell && !a.expected && !uses_arrivals((Estimator)a.estimator);
 }
 
 static int64_t rollout_scratch(const RolloutArgs& a, int rows, bool alone) {

@@ -34,7 +34,7 @@ struct PoissonLanes {
 
     IPVAE_DEVICE PoissonLanes(const RolloutArgs& a, const float* log_lr)
         : options{static_cast<Estimator>(a.estimator), a.temperature, a.n_arrivals},
-          constants{exp(log_lr[0]), a.leak, a.clamp_u, a.clamp_du}, kl_kind(static_cast<Kl>(a.kl)) {}
+          constants{exp(log_lr[0]), a.leak, a.decay, a.clamp_u, a.clamp_du}, kl_kind(static_cast<Kl>(a.kl)) {}
 
     // Whether codes can be exactly 0: those of relaxed estimators hardly ever are.
     IPVAE_DEVICE bool silences() const { return !uses_arrivals(options.estimator); }
@@ -46,10 +46,12 @@ struct PoissonLanes {
         return rate;
     }
 
-    // What the decoder sees (counts), and what the backward needs (slopes).
-    IPVAE_DEVICE void draw(const State&, const Quad& rate, const Stream& stream, uint32_t neuron, Quad& code,
+    // What the decoder sees (counts, or the rates expected), and what the backward needs (slopes).
+    IPVAE_DEVICE void draw(const State&, const Quad& rate, bool expected, const Stream& stream, uint32_t neuron, Quad& code,
                            Quad& memo) const {
-        draw_counts(options, stream, neuron, rate, code, memo);
+        if (!expected) return draw_counts(options, stream, neuron, rate, code, memo);
+        code = rate;
+        IPVAE_UNROLL for (int j = 0; j < 4; ++j) memo.v[j] = rate_slope(rate.v[j]);
     }
 
     IPVAE_DEVICE State update(const State& s, const State& prior, const Quad& drive, const Quad&, const Quad&,
@@ -125,7 +127,7 @@ struct GaussianLanes {
     }
 
     // Activated samples, and their standard normals.
-    IPVAE_DEVICE void draw(const State& s, const Quad& sigma, const Stream& stream, uint32_t neuron, Quad& code,
+    IPVAE_DEVICE void draw(const State& s, const Quad& sigma, bool, const Stream& stream, uint32_t neuron, Quad& code,
                            Quad& eps) const {
         Words<uint32_t> words = shared_words<uint32_t>(stream, neuron >> 2);
         IPVAE_UNROLL for (int j = 0; j < 4; ++j) {

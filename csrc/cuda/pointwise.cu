@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kThreads) poisson_kernel(const __grid_constant
 }
 
 __device__ __forceinline__ CellConstants constants_of(const UpdateArgs& a, const float* log_lr) {
-    return {exp(*log_lr), a.leak, a.clamp_u, a.clamp_du};
+    return {exp(*log_lr), a.leak, a.decay, a.clamp_u, a.clamp_du};
 }
 
 __global__ void __launch_bounds__(kThreads) update_kernel(const __grid_constant__ UpdateArgs a, const float* log_lr) {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from ..philox import Stream
+from ..philox import KIND_UPDATE, Stream
 from ..poisson import divergence, noise
 from ..poisson import eager as poisson
 from ..update import eager as update
@@ -39,6 +40,13 @@ class PoissonCell:
         self.noise, self.cfg, self.differentiable = noise, cfg, differentiable
 
     def draw(self, state: Tensor, stream: Stream) -> Draw:
+        """Counts of the log rates; where rates stand in for those of an update, these."""
+        if self.cfg.expected and stream.kind == KIND_UPDATE:
+            rate = noise.rate_of(state)
+            return Draw(rate, rate, torch.exp(state))
+        return self.counts(state, stream)
+
+    def counts(self, state: Tensor, stream: Stream) -> Draw:
         """Counts of the log rates."""
         how = (self.cfg.estimator, self.cfg.temperature, self.cfg.n_arrivals)
         if self.differentiable:
@@ -51,7 +59,7 @@ class PoissonCell:
         """The pointwise step of ``log_rate_update``."""
         cfg = self.cfg
         return update.forward(
-            state, prior, drive, self.log_bias, self.log_lr, cfg.leak, cfg.clamp_u, cfg.clamp_du
+            state, prior, drive, self.log_bias, self.log_lr, cfg.leak, cfg.decay, cfg.clamp_u, cfg.clamp_du
         )
 
     def kl(self, state: Tensor, prior: Tensor) -> Tensor:
@@ -68,7 +76,16 @@ class PoissonCell:
         """The backward of ``log_rate_update``."""
         cfg = self.cfg
         return update.backward(
-            grad, state, prior, drive, self.log_bias, self.log_lr, cfg.leak, cfg.clamp_u, cfg.clamp_du
+            grad,
+            state,
+            prior,
+            drive,
+            self.log_bias,
+            self.log_lr,
+            cfg.leak,
+            cfg.decay,
+            cfg.clamp_u,
+            cfg.clamp_du,
         )
 
     def draw_backward(self, grad_code: Tensor, state: Tensor, code: Tensor, memo: Tensor) -> Tensor:

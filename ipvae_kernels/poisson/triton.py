@@ -77,13 +77,16 @@ def draw_into(
     log_rate: Tensor,
     seed: Tensor,
     stream: Stream,
-    estimator: str,
+    estimator: int,
     temperature: float,
     n_arrivals: int | None,
     counts: Tensor,
     slopes: Tensor | None,
 ) -> None:
-    """Writes counts, and slopes unless None, [B, K] each, of log rates [B, K]; all contiguous."""
+    """Writes counts, and slopes unless None, [B, K] each, of log rates [B, K]; all contiguous.
+
+    ``estimator`` is a number that ``backend.triton.poisson.draw`` knows.
+    """
     rows, neurons = log_rate.shape
     if not log_rate.numel():
         return
@@ -107,7 +110,7 @@ def draw_into(
             stream.neuron_offset,
             float(temperature),
             None if n_arrivals is None else float(n_arrivals),
-            ESTIMATOR=code(estimator, temperature),
+            ESTIMATOR=estimator,
             BLOCK_K=block,
         )
 
@@ -116,7 +119,7 @@ def sample(log_rate: Tensor, seed: Tensor, stream: Stream) -> Tensor:
     """Hard counts [B, K]."""
     log_rate = log_rate.contiguous()
     counts = torch.empty_like(log_rate)
-    draw_into(log_rate, seed, stream, "hard", 0.0, None, counts, None)
+    draw_into(log_rate, seed, stream, code("hard", 0.0), 0.0, None, counts, None)
     return counts
 
 
@@ -126,5 +129,6 @@ def rsample(
     """Counts and their slopes d count / d log_rate, both [B, K]."""
     log_rate = log_rate.contiguous()
     counts, slopes = torch.empty_like(log_rate), torch.empty_like(log_rate)
-    draw_into(log_rate, seed, stream, estimator, temperature, n_arrivals, counts, slopes)
+    number = code(estimator, temperature)
+    draw_into(log_rate, seed, stream, number, temperature, n_arrivals, counts, slopes)
     return counts, slopes

@@ -42,7 +42,7 @@ class OpsCell(PoissonCell):
         super().__init__(log_bias, log_lr, PhiloxNoise(seed), cfg, differentiable=True)
         self.seed, self.backend = seed, backend
 
-    def draw(self, state: Tensor, stream: Stream) -> Draw:
+    def counts(self, state: Tensor, stream: Stream) -> Draw:
         """Counts of the log rates."""
         cfg = self.cfg
         if not torch.is_grad_enabled() and cfg.estimator == "hard":
@@ -57,8 +57,8 @@ class OpsCell(PoissonCell):
         """The pointwise step of ``log_rate_update``."""
         cfg = self.cfg
         return log_rate_update(
-            state, prior, drive, self, leak=cfg.leak, clamp_u=cfg.clamp_u, clamp_du=cfg.clamp_du,
-            backend=self.backend, check=False,
+            state, prior, drive, self, leak=cfg.leak, decay=cfg.decay, clamp_u=cfg.clamp_u,
+            clamp_du=cfg.clamp_du, backend=self.backend, check=False,
         )  # fmt: skip
 
 

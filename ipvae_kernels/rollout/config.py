@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 MATMUL_PRECISIONS = ("float32", "tf32", "bf16")
+DRIVES = ("paper", "sampled", "expected")
+"""What drives an update; see ``drive.py``."""
 
 
 class RolloutConfig(NamedTuple):
@@ -14,6 +16,9 @@ class RolloutConfig(NamedTuple):
         steps: T, number of time steps.
         n_inner: updates per step; 1 in the paper.
         beta_inner: weight of the pull towards the prior, used where n_inner > 1.
+        decay: weight of the pull of a log rate towards 0.
+        drive: what drives an update, one of :data:`DRIVES`. The kernels are told whether rates stand in for
+            counts; what "sampled" and "expected" subtract is in ``log_bias``.
         clamp_u, clamp_du: ceilings of the log rate and of its update; Gaussian cells: of the mean.
         kl: "exact" or "released".
         single_draw: the fresh draw of step t also drives the update of step t + 1; needs n_inner = 1.
@@ -30,6 +35,8 @@ class RolloutConfig(NamedTuple):
     steps: int
     n_inner: int = 1
     beta_inner: float = 1.0
+    decay: float = 0.0
+    drive: str = "paper"
     clamp_u: float = 10.0
     clamp_du: float = 10.0
     kl: str = "exact"
@@ -49,3 +56,8 @@ class RolloutConfig(NamedTuple):
     def leak(self) -> float:
         """The weight of the pull in force: none with one inner iteration, as in the released code."""
         return self.beta_inner if self.n_inner > 1 else 0.0
+
+    @property
+    def expected(self) -> bool:
+        """Whether updates are driven by rates in place of counts."""
+        return self.drive == "expected"

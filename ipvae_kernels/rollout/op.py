@@ -81,6 +81,8 @@ def infer(
     seed: int | Tensor | None = None,
     n_inner: int = 1,
     beta_inner: float = 1.0,
+    decay: float = 0.0,
+    drive: str = "paper",
     clamp_u: Clamp = None,
     clamp_du: Clamp = None,
     kl: str = "exact",
@@ -131,11 +133,19 @@ def infer(
             generator.
         n_inner: updates per step, 1..256; 1 in the paper.
         beta_inner: weight of the pull towards the prior, >= 0; in force where n_inner > 1.
+        decay: weight of a pull of every log rate towards 0 at every update, >= 0: a leaky membrane. With one
+            update a step the log rate is its own prior, so the published rule has no leak; this is the
+            natural gradient of the KL to a fixed prior. Without drive a neuron comes to rest at
+            -exp(log_bias) / decay. Poisson models only; not in the paper.
+        drive: what drives an update: "paper", the residual of counts, as published; "expected", the exact
+            natural gradient of the expected reconstruction term, the residual of rates less half the diagonal
+            of Phi^T Phi / var, which draws nothing; "sampled", an unbiased sample of that: the residual of
+            counts less the same. The last two are of Poisson models with a linear decoder.
         clamp_u: ceiling of the log rate, default 10. Gaussian models: of mean and log sigma, default (7, 2).
         clamp_du: ceiling of the update, default 10. Gaussian models: of mean and log sigma, default (7, 3).
         kl: "exact", or "released": the formula of the released code, exp(u - u_prior) times the exact one.
         single_draw: the fresh draw of a step also drives the next update: not the paper's rule, and needs
-            n_inner = 1.
+            n_inner = 1 and a drive that draws.
         sample_offset: global index of the first sample; None takes that of the state, else 0.
         neuron_offset: global index of the first neuron, a multiple of 4: of a dictionary in parts, whose
             decoder sums their means.
@@ -159,16 +169,17 @@ def infer(
     record = _records(record, (*RECORDS, sparse.NAME))
     record_every = checks.integer("record_every", record_every, 1, 2**32)
     task = task_of(
-        x, params, steps, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl, single_draw,
-        sample_offset, neuron_offset, matmul_precision,
+        x, params, steps, decoder, state, seed, n_inner, beta_inner, decay, drive, clamp_u, clamp_du, kl,
+        single_draw, sample_offset, neuron_offset, matmul_precision,
     )  # fmt: skip
     if sparse.NAME in record:
         if _traced():
             raise ValueError(f"record: {sparse.NAME!r} is not served by torch.compile and torch.func")
         dense = functools.partial(
             infer, params=params, decoder=decoder, record_every=record_every, n_inner=n_inner,
-            beta_inner=beta_inner, clamp_u=clamp_u, clamp_du=clamp_du, kl=kl, single_draw=single_draw,
-            neuron_offset=neuron_offset, matmul_precision=matmul_precision, backend=backend, check=check,
+            beta_inner=beta_inner, decay=decay, drive=drive, clamp_u=clamp_u, clamp_du=clamp_du, kl=kl,
+            single_draw=single_draw, neuron_offset=neuron_offset, matmul_precision=matmul_precision,
+            backend=backend, check=check,
         )  # fmt: skip
         first = {"state": state, "seed": task.seed, "sample_offset": task.cfg.sample_offset}
         return sparse.infer(dense, x, task.cfg, record, record_every, first)
@@ -201,6 +212,8 @@ def elbo(
     seed: int | Tensor | None = None,
     n_inner: int = 1,
     beta_inner: float = 1.0,
+    decay: float = 0.0,
+    drive: str = "paper",
     clamp_u: Clamp = None,
     clamp_du: Clamp = None,
     kl: str = "exact",
@@ -248,6 +261,8 @@ def elbo(
         seed: as in :func:`infer`, like all that follow.
         n_inner: updates per step.
         beta_inner: weight of the pull towards the prior.
+        decay: weight of the pull towards a log rate of 0.
+        drive: "paper", "sampled" or "expected".
         clamp_u: ceiling of the state.
         clamp_du: ceiling of its update.
         kl: "exact" or "released"; the published values of beta belong to "released".
@@ -276,8 +291,8 @@ def elbo(
     if checkpoint is not None:
         checkpoint = checks.integer("checkpoint", checkpoint, 1, 2**32)
     task = task_of(
-        x, unprepared(params), steps, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl,
-        single_draw, sample_offset, neuron_offset, matmul_precision,
+        x, unprepared(params), steps, decoder, state, seed, n_inner, beta_inner, decay, drive, clamp_u,
+        clamp_du, kl, single_draw, sample_offset, neuron_offset, matmul_precision,
     )  # fmt: skip
     task = task.relaxed(estimator, temperature, None)
     steps, backend = task.cfg.steps, choice.select(backend)

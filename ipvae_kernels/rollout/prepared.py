@@ -14,6 +14,7 @@ from ..backend import compiled, cpu
 from ..params import GaussianParams, PoissonParams
 from . import structs
 from .config import RolloutConfig
+from .drive import check_drive, driven
 from .problem import PARAMETERS, Inputs
 from .shapes import tensors_of
 
@@ -62,6 +63,7 @@ class Prepared:
     Attributes:
         params: as given; a packed copy belongs to the numbers they had.
         half: whether they are of half precision, so that inputs may be.
+        drive: of the updates that they are for.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class Prepared:
         inputs: Inputs,
         packed: Packed | None,
         pack: bool | None = None,
+        drive: str = "paper",
     ) -> None:
         self.params, self.inputs, self.packed, self._pack = params, inputs, packed, pack
+        self.drive = drive
         self.half = checks.is_half(params.log_sigma)
         self._seen = [(name, tensor, tensor._version) for name, tensor in _tensors(params).items()]
 
@@ -100,6 +104,18 @@ class Prepared:
                     f"params: expected {name} as it was when prepared, found it changed; call prepare() again"
                 )
 
+    def check_drive(self, drive: str) -> None:
+        """Refuses another drive than that they are for.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        if drive != self.drive:
+            raise ValueError(
+                f"drive: expected {self.drive!r}, which the parameters were prepared for, found {drive!r}; "
+                f"prepare(params, drive={drive!r}) makes others"
+            )
+
     @property
     def traced(self) -> PoissonParams | GaussianParams:
         """What a traced graph takes in its place: the parameters when it runs, in full precision."""
@@ -108,14 +124,16 @@ class Prepared:
     def __reduce__(self) -> Any:
         """Copied and pickled as its parameters, which are prepared anew, for the machine they come to."""
         self.check()
-        return _prepared, (self.params, self._pack)
+        return _prepared, (self.params, self._pack, self.drive)
 
     def __repr__(self) -> str:
         pixels, neurons = self.inputs.dictionary.shape
         return f"Prepared({self.cell}, M {pixels}, K {neurons}, {self.bytes / 2**20:.1f} MiB beside them)"
 
 
-def prepare(params: PoissonParams | GaussianParams, *, pack: bool | None = None) -> Prepared:
+def prepare(
+    params: PoissonParams | GaussianParams, *, pack: bool | None = None, drive: str = "paper"
+) -> Prepared:
     """Makes parameters ready for many calls: frame by frame, or of a wide dictionary.
 
     On a CPU a narrow dictionary is packed, which takes its own memory twice over. A wide one is read where it
@@ -128,6 +146,7 @@ def prepare(params: PoissonParams | GaussianParams, *, pack: bool | None = None)
             Backends other than the compiled CPU kernels widen it at every call, and ``elbo`` wants float32.
             Or all are half precision, as a module's after ``.to(torch.bfloat16)``; then inputs may be, too.
         pack: None: below 8 MiB, with AMX below 64; False: copy nothing; True: pack. Bit-identical without AMX
+        drive: of the updates, as in :func:`infer`, which then is told the same.
 
     Returns:
         What ``infer`` and ``elbo`` take in place of parameters, until one of them changes.
@@ -139,6 +158,7 @@ def prepare(params: PoissonParams | GaussianParams, *, pack: bool | None = None)
     """
     pack = None if pack is None else checks.flag("pack", pack)
     cell = cells.name_of(params)
+    drive = check_drive(cell, drive)
     if params.dictionary is None:
         raise ValueError("params.dictionary: expected a tensor, found None: a decoder is not prepared")
     named = {f"params.{name}": tensor for name, tensor in _tensors(params).items()}
@@ -162,16 +182,16 @@ def prepare(params: PoissonParams | GaussianParams, *, pack: bool | None = None)
     checks.finite(**named)
     if half:
         inputs = inputs._replace(dictionary=dictionary)
-    dense = Inputs(*(tensor.detach().contiguous() for tensor in inputs))
+    dense = driven(Inputs(*(tensor.detach().contiguous() for tensor in inputs)), True, drive)
     served = cpu.reason() is None and cpu.unserved(dense._replace(dictionary=dense.x)) is None
-    return Prepared(params, dense, _packed(dense, cell, pack) if served else None, pack)
+    return Prepared(params, dense, _packed(dense, cell, pack, drive) if served else None, pack, drive)
 
 
-def _prepared(params: PoissonParams | GaussianParams, pack: bool | None) -> Prepared:
-    return prepare(params, pack=pack)
+def _prepared(params: PoissonParams | GaussianParams, pack: bool | None, drive: str) -> Prepared:
+    return prepare(params, pack=pack, drive=drive)
 
 
-def _packed(dense: Inputs, cell: str, pack: bool | None) -> Packed:
+def _packed(dense: Inputs, cell: str, pack: bool | None, drive: str) -> Packed:
     """The same for the compiled kernels of a CPU."""
     module = compiled.load()
     (pixels, neurons), half = dense.dictionary.shape, dense.dictionary.dtype == torch.bfloat16
@@ -187,7 +207,7 @@ def _packed(dense: Inputs, cell: str, pack: bool | None) -> Packed:
     of_parameters = structs.parameters(module, dense._replace(dictionary=dense.x) if half else dense)
     if half:
         of_parameters.dictionary, of_parameters.dictionary_bf16 = 0, dense.dictionary.data_ptr()
-    of_cell = (cells.code(cell), cells.CELLS[cell].counts)
+    of_cell = (cells.code(cell), cells.CELLS[cell].counts and drive != "expected")
     return Packed(module.Prepared(of_parameters, pixels, neurons, *of_cell, pack, torch.get_num_threads()))
 
 

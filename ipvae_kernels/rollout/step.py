@@ -49,6 +49,8 @@ def step(
     seed: int | Tensor | None = None,
     n_inner: int = 1,
     beta_inner: float = 1.0,
+    decay: float = 0.0,
+    drive: str = "paper",
     clamp_u: Clamp = None,
     clamp_du: Clamp = None,
     kl: str = "exact",
@@ -77,6 +79,8 @@ def step(
         seed: None: that of the state if it has one.
         n_inner: updates.
         beta_inner: weight of the pull towards the prior.
+        decay: weight of the pull towards a log rate of 0.
+        drive: "paper", "sampled" or "expected".
         clamp_u: ceiling of the state.
         clamp_du: ceiling of its update.
         kl: "exact" or "released".
@@ -97,8 +101,8 @@ def step(
     temperature, n_arrivals = check_estimator(estimator, temperature, n_arrivals)
     one_frame(x)
     task = task_of(
-        x, unprepared(params), 1, decoder, state, seed, n_inner, beta_inner, clamp_u, clamp_du, kl,
-        single_draw, sample_offset, neuron_offset, "float32",
+        x, unprepared(params), 1, decoder, state, seed, n_inner, beta_inner, decay, drive, clamp_u,
+        clamp_du, kl, single_draw, sample_offset, neuron_offset, "float32",
     )  # fmt: skip
     task = task.relaxed(estimator, temperature, n_arrivals)
     if check:

@@ -39,7 +39,8 @@ def rollout(module: Any, inputs: Inputs, cfg: RolloutConfig) -> Any:
     args.n_steps, args.n_inner, args.n_rows = cfg.steps, cfg.n_inner, batch
     args.n_inputs, args.n_latents = pixels, neurons
     args.step, args.sample_offset, args.neuron_offset = cfg.step, cfg.sample_offset, cfg.neuron_offset
-    args.leak, args.clamp_u, args.clamp_du = cfg.leak, cfg.clamp_u, cfg.clamp_du
+    args.leak, args.decay, args.expected = cfg.leak, cfg.decay, cfg.expected
+    args.clamp_u, args.clamp_du = cfg.clamp_u, cfg.clamp_du
     args.clamp_xi, args.clamp_dxi = cfg.clamp_xi, cfg.clamp_dxi
     args.temperature, args.n_arrivals = cfg.temperature, arrival_limit(cfg.n_arrivals)
     args.cell, args.estimator = cells.code(cfg.cell), code(cfg.estimator, cfg.temperature)

@@ -16,6 +16,7 @@ from ..poisson.divergence import KLS
 from ..update.op import check_clamp
 from .config import MATMUL_PRECISIONS, RolloutConfig
 from .decoders import Decoder, LinearDecoder, as_decoder
+from .drive import check_drive, driven
 from .prepared import Prepared
 from .problem import Inputs
 from .shapes import prepared_tensors, tensors_of
@@ -60,6 +61,8 @@ def task_of(
     seed: int | Tensor | None,
     n_inner: int,
     beta_inner: float,
+    decay: float,
+    drive: str,
     clamp_u: Clamp,
     clamp_du: Clamp,
     kl: str,
@@ -73,6 +76,8 @@ def task_of(
         steps,
         n_inner,
         beta_inner,
+        decay,
+        drive,
         clamp_u,
         clamp_du,
         kl,
@@ -91,10 +96,12 @@ def task_of(
         steps = checks.integer("steps", steps, 1, 2**32)
         tensors, initial = tensors_of(x, params, steps, own is None, state)
         cfg = _config(cell, len(tensors.log_bias), *options)
+        tensors = driven(tensors, own is None, cfg.drive)
     else:
         checks.tensor("x", x)
         x = checks.raised(x) if prepared.half else x
         cfg = _config_once(prepared.cell, prepared.inputs.log_bias.numel(), options)
+        prepared.check_drive(cfg.drive)
         tensors, initial = prepared_tensors(x, prepared.inputs, prepared.cell, cfg.steps, state)
     own_seed = state is not None and seed is None
     if state is not None:
@@ -116,6 +123,8 @@ def _config(
     steps: int,
     n_inner: int,
     beta_inner: float,
+    decay: float,
+    drive: str,
     clamp_u: Clamp,
     clamp_du: Clamp,
     kl: str,
@@ -128,6 +137,11 @@ def _config(
     single_draw = checks.flag("single_draw", single_draw)
     if single_draw and n_inner > 1:
         raise ValueError(f"single_draw: expected n_inner = 1 with it, found {n_inner}")
+    drive, decay = check_drive(cell, drive), checks.number("decay", decay, 0.0)
+    if single_draw and drive == "expected":
+        raise ValueError("single_draw: expected False with drive='expected', whose updates draw nothing")
+    if decay and not CELLS[cell].counts:
+        raise ValueError(f"decay: expected 0 for a Gaussian model, found {decay}")
     u, *xi = _clamps("clamp_u", clamp_u, CELLS[cell].clamp_u)
     du, *dxi = _clamps("clamp_du", clamp_du, CELLS[cell].clamp_du)
     of_xi: dict[str, Any] = {"clamp_xi": xi[0], "clamp_dxi": dxi[0]} if xi else {}
@@ -135,6 +149,8 @@ def _config(
         steps=checks.integer("steps", steps, 1, 2**32),
         n_inner=n_inner,
         beta_inner=checks.number("beta_inner", beta_inner, 0.0),
+        decay=decay,
+        drive=drive,
         clamp_u=u,
         clamp_du=du,
         kl=checks.choice("kl", kl, KLS),

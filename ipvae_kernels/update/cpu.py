@@ -16,12 +16,15 @@ def forward(
     log_bias: Tensor,
     log_lr: Tensor,
     leak: float,
+    decay: float,
     clamp_u: float,
     clamp_du: float,
 ) -> Tensor:
     """The new log rate, [N, K]."""
     module, inhibition, out = load(), torch.exp(log_bias), torch.empty_like(log_rate)
-    args = structs.forward(module, log_rate, log_rate_prior, drive, inhibition, leak, clamp_u, clamp_du)
+    args = structs.forward(
+        module, log_rate, log_rate_prior, drive, inhibition, leak, decay, clamp_u, clamp_du
+    )
     fill(args, out=out, learning_rate=float(torch.exp(log_lr)))
     module.update(args, torch.get_num_threads())
     return out
@@ -35,6 +38,7 @@ def backward(
     log_bias: Tensor,
     log_lr: Tensor,
     leak: float,
+    decay: float,
     clamp_u: float,
     clamp_du: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -42,7 +46,9 @@ def backward(
     module, inhibition = load(), torch.exp(log_bias)
     grads = torch.empty_like(log_rate), torch.empty_like(log_rate), torch.empty_like(log_rate)
     grad_log_bias, grad_log_lr = torch.empty_like(inhibition), torch.empty_like(log_lr)
-    of_forward = structs.forward(module, log_rate, log_rate_prior, drive, inhibition, leak, clamp_u, clamp_du)
+    of_forward = structs.forward(
+        module, log_rate, log_rate_prior, drive, inhibition, leak, decay, clamp_u, clamp_du
+    )
     fill(of_forward, learning_rate=float(torch.exp(log_lr)))
     args = structs.backward(module, of_forward, grad, grads)
     module.update_grad(args, grad_log_bias.data_ptr(), grad_log_lr.data_ptr(), torch.get_num_threads())

@@ -19,12 +19,15 @@ def forward(
     log_bias: Tensor,
     log_lr: Tensor,
     leak: float,
+    decay: float,
     clamp_u: float,
     clamp_du: float,
 ) -> Tensor:
     """The new log rate, [N, K]."""
     kernels, inhibition, out = module(), torch.exp(log_bias), torch.empty_like(log_rate)
-    args = structs.forward(kernels, log_rate, log_rate_prior, drive, inhibition, leak, clamp_u, clamp_du)
+    args = structs.forward(
+        kernels, log_rate, log_rate_prior, drive, inhibition, leak, decay, clamp_u, clamp_du
+    )
     kernels.cuda_update(fill(args, out=out), log_lr.data_ptr(), launch(log_rate))
     return out
 
@@ -37,6 +40,7 @@ def backward(
     log_bias: Tensor,
     log_lr: Tensor,
     leak: float,
+    decay: float,
     clamp_u: float,
     clamp_du: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -47,7 +51,7 @@ def backward(
     kernels, inhibition, (rows, neurons) = module(), torch.exp(log_bias), log_rate.shape
     grads = torch.empty_like(log_rate), torch.empty_like(log_rate), torch.empty_like(log_rate)
     of_forward = structs.forward(
-        kernels, log_rate, log_rate_prior, drive, inhibition, leak, clamp_u, clamp_du
+        kernels, log_rate, log_rate_prior, drive, inhibition, leak, decay, clamp_u, clamp_du
     )
     partial = log_rate.new_empty(kernels.cuda_update_grad_partials(of_forward))
     args = fill(structs.backward(kernels, of_forward, grad, grads), partial=partial)

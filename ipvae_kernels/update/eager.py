@@ -21,11 +21,14 @@ def forward(
     log_bias: Tensor,
     log_lr: Tensor,
     leak: float,
+    decay: float,
     clamp_u: float,
     clamp_du: float,
 ) -> Tensor:
     """The new log rate [N, K] from log_rate, log_rate_prior, drive [N, K], log_bias [K] and log_lr []."""
-    pre = torch.exp(log_lr) * (drive - torch.exp(log_bias) - leak * (log_rate - log_rate_prior))
+    pre = torch.exp(log_lr) * (
+        drive - torch.exp(log_bias) - leak * (log_rate - log_rate_prior) - decay * log_rate
+    )
     du = soft_clamp(pre.clamp(min=FLOOR), clamp_du)
     return soft_clamp((log_rate + du).clamp(min=FLOOR), clamp_u)
 
@@ -38,12 +41,13 @@ def backward(
     log_bias: Tensor,
     log_lr: Tensor,
     leak: float,
+    decay: float,
     clamp_u: float,
     clamp_du: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of :func:`forward` with respect to its five tensors, given that of its result, [N, K]."""
     lr, bias = torch.exp(log_lr), torch.exp(log_bias)
-    pre = lr * (drive - bias - leak * (log_rate - log_rate_prior))
+    pre = lr * (drive - bias - leak * (log_rate - log_rate_prior) - decay * log_rate)
     capped = pre.clamp(min=FLOOR)
     moved = log_rate + soft_clamp(capped, clamp_du)
     grad_moved = grad * torch.sigmoid(clamp_u - moved.clamp(min=FLOOR)) * (moved >= FLOOR)
@@ -51,7 +55,7 @@ def backward(
     grad_drive = lr * grad_pre
     grad_prior = leak * grad_drive
     return (
-        grad_moved - grad_prior,
+        grad_moved - grad_prior - decay * grad_drive,
         grad_prior,
         grad_drive,
         -bias * grad_drive.sum(0),

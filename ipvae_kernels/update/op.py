@@ -24,6 +24,7 @@ def log_rate_update(
     params: StepParams,
     *,
     leak: float = 0.0,
+    decay: float = 0.0,
     clamp_u: float = 10.0,
     clamp_du: float = 10.0,
     backend: str = "auto",
@@ -33,7 +34,7 @@ def log_rate_update(
 
     With softclamp(v, c) = c - softplus(c - v)::
 
-        pre = exp(log_lr) (drive - exp(log_bias) - leak (log_rate - log_rate_prior))
+        pre = exp(log_lr) (drive - exp(log_bias) - leak (log_rate - log_rate_prior) - decay log_rate)
         du  = softclamp(max(pre, -8), clamp_du)
         new = softclamp(max(log_rate + du, -8), clamp_u)
 
@@ -46,6 +47,7 @@ def log_rate_update(
             Phi^T ((x - Phi z) / var), [..., K].
         params: anything with ``log_bias`` [K] and ``log_lr`` [].
         leak: weight of the pull towards the prior, >= 0 (beta_inner with several inner iterations).
+        decay: weight of the pull towards a log rate of 0, >= 0; see :func:`ipvae_kernels.infer`.
         clamp_u: ceiling of the log rate, above -8.
         clamp_du: ceiling of its update, above -8.
         backend: "auto", "cpu", "cuda", "triton", "eager" or "autograd".
@@ -75,6 +77,7 @@ def log_rate_update(
     checks.shape("log_lr", log_lr, (), "[]")
     constants = (
         checks.number("leak", leak, 0.0),
+        checks.number("decay", decay, 0.0),
         check_clamp("clamp_u", clamp_u),
         check_clamp("clamp_du", clamp_du),
     )
@@ -118,7 +121,7 @@ def _update_kernel(
     backend: str,
     check: bool,
 ) -> Tensor:
-    """The new log rate, [N, K]; the constants are leak, clamp_u and clamp_du."""
+    """The new log rate, [N, K]; the constants are leak, decay, clamp_u and clamp_du."""
     tensors = (log_rate, log_rate_prior, drive, log_bias, log_lr)
     if check:
         _check_finite(*tensors)

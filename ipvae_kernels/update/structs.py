@@ -16,6 +16,7 @@ def forward(
     drive: Tensor,
     inhibition: Tensor,
     leak: float,
+    decay: float,
     clamp_u: float,
     clamp_du: float,
 ) -> Any:
@@ -25,6 +26,7 @@ def forward(
         n_rows=log_rate.shape[0],
         n_latents=log_rate.shape[1],
         leak=leak,
+        decay=decay,
         clamp_u=clamp_u,
         clamp_du=clamp_du,
         log_rate=log_rate,

@@ -36,6 +36,7 @@ def forward_kernel(
     n_rows,
     n_neurons,
     leak: tl.float32,
+    decay: tl.float32,
     clamp_u: tl.float32,
     clamp_du: tl.float32,
     BLOCK_K: tl.constexpr,
@@ -54,7 +55,9 @@ def forward_kernel(
     inhibition = exp(tl.load(log_bias_ptr + neuron, mask=neuron < n_neurons, other=0.0))
     rate = exp(tl.load(log_lr_ptr))
     tl.store(
-        new_ptr + at, cell.update(u, prior, drive, inhibition, rate, leak, clamp_u, clamp_du), mask=inside
+        new_ptr + at,
+        cell.update(u, prior, drive, inhibition, rate, leak, decay, clamp_u, clamp_du),
+        mask=inside,
     )
 
 
@@ -76,6 +79,7 @@ def backward_kernel(
     n_neurons,
     rows_per_group,
     leak: tl.float32,
+    decay: tl.float32,
     clamp_u: tl.float32,
     clamp_du: tl.float32,
     BLOCK_B: tl.constexpr,
@@ -102,6 +106,7 @@ def backward_kernel(
             inhibition,
             rate,
             leak,
+            decay,
             clamp_u,
             clamp_du,
         )
@@ -126,6 +131,7 @@ def forward(
     log_bias: Tensor,
     log_lr: Tensor,
     leak: float,
+    decay: float,
     clamp_u: float,
     clamp_du: float,
 ) -> Tensor:
@@ -141,7 +147,7 @@ def forward(
 
     with backend.on_device_of(log_rate):
         tensors = (log_rate, log_rate_prior, drive, log_bias, log_lr, new)
-        forward_kernel[grid](*tensors, rows, neurons, leak, clamp_u, clamp_du, BLOCK_K=block)
+        forward_kernel[grid](*tensors, rows, neurons, leak, decay, clamp_u, clamp_du, BLOCK_K=block)
     return new
 
 
@@ -153,6 +159,7 @@ def backward(
     log_bias: Tensor,
     log_lr: Tensor,
     leak: float,
+    decay: float,
     clamp_u: float,
     clamp_du: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -169,7 +176,7 @@ def backward(
     with backend.on_device_of(log_rate):
         backward_kernel[(backend.check_grid(groups * tiles),)](
             *(grad, log_rate, log_rate_prior, drive, log_bias, log_lr, *grads, bias_sums, lr_sums),
-            *(rows, neurons, per_group, leak, clamp_u, clamp_du),
+            *(rows, neurons, per_group, leak, decay, clamp_u, clamp_du),
             BLOCK_B=block_rows,
             BLOCK_K=block,
         )

@@ -15,12 +15,18 @@ constexpr const char* kKlNames[] = {"exact", "released"};
 struct CellConstants {
     float learning_rate;  // eta = exp(log_lr)
     float leak;           // beta_inner, or 0 with one inner iteration
+    float decay;          // of the log rate towards 0
     float clamp_u, clamp_du;
 };
 
+// What the learning rate and the clamps make a change of.
+template <class F> IPVAE_HD F unclamped_change(F u, F u_prior, F drive, F inhibition, const CellConstants& c) {
+    return c.learning_rate * (drive - inhibition - c.leak * (u - u_prior) - c.decay * u);
+}
+
 // The change du of a log rate, and the log rate it leads to.
 template <class F> IPVAE_HD F log_rate_change(F u, F u_prior, F drive, F inhibition, const CellConstants& c) {
-    F pre = c.learning_rate * (drive - inhibition - c.leak * (u - u_prior));
+    F pre = unclamped_change(u, u_prior, drive, inhibition, c);
     return soft_clamp(max_keep_nan(pre, splat<F>(kFloor)), c.clamp_du).value;
 }
 template <class F> IPVAE_HD F changed_log_rate(F u, F du, const CellConstants& c) {
@@ -38,7 +44,7 @@ template <class F> struct UpdateGrad {
 
 template <class F>
 IPVAE_HD UpdateGrad<F> update_log_rate_grad(F grad, F u, F u_prior, F drive, F inhibition, const CellConstants& c) {
-    F pre = c.learning_rate * (drive - inhibition - c.leak * (u - u_prior));
+    F pre = unclamped_change(u, u_prior, drive, inhibition, c);
     SoftClamp<F> soft_du = soft_clamp(max_keep_nan(pre, splat<F>(kFloor)), c.clamp_du);
     F v = u + soft_du.value;
     SoftClamp<F> soft_u = soft_clamp(max_keep_nan(v, splat<F>(kFloor)), c.clamp_u);
@@ -47,7 +53,7 @@ IPVAE_HD UpdateGrad<F> update_log_rate_grad(F grad, F u, F u_prior, F drive, F i
     F grad_pre = pre < splat<F>(kFloor) ? zero : grad_v * soft_du.slope;
     UpdateGrad<F> out;
     out.drive = c.learning_rate * grad_pre;
-    out.u = grad_v - c.leak * out.drive;
+    out.u = grad_v - (c.leak + c.decay) * out.drive;
     out.u_prior = c.leak * out.drive;
     out.inhibition = -out.drive;
     out.log_lr = grad_pre * pre;

@@ -32,7 +32,7 @@ struct GaussianCell {
     }
 
     // Activated samples and their standard normals [rows, kp]; `sample` is that of the first row.
-    void draw(int rows, const float* state, const float* sigma, float* code, float* eps, Stream stream, uint32_t sample,
+    void draw(int rows, const float* state, const float* sigma, bool, float* code, float* eps, Stream stream, uint32_t sample,
               float*) const {
         for (int r = 0; r < rows; ++r, state += kStates * kp, sigma += kAux * kp, code += kp, eps += kp) {
             stream.sample = sample + (uint32_t)r;

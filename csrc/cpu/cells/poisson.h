@@ -23,7 +23,7 @@ struct PoissonCell {
 
     explicit PoissonCell(const RolloutArgs& a)
         : draw_options{(Estimator)a.estimator, a.temperature, a.n_arrivals},
-          constants{a.learning_rate, a.leak, a.clamp_u, a.clamp_du},
+          constants{a.learning_rate, a.leak, a.decay, a.clamp_u, a.clamp_du},
           inhibition(a.inhibition), kl_kind((Kl)a.kl), n_latents(a.n_latents), kp(padded(a.n_latents)),
           first_neuron(a.neuron_offset) {}
 
@@ -35,14 +35,14 @@ struct PoissonCell {
         silence_padding(aux);
     }
 
-    // Counts and slopes [rows, kp]; `sample` is that of the first row.
-    void draw(int rows, const float*, float* aux, float* counts, float* slopes, Stream stream, uint32_t sample,
-              float* scratch) const {
+    // Counts, or the rates expected, and slopes [rows, kp]; `sample` is that of the first row.
+    void draw(int rows, const float*, float* aux, bool expected, float* counts, float* slopes, Stream stream,
+              uint32_t sample, float* scratch) const {
+        if (expected) return expect(rows, aux, counts, slopes);
         ipvae::IPVAE_TARGET::draw(
             draw_options, rows, [&](int r) { return rates(aux + r * kAux * kp); }, [&](int) { return first_neuron; },
             [&](int r) { return sample + (uint32_t)r; }, counts, slopes, kp, stream, scratch);
-        for (int r = 0; r < rows; ++r)
-            for (int64_t k = n_latents; k < kp; ++k) counts[r * kp + k] = slopes[r * kp + k] = 0.f;
+        for (int r = 0; r < rows; ++r) silence(counts + r * kp, slopes + r * kp);
     }
 
     // One update of u and of what the draws need; kFirst: u is the prior. Returns, with kKl, KL(result || prior).
@@ -107,6 +107,19 @@ struct PoissonCell {
     }
 
   private:
+    void expect(int rows, float* aux, float* counts, float* slopes) const {
+        for (int r = 0; r < rows; ++r, aux += kAux * kp, counts += kp, slopes += kp) {
+            for (int64_t k = 0; k < kp; k += kWidth) {
+                vf rate = load(rates(aux).rate + k);
+                store(counts + k, rate);
+                store(slopes + k, rate_slope(rate));
+            }
+            silence(counts, slopes);
+        }
+    }
+    void silence(float* counts, float* slopes) const {
+        for (int64_t k = n_latents; k < kp; ++k) counts[k] = slopes[k] = 0.f;
+    }
     void silence_padding(float* aux) const {
         Rates r = rates(aux);
         for (int64_t k = n_latents; k < kp; ++k) {

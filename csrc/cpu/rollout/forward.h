@@ -156,10 +156,11 @@ template <class Cell> inline void load_block_states(const Tile<Cell>& t, const B
 
 template <class Cell>
 inline void draw_block(const Tile<Cell>& t, const Block<Cell>& b, const Cell& cell, Slot slot, const DrawOf& draw) {
+    bool expected = slot == kUpdateSlot && t.a.expected;
     for (int r = 0; r < t.rows; r += kDrawRows) {
         int rows = t.rows - r < kDrawRows ? t.rows - r : kDrawRows;
         uint32_t sample = t.a.sample_offset + (uint32_t)(t.first + r);
-        cell.draw(rows, b.state_of(r), b.aux_of(r), b.code_of(slot) + r * b.kp, b.memo_of(slot) + r * b.kp,
+        cell.draw(rows, b.state_of(r), b.aux_of(r), expected, b.code_of(slot) + r * b.kp, b.memo_of(slot) + r * b.kp,
                   make_stream(t.a.seed, draw, sample), sample, t.draw_scratch);
     }
 }

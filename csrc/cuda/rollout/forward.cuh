@@ -100,7 +100,7 @@ template <class Cell, int kRows, class Thread> struct Forward : Block<Cell, kRow
                 uint32_t neuron = a.neuron_offset + static_cast<uint32_t>(first + n);
                 Quad code, memo;
                 if (loss) {
-                    cell.draw(s, shared_by_draws, loss_stream(row), neuron, code, memo);
+                    cell.draw(s, shared_by_draws, false, loss_stream(row), neuron, code, memo);
                     code = valid_part(code, valid);
                     *reinterpret_cast<Quad*>(operand + (kLossColumn + r) * ls + n) = code;
                     save_draw(loss_draw(), row, n, valid, code, memo);
@@ -112,7 +112,7 @@ template <class Cell, int kRows, class Thread> struct Forward : Block<Cell, kRow
                 }
                 if (update) {
                     if (!(a.single_draw && loss)) {
-                        cell.draw(s, shared_by_draws, update_stream(row), neuron, code, memo);
+                        cell.draw(s, shared_by_draws, a.expected, update_stream(row), neuron, code, memo);
                         code = valid_part(code, valid);
                     }
                     *update_code = code;

@@ -19,6 +19,7 @@ QUINTIC = tl.constexpr(COMPILED.index("quintic"))
 COSINE = tl.constexpr(COMPILED.index("cosine"))
 FINI2 = tl.constexpr(COMPILED.index("fini2"))
 FINI3 = tl.constexpr(COMPILED.index("fini3"))
+EXPECTED = tl.constexpr(-1)  # no estimator: the rate in place of a count
 
 _WIDE = tl.constexpr(half_width("sigmoid"))  # of the indicator; of the others 1
 _RATE_FLOOR = tl.constexpr(1.1920929e-07)
@@ -290,7 +291,10 @@ def draw(
         ESTIMATOR: one of the constants above.
     """
     rate = rate_of(u)
-    if ESTIMATOR == HARD or ESTIMATOR >= FINI2:
+    if ESTIMATOR == EXPECTED:
+        count = rate
+        slope = rate - _RATE_FLOOR
+    elif ESTIMATOR == HARD or ESTIMATOR >= FINI2:
         count = _hard(rate, k0, k1, sample, step, high, first, N)
         slope = tl.zeros_like(rate)
         if ESTIMATOR == FINI2:

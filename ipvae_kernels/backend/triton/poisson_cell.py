@@ -12,25 +12,25 @@ FLOOR = tl.constexpr(-8.0)  # of the update and of the log rate
 
 
 @triton.jit
-def update(u, prior, drive, inhibition, rate, leak, clamp_u, clamp_du):
+def update(u, prior, drive, inhibition, rate, leak, decay, clamp_u, clamp_du):
     """The new log rate; ``rate`` is the learning rate."""
-    pre = rate * (drive - inhibition - leak * (u - prior))
+    pre = rate * (drive - inhibition - leak * (u - prior) - decay * u)
     du, _ = soft_clamp(max_keep_nan(pre, FLOOR), clamp_du)
     new, _ = soft_clamp(max_keep_nan(u + du, FLOOR), clamp_u)
     return new
 
 
 @triton.jit
-def update_grad(grad, u, prior, drive, inhibition, rate, leak, clamp_u, clamp_du):
+def update_grad(grad, u, prior, drive, inhibition, rate, leak, decay, clamp_u, clamp_du):
     """Gradients of u, prior, drive (that of the inhibition is its negative) and of log(rate)."""
-    pre = rate * (drive - inhibition - leak * (u - prior))
+    pre = rate * (drive - inhibition - leak * (u - prior) - decay * u)
     du, slope_du = soft_clamp(max_keep_nan(pre, FLOOR), clamp_du)
     moved = u + du
     _, slope_u = soft_clamp(max_keep_nan(moved, FLOOR), clamp_u)
     grad_moved = tl.where(moved < FLOOR, 0.0, grad * slope_u)
     grad_pre = tl.where(pre < FLOOR, 0.0, grad_moved * slope_du)
     grad_drive = rate * grad_pre
-    return grad_moved - leak * grad_drive, leak * grad_drive, grad_drive, grad_pre * pre
+    return grad_moved - (leak + decay) * grad_drive, leak * grad_drive, grad_drive, grad_pre * pre
 
 
 @triton.jit

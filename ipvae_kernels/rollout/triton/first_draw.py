@@ -8,7 +8,9 @@ from torch import Tensor
 
 from ...backend import triton as backend
 from ...backend.triton.philox import load_key
+from ...backend.triton.poisson import EXPECTED
 from ...cells import CELLS
+from ...poisson.estimators import code
 from ...poisson.triton import draw_into
 from ..config import RolloutConfig
 from ..schedule import update_stream
@@ -46,7 +48,7 @@ def latents_kernel(
     sample = (row + sample_offset).to(tl.uint32)
     latents, normals = draw_from(
         mean, xi, inside, k0, k1, sample, step.to(tl.uint32), high.to(tl.uint32),
-        first + neuron_offset, 0.0, None, NEURONS, 0, CELL,
+        first + neuron_offset, True, 0.0, None, NEURONS, 0, False, CELL,
     )  # fmt: skip
     tl.store(latents_ptr + at, latents, mask=inside)
     if normals_ptr is not None:
@@ -59,7 +61,8 @@ def first_draw(
     """Draws counts and slopes [B, K] (Gaussian cells: latents and standard normals) from a state."""
     stream = update_stream(cfg, 0, 0)
     if CELLS[cfg.cell].counts:
-        draw_into(state, seed, stream, cfg.estimator, cfg.temperature, cfg.n_arrivals, counts, slopes)
+        number = int(EXPECTED.value) if cfg.expected else code(cfg.estimator, cfg.temperature)
+        draw_into(state, seed, stream, number, cfg.temperature, cfg.n_arrivals, counts, slopes)
         return
     rows, neurons = counts.shape
     tiles = backend.ceil_div(rows, ROWS) * backend.ceil_div(neurons, NEURONS)

@@ -57,7 +57,7 @@ def stores_means(cell: str) -> bool:
 def decode_product(cfg: RolloutConfig) -> str:
     """How latents are decoded: COUNTS for integers in "float32", else one of ``PRODUCTS``."""
     drawn = COMPILED[code(cfg.estimator, cfg.temperature)]
-    integers = cells.CELLS[cfg.cell].counts and ESTIMATORS[drawn].half_width is None
+    integers = cells.CELLS[cfg.cell].counts and ESTIMATORS[drawn].half_width is None and not cfg.expected
     return COUNTS.value if integers and cfg.matmul_precision == "float32" else PRODUCTS[cfg.matmul_precision]
 
 
@@ -180,13 +180,28 @@ def load_rates(log_lr_ptr, CELL: tl.constexpr):
 
 @triton.jit
 def draw_from(
-    u, xi, inside, k0, k1, sample, step, high, first, temperature, n_arrivals,
-    N: tl.constexpr, ESTIMATOR: tl.constexpr, CELL: tl.constexpr,
+    u, xi, inside, k0, k1, sample, step, high, first, fresh, temperature, n_arrivals,
+    N: tl.constexpr, ESTIMATOR: tl.constexpr, EXPECTED: tl.constexpr, CELL: tl.constexpr,
 ):  # fmt: skip
-    """What the decoder sees, and the memo of the draw: slopes of counts, or standard normals of latents."""
+    """What the decoder sees, and the memo of the draw: slopes of counts, or standard normals of latents.
+
+    EXPECTED: rates in place of counts, but in the fresh draw of a step.
+    """
     if CELL == POISSON:
         u = tl.where(inside, u, -20.0)  # nothing outside keeps a sampler running
-        code, memo = poisson.draw(u, k0, k1, sample, step, high, first, temperature, n_arrivals, N, ESTIMATOR)
+        if EXPECTED:
+            if fresh:
+                code, memo = poisson.draw(
+                    u, k0, k1, sample, step, high, first, temperature, n_arrivals, N, ESTIMATOR
+                )
+            else:
+                code, memo = poisson.draw(
+                    u, k0, k1, sample, step, high, first, temperature, n_arrivals, N, poisson.EXPECTED
+                )
+        else:
+            code, memo = poisson.draw(
+                u, k0, k1, sample, step, high, first, temperature, n_arrivals, N, ESTIMATOR
+            )
     else:
         tl.static_assert((CELL == GAUSSIAN) | (CELL == RELU))
         code, memo = gaussian_cell.draw(u, xi, k0, k1, sample, step, high, first, N, CELL == RELU)
@@ -196,7 +211,7 @@ def draw_from(
 @triton.jit
 def advance(
     drive, path_ptr, inhibition, rate, rate_xi, k0, k1, sample, first, first_step, i, j, n_inner, path_slots,
-    wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi,
+    wide, at, inside, leak, decay, clamp_u, clamp_du, clamp_xi, clamp_dxi,
     N: tl.constexpr, SINGLE: tl.constexpr, CELL: tl.constexpr,
 ):  # fmt: skip
     """Update i: stores the new state in the path; returns both halves of it and of the prior of its step.
@@ -207,7 +222,7 @@ def advance(
     u, xi = load_state(path_ptr + i % path_slots * states * wide, wide, at, inside, CELL)
     prior, prior_xi = load_state(path_ptr + (i - j) % path_slots * states * wide, wide, at, inside, CELL)
     if CELL == POISSON:
-        new = poisson_cell.update(u, prior, drive, inhibition, rate, leak, clamp_u, clamp_du)
+        new = poisson_cell.update(u, prior, drive, inhibition, rate, leak, decay, clamp_u, clamp_du)
         new_xi = new
     else:
         tl.static_assert((CELL == GAUSSIAN) | (CELL == RELU))
@@ -274,7 +289,7 @@ def through_kl(
 def update_backward(
     grad, grad_xi, grad_prior, grad_prior_xi, path_ptr, drives_ptr, counts_ptr, slopes_ptr,
     grad_priors_ptr, grad_drives_ptr, grad_means_ptr, inhibition, rate, rate_xi, i, j, n_inner,
-    wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi, CELL: tl.constexpr,
+    wide, at, inside, leak, decay, clamp_u, clamp_du, clamp_xi, clamp_dxi, CELL: tl.constexpr,
 ):  # fmt: skip
     """The backward of update i.
 
@@ -287,7 +302,7 @@ def update_backward(
     drive = tl.load(drives_ptr + i * wide + at, mask=inside, other=0.0)
     if CELL == POISSON:
         grad, to_prior, grad_drive, to_lr = poisson_cell.update_grad(
-            grad, u, prior, drive, inhibition, rate, leak, clamp_u, clamp_du
+            grad, u, prior, drive, inhibition, rate, leak, decay, clamp_u, clamp_du
         )
         to_prior_xi, to_lr_xi = to_prior, to_lr
     else:

@@ -79,6 +79,7 @@ def forward_kernel(
     path_slots,
     error_slots,
     leak: tl.float32,
+    decay: tl.float32,
     clamp_u: tl.float32,
     clamp_du: tl.float32,
     clamp_xi: tl.float32,
@@ -90,6 +91,7 @@ def forward_kernel(
     DECODE: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     SINGLE: tl.constexpr,
+    EXPECTED: tl.constexpr,
     RELEASED: tl.constexpr,
     FRESH: tl.constexpr,
     ROWS: tl.constexpr,
@@ -150,7 +152,7 @@ def forward_kernel(
                 inhibition = exp(tl.load(log_bias_ptr + neuron, mask=neuron < n_neurons, other=0.0))
                 u, xi, prior, prior_xi = advance(
                     drive, path_ptr, inhibition, rate, rate_xi, k0, k1, sample, begin + neuron_offset,
-                    first_step, i, j, n_inner, path_slots, wide, at, inside, leak, clamp_u, clamp_du,
+                    first_step, i, j, n_inner, path_slots, wide, at, inside, leak, decay, clamp_u, clamp_du,
                     clamp_xi, clamp_dxi, NEURONS, SINGLE, CELL,
                 )  # fmt: skip
                 if kl_ptr is not None:
@@ -167,8 +169,8 @@ def forward_kernel(
             for draw in range(first_draw, end_draw):
                 step, high = stream_of(draw, first_step, n_inner, SINGLE)
                 counts, slopes = draw_from(
-                    u, xi, inside, k0, k1, sample, step, high, begin + neuron_offset, temperature, n_arrivals,
-                    NEURONS, ESTIMATOR, CELL,
+                    u, xi, inside, k0, k1, sample, step, high, begin + neuron_offset, draw == fresh_draw,
+                    temperature, n_arrivals, NEURONS, ESTIMATOR, EXPECTED, CELL,
                 )  # fmt: skip
                 if counts_ptr is not None:
                     tl.store(counts_ptr + draw * wide + at, counts, mask=inside)
@@ -259,6 +261,7 @@ def backward_kernel(
     n_neurons,
     n_inner,
     leak: tl.float32,
+    decay: tl.float32,
     clamp_u: tl.float32,
     clamp_du: tl.float32,
     clamp_xi: tl.float32,
@@ -334,7 +337,7 @@ def backward_kernel(
                 grad, grad_xi, grad_drive, to_lr, to_lr_xi = update_backward(
                     grad, grad_xi, grad_prior, grad_prior_xi, path_ptr, drives_ptr, counts_ptr, slopes_ptr,
                     grad_prior_ptr, grad_drives_ptr, grad_means_ptr, inhibition, rate, rate_xi, i, j, n_inner,
-                    wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi, CELL,
+                    wide, at, inside, leak, decay, clamp_u, clamp_du, clamp_xi, clamp_dxi, CELL,
                 )  # fmt: skip
                 lr_sum += to_lr
                 lr_sum_xi += to_lr_xi

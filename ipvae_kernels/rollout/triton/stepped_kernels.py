@@ -158,6 +158,7 @@ def update_kernel(
     draw_slots,
     rows_class,
     leak: tl.float32,
+    decay: tl.float32,
     clamp_u: tl.float32,
     clamp_du: tl.float32,
     clamp_xi: tl.float32,
@@ -168,6 +169,7 @@ def update_kernel(
     PRODUCT: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     SINGLE: tl.constexpr,
+    EXPECTED: tl.constexpr,
     RELEASED: tl.constexpr,
     NEURONS: tl.constexpr,
     SLICE: tl.constexpr,
@@ -206,8 +208,8 @@ def update_kernel(
         sample = (row + sample_offset).to(tl.uint32)
         u, xi, prior, prior_xi = advance(
             drive, path_ptr, inhibition, rate, rate_xi, k0, k1, sample, first, first_step,
-            update, j, n_inner, path_slots, wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi,
-            NEURONS, SINGLE, CELL,
+            update, j, n_inner, path_slots, wide, at, inside, leak, decay, clamp_u, clamp_du, clamp_xi,
+            clamp_dxi, NEURONS, SINGLE, CELL,
         )  # fmt: skip
         if kl_sums_ptr is not None:
             if j == n_inner - 1:
@@ -217,8 +219,8 @@ def update_kernel(
         for draw in range(first_draw, first_draw + n_draws):
             step, high = stream_of(draw, first_step, n_inner, SINGLE)
             counts, slopes = draw_from(
-                u, xi, inside, k0, k1, sample, step, high, first, temperature, n_arrivals,
-                NEURONS, ESTIMATOR, CELL,
+                u, xi, inside, k0, k1, sample, step, high, first, draw % (n_inner + 1) == n_inner,
+                temperature, n_arrivals, NEURONS, ESTIMATOR, EXPECTED, CELL,
             )  # fmt: skip
             slot = tl.cast(draw, tl.int64) % draw_slots
             tl.store(counts_ptr + slot * wide + at, counts, mask=inside)
@@ -290,6 +292,7 @@ def pull_kernel(
     n_inner,
     rows_class,
     leak: tl.float32,
+    decay: tl.float32,
     clamp_u: tl.float32,
     clamp_du: tl.float32,
     clamp_xi: tl.float32,
@@ -369,7 +372,7 @@ def pull_kernel(
             grad, grad_xi, _, to_lr, to_lr_xi = update_backward(
                 grad, grad_xi, grad_prior, grad_prior_xi, path_ptr, drives_ptr, counts_ptr, slopes_ptr,
                 grad_prior_ptr, grad_drives_ptr, grad_means_ptr, inhibition, rate, rate_xi, update, j,
-                n_inner, wide, at, inside, leak, clamp_u, clamp_du, clamp_xi, clamp_dxi, CELL,
+                n_inner, wide, at, inside, leak, decay, clamp_u, clamp_du, clamp_xi, clamp_dxi, CELL,
             )  # fmt: skip
             sums_at = (update * neuron_tiles + tile) * n_rows + row
             tl.store(lr_sums_ptr + sums_at, tl.sum(to_lr, axis=1)[:, None], mask=row < n_rows)

@@ -24,7 +24,7 @@ void poisson(const PoissonArgs& args, const uint64_t* seed, const Launch&) {
 }
 
 static emulated::CellConstants constants_of(const UpdateArgs& args, const float* log_lr) {
-    return {emulated::exp(*log_lr), args.leak, args.clamp_u, args.clamp_du};
+    return {emulated::exp(*log_lr), args.leak, args.decay, args.clamp_u, args.clamp_du};
 }
 
 void update(const UpdateArgs& args, const float* log_lr, const Launch&) {

@@ -136,7 +136,7 @@ def _everything(
     params = (
         ik.GaussianParams(*tensors, activation=params.activation) if gaussian else ik.PoissonParams(*tensors)
     )
-    names = ("n_inner", "beta_inner", "single_draw", "neuron_offset")
+    names = ("n_inner", "beta_inner", "decay", "drive", "single_draw", "neuron_offset")
     shared = {key: arguments[key] for key in names if key in arguments}
     state, records = ik.infer(x, params, steps, seed=3, record=RECORDS, kl=kl, backend=backend, **shared)
     result = ik.elbo(x, params, steps, seed=3, beta=1.7, kl=kl, backend=backend, **arguments)
@@ -192,6 +192,17 @@ def test_rollouts_are_as_accurate_as_eager(
     layout(*layout_of)
     x, params = problem(11, 33, 70, moving=steps if moving else 0, dtype=torch.float32, gaussian=gaussian)
     _agrees(x, params, steps, **arguments)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("layout_of", [(BLOCK, 1, 16), (CLUSTER, 4, 8), (GRID, 3, 8)], ids=str)
+@pytest.mark.parametrize("arguments", [{"decay": 0.3}, {"drive": "expected", "n_inner": 2}], ids=str)
+def test_drives_and_decay(
+    arguments: dict[str, Any], layout_of: tuple[int, int, int], layout: Layout, problem: Problem
+) -> None:
+    layout(*layout_of)
+    x, params = problem(11, 33, 70, dtype=torch.float32)
+    _agrees(x, params, 2, estimator="fini2", **arguments)
 
 
 @pytest.mark.usefixtures("emulated")

@@ -63,18 +63,29 @@ def assert_same(ours: Sequence[Tensor], reference: Sequence[Tensor], tolerance: 
 
 @pytest.mark.parametrize("kl", ["exact", "released"])
 @pytest.mark.parametrize("moving", [False, True], ids=["static", "moving"])
-@pytest.mark.parametrize(("n_inner", "single_draw"), [(1, False), (2, False), (3, False), (1, True)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"n_inner": 2},
+        {"n_inner": 3},
+        {"single_draw": True},
+        {"drive": "expected", "decay": 0.3},
+        {"drive": "sampled", "decay": 0.3, "n_inner": 2},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_backward_by_hand_is_that_of_autograd(
-    estimator: str, n_inner: int, single_draw: bool, moving: bool, kl: str, problem: Problem
+    estimator: str, options: dict[str, Any], moving: bool, kl: str, problem: Problem
 ) -> None:
     steps = 4
     x, params = problem(moving=steps if moving else 0, grad=True)
     results = []
     for backend in ("eager", "autograd"):
         result = ik.elbo(
-            x, params, steps, beta=1.7, estimator=estimator, temperature=0.3, seed=5, n_inner=n_inner,
-            beta_inner=0.6, clamp_u=3.0, clamp_du=2.5, kl=kl, single_draw=single_draw, backend=backend,
+            x, params, steps, beta=1.7, estimator=estimator, temperature=0.3, seed=5, beta_inner=0.6,
+            clamp_u=3.0, clamp_du=2.5, kl=kl, backend=backend, **options,
         )  # fmt: skip
         results.append((result, gradients(x, params, result)))
     (ours, by_hand), (reference, by_autograd) = results
@@ -149,6 +160,8 @@ CONFIGS = [
     {"estimator": "fini3"},
     {"estimator": "hard", "temperature": 0.0},
     {"n_arrivals": 2, "clamp_u": 3.0, "clamp_du": 2.5},
+    {"decay": 0.3},
+    {"drive": "expected", "decay": 0.3, "n_inner": 2, "estimator": "fini2"},
     {"cell": "gaussian"},
     {"cell": "gaussian_relu", "n_inner": 2, "beta_inner": 0.6},
     {"cell": "gaussian_relu", "single_draw": True, "clamp_u": 1.5, "clamp_xi": 0.8, "clamp_dxi": 0.7},

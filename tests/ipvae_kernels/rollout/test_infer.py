@@ -477,6 +477,14 @@ BAD = [
     ),
     (None, {"clamp_u": -9}, ValueError, "clamp_u: expected a finite number above -8, found -9"),
     (None, {"clamp_du": math.inf}, ValueError, "clamp_du: expected a finite number above -8, found inf"),
+    (None, {"decay": -0.1}, ValueError, "decay: expected a finite number of at least 0"),
+    (None, {"drive": "exact"}, ValueError, "drive: expected one of paper, sampled, expected; found 'exact'"),
+    (
+        None,
+        {"drive": "expected", "single_draw": True},
+        ValueError,
+        "single_draw: expected False with drive='expected', whose updates draw nothing",
+    ),
     (None, {"kl": "reverse"}, ValueError, "kl: expected one of exact, released; found 'reverse'"),
     (None, {"single_draw": 1}, TypeError, "single_draw: expected a bool, found int"),
     (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from typing import Any
 
 import pytest
@@ -40,6 +41,25 @@ def test_prepared_parameters_give_the_same_numbers(
         ]
         assert same(*continued)
         assert continued[1].state.step == 10
+
+
+@pytest.mark.parametrize("drive", ["sampled", "expected"])
+@pytest.mark.parametrize("half", [False, True])
+def test_parameters_are_prepared_for_a_drive(half: bool, drive: str, problem: Problem) -> None:
+    x, params = problem(dtype=torch.float32)
+    if half:
+        params = dataclasses.replace(params, dictionary=params.dictionary.to(torch.bfloat16))
+    ready = ik.prepare(params, drive=drive)
+    rounded = dataclasses.replace(params, dictionary=params.dictionary.float())
+    arguments = {"seed": 3, "record": RECORDS, "drive": drive}
+    assert same(*(ik.infer(x, given, 5, **arguments) for given in (rounded, ready)))
+    assert same(*(ik.infer(x, given, 5, **arguments) for given in (ready, pickle.loads(pickle.dumps(ready)))))
+    with pytest.raises(
+        ValueError, match=f"drive: expected '{drive}', which the parameters were prepared for"
+    ):
+        ik.infer(x, ready, 5)
+    with pytest.raises(ValueError, match=rf"found '{drive}'; prepare\(params, drive='{drive}'\) makes"):
+        ik.infer(x, ik.prepare(params), 5, drive=drive)
 
 
 def test_gradients_reach_prepared_parameters(problem: Problem) -> None:

@@ -16,7 +16,7 @@ from ipvae_kernels.rollout.problem import FLOATS, OTHERS, Inputs, Trajectory, Up
 CELL = {"cell", "clamp_xi", "clamp_dxi"}  # the parameters' type, and pairs of clamps
 STATE = {"step"}
 DRAWN = {"estimator", "temperature", "n_arrivals"}  # infer draws hard counts
-IN_C = {"steps": "n_steps", "beta_inner": "leak"}
+IN_C = {"steps": "n_steps", "beta_inner": "leak", "drive": "expected"}
 
 
 def test_schemas_have_every_field_of_the_constants() -> None:

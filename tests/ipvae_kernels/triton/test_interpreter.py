@@ -19,7 +19,12 @@ TESTS = Path(__file__).resolve().parents[1]
 GROUPS = {
     "poisson": ["poisson/test_poisson_op.py", "update", "triton/test_kernels.py"],
     "elbo": ["rollout/test_elbo.py"],
-    "infer": ["rollout/test_composition.py", "rollout/test_infer.py", "rollout/test_limits.py"],
+    "infer": [
+        "rollout/test_composition.py",
+        "rollout/test_drive.py",
+        "rollout/test_infer.py",
+        "rollout/test_limits.py",
+    ],
 }
 
 LEFT_OUT = (
@@ -31,6 +36,7 @@ LEFT_OUT = (
     "time_splits and not static",
     "record_every_counts and (identity or relu)",
     "drivers_agree and static",
+    "sampled_drive_has_the_expected",
 )
 CHOSEN = f"triton and not ({' or '.join(f'({words})' for words in LEFT_OUT)})"
 

@@ -105,6 +105,7 @@ CONFIGS = [
     {"n_inner": 3, "beta_inner": 0.6},
     {"single_draw": True, "step": 3},
     {"kl": "released", "estimator": "fini2", "sample_offset": 5, "neuron_offset": 8},
+    {"drive": "expected", "decay": 0.3, "estimator": "fini2"},
     {"cell": "gaussian", "single_draw": True, "step": 3, "neuron_offset": 8},
     {"cell": "gaussian_relu", "n_inner": 2, "beta_inner": 0.6},
 ]

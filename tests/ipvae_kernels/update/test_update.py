@@ -257,7 +257,7 @@ def test_bad_arguments(
 
 def test_opcheck(backend: str, dtype: torch.dtype) -> None:
     operator, tensors = torch.ops.ipvae_kernels, inputs(dtype=dtype)
-    arguments = (*tensors, torch.tensor([0.5, 10.0, 10.0], dtype=torch.float64), backend, True)
+    arguments = (*tensors, torch.tensor([0.5, 0.2, 10.0, 10.0], dtype=torch.float64), backend, True)
     torch.library.opcheck(operator.log_rate_update.default, arguments)
     backward = operator.log_rate_update_backward.default
     torch.library.opcheck(backward, (torch.ones(6, 11, dtype=dtype), *arguments))
