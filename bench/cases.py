@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ipvae_kernels.poisson.estimators import ESTIMATORS
+from ipvae_kernels.rollout.config import DRIVES
 
 from .states import STATES
 
@@ -42,6 +43,7 @@ class Case:
         only: contestants by name, where not all run; backends of `ipvae_kernels` always do.
         shape: of the log rates of sampling cases.
         calls: runs that are timed together; the time is that of one.
+        drive: of the updates, as of `ipvae_kernels.infer`.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Case:
     only: tuple[str, ...] = ()
     shape: tuple[int, int] = SAMPLED
     calls: int = 1
+    drive: str = "paper"
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -84,7 +87,7 @@ class Case:
         elif (hidden := STATES[self.state].hidden_weights) > 0:  # each pass of an MLP is dense
             products = 6.0 * hidden
         else:
-            products = 2 * m * k * (1 + 2 * share)
+            products = 2 * m * k * (1 + share + (1.0 if self.drive == "expected" else share))
         backward = 0.0 if self.op == "infer" else 2 * products
         return b * t * (products + backward + 3 * POINTWISE * k)
 
@@ -138,6 +141,7 @@ def _training() -> list[Case]:
     ) -> Case:
         return Case(name, "training", "train", state, batch, steps, estimator, temperature, only=only)
 
+    driven = case("train-784-fini2", "fini2", 0.0, "pixels784", 100, 16, "baseline")
     return [
         case("quick-train-sigmoid-0.1", "sigmoid", 0.1, "paper", 16, 16, "baseline"),
         case("quick-train-cubic-0.1", "cubic", 0.1, "paper", 16, 16, "baseline"),
@@ -148,6 +152,7 @@ def _training() -> list[Case]:
         case("train-paper-cubic-0.1", "cubic", 0.1, "paper", 200, 16),
         case("train-paper-fini2", "fini2", 0.0, "paper", 200, 16),
         case("train-784", "sigmoid", 0.1, "pixels784", 100, 16),
+        *(replace(driven, name=f"{driven.name}-{drive}", drive=drive) for drive in DRIVES),
         case("train-784-128", "sigmoid", 0.1, "pixels784", 100, 128),
         case("mlp-784-sigmoid-0.1", "sigmoid", 0.1, "mlp784", 100, 16, "baseline"),
         case("mlp-784-fini2", "fini2", 0.0, "mlp784", 100, 16, "baseline"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -157,6 +157,7 @@ def make(case: Case, settings: Settings, tell: Callable[[str], None] = lambda _:
         arrivals = baseline.released_arrivals(state.model, x, case.steps) if case.op == "train" else []
         nonzero, mean = states.nonzero(state.model, x, case.steps)
     model = copy.deepcopy(state.model).to(settings.device)
+    model.config = replace(model.config, drive=case.drive)
     device = settings.device
     amortised = None
     if case.op == "amortised":

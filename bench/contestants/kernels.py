@@ -64,7 +64,7 @@ def _calls(problem: Problem, backend: str) -> Callable[[], Output]:
     def train() -> Output:
         result = ipvae_kernels.elbo(
             problem.x, model.params, case.steps, beta=BETA, kl=model.config.kl, seed=next(seeds),
-            backend=backend, decoder=model.flat_decoder(), **draw, **model.clamps,  # type: ignore[arg-type]
+            backend=backend, decoder=model.flat_decoder(), drive=case.drive, **draw, **model.clamps,  # type: ignore[arg-type]
         )  # fmt: skip
         optimiser.step(result.loss)
         return _trained(result, watched(model).grad)

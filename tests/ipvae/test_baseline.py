@@ -51,9 +51,16 @@ def test_the_loss_has_the_kernels_law(estimator: str, kl: str) -> None:
     torch.testing.assert_close(plain.loss, (plain.recon + 2.0 * plain.kl).mean() * 256 / 6)
 
 
-@pytest.mark.parametrize("estimator", ["sigmoid", "cubic", "fini2", "fini3"])
-def test_the_gradient_has_the_kernels_law(estimator: str) -> None:
-    net, x = model(estimator=estimator, n_arrivals=12), inputs(4_000)
+@pytest.mark.parametrize(
+    ("estimator", "rule"),
+    [
+        *((estimator, {}) for estimator in ("sigmoid", "cubic", "fini2", "fini3")),
+        ("fini2", {"drive": "sampled", "decay": 0.2}),
+        ("fini2", {"drive": "expected"}),
+    ],
+)
+def test_the_gradient_has_the_kernels_law(estimator: str, rule: dict[str, object]) -> None:
+    net, x = model(estimator=estimator, n_arrivals=12, **rule), inputs(4_000)
     gradients = []
     for plain in (True, False):
         rows = []
@@ -77,7 +84,13 @@ def test_without_chance_the_numbers_are_equal(eps: float) -> None:
     net, x = model(init_log_rate=(-8.0, -8.0), init_scale=0.0, init_log_bias=0.5), inputs(3)
     net.set_annealing(eps=eps)
     result = ipvae_kernels.infer(
-        x, net.params, STEPS, record=("recon", "kl"), seed=0, backend="autograd", **net._rollout_options(None)
+        x,
+        net.params,
+        STEPS,
+        record=("recon", "kl"),
+        seed=0,
+        backend="autograd",
+        **net._rollout_options(None, None),
     )
     plain = baseline.infer(net, x, STEPS)
     torch.testing.assert_close(plain.recon, result.records["recon"])

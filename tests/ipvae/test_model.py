@@ -501,7 +501,9 @@ def test_the_check_for_finite_values_can_be_turned_off(model: IterativeVAE, x: T
 
 
 # What a model has of its configuration, its buffers or its weights, so that a call need not say it.
-CONFIGURED = {"params", "n_inner", "beta_inner", "kl", "clamp_u", "clamp_du", "n_arrivals"}
+CONFIGURED = {
+    "params", "n_inner", "beta_inner", "decay", "drive", "kl", "clamp_u", "clamp_du", "n_arrivals"
+}  # fmt: skip
 NOT_OF_A_MODEL = {"decoder", "neuron_offset"}  # it has a decoder of its own, and all neurons
 
 
@@ -542,7 +544,9 @@ def test_eval_mode_prepares_parameters_and_never_uses_stale_ones(
 ) -> None:
     made: list[Any] = []
     prepare = ipvae_kernels.prepare
-    monkeypatch.setattr(ipvae_kernels, "prepare", lambda params: made.append(params) or prepare(params))
+    monkeypatch.setattr(
+        ipvae_kernels, "prepare", lambda params, **how: made.append(params) or prepare(params, **how)
+    )
     model = small(**options).eval()
 
     def infer() -> Tensor:

@@ -176,9 +176,11 @@ template <class Cell> inline void decode_block(const Tile<Cell>& t, const Block<
     // Alone, the first block's part is the sum, and the next ones' lie where the error will.
     bool sum = !t.share.meet && b.index > 0;
     float* to = sum ? t.error : t.part_of(b.index);
-    for (int slot = first; slot < first + slots; slot += kMergesSlots ? slots : 1) {
+    // Rates are never 0, so counts beside them are decoded apart: by spikes where they are few.
+    int together = kMergesSlots && !t.a.expected ? slots : 1;
+    for (int slot = first; slot < first + slots; slot += together) {
         int64_t at = slot * t.size();
-        int rows = kMergesSlots ? slots * t.rows : t.rows;
+        int rows = together * t.rows;
         if (reads_dictionary(t.a))
             with_columns(t, b, [&](const auto* columns) {
                 transposed_product(rows, b.code_of(slot), b.kp, b.args.n_latents, columns, t.a.n_latents, t.a.n_inputs,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from ..extras import explained
 from ..fields import ConfigError
-from ..models.config import ESTIMATORS, ModelConfig
+from ..models.config import ADDED, DRIVES, ESTIMATORS, ModelConfig
 from .app import TERMINATED, app, clear_errors, fail
 from .loading import load_data, machine
 from .options import (
@@ -85,6 +85,23 @@ def train(
             help=f"Of a Poisson model, gradient of counts: {', '.join(ESTIMATORS)}.",
         ),
     ] = None,
+    drive: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=lambda: DRIVES,
+            help="Of ip-vae: paper (the residual of counts), expected (the exact natural gradient, by rates) "
+            "or sampled (the same, by counts).",
+        ),
+    ] = None,
+    decay: Annotated[
+        float | None, typer.Option(help="Of ip-vae: leak of the membranes, 0 in the paper.")
+    ] = None,
+    single_draw: Annotated[
+        bool | None,
+        typer.Option(
+            "--single-draw", help="Of iterative models: one draw a step, for its loss and the next."
+        ),
+    ] = None,
     activation: Annotated[
         str | None, typer.Option(help="Of a Gaussian model: identity or relu; --model says it too.")
     ] = None,
@@ -134,8 +151,9 @@ def train(
         recipe, data, splits, model, activation=activation, decoder=decoder, encoder=encoder
     )
     model_config = _override(
-        model_config, n_latents=latents, t_train=t_train, kl=kl, estimator=estimator, seed=seed
-    )
+        model_config, n_latents=latents, t_train=t_train, kl=kl, estimator=estimator, drive=drive,
+        decay=decay, single_draw=single_draw, seed=seed,
+    )  # fmt: skip
     train_config = _override(train_config, batch_size=batch_size, lr=lr, beta_outer=beta, seed=seed)
     if lr is not None and lr < train_config.lr_min:
         train_config = dataclasses.replace(train_config, lr_min=lr)
@@ -211,8 +229,9 @@ def _frames(motion: Motion, splits: DataSplits, steps: int) -> Frames | None:
 
 
 def _describe(model: VAEConfig, train: TrainConfig, n: int) -> str:
-    named = ("estimator", "activation", "kl", "encoder", "decoder")
-    own = "".join(f"{name} {getattr(model, name)}, " for name in named if hasattr(model, name))
+    named = ("estimator", "activation", "kl", "encoder", "decoder", *ADDED)
+    values = {name: getattr(model, name) for name in named if hasattr(model, name)}
+    own = "".join(f"{name} {value}, " for name, value in values.items() if ADDED.get(name) != value)
     steps = f"{model.t_train} inference steps" if isinstance(model, ModelConfig) else "no inference steps"
     return (
         f"{model.cell} model, {model.n_latents} neurons, {steps}; "

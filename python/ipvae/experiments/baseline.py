@@ -49,12 +49,14 @@ class Constants(NamedTuple):
         decoder: from codes [B, K] to pixels [B, M], in place of the dictionary; or None.
         sigma: standard deviation of the pixels, [M].
         var: its square, [M].
-        bias: inhibition, [K].
+        bias: inhibition, with what the drive subtracts, [K].
         lr: step size, [].
         constant: part of the reconstruction term that no count changes, [].
         clamp_u: ceiling of the log rate.
         clamp_du: ceiling of its update.
         released_kl: whether the KL is that of the released code.
+        expected: whether rates drive the updates, in place of counts.
+        decay: weight of the pull of a log rate towards 0.
     """
 
     phi: Tensor | None
@@ -67,6 +69,8 @@ class Constants(NamedTuple):
     clamp_u: float
     clamp_du: float
     released_kl: bool
+    expected: bool
+    decay: float
 
 
 # (log rate [B, K], x [B, M], constants, estimator, temperature, arrivals) -> log rate, recon [B], kl [B].
@@ -75,12 +79,17 @@ Step = Callable[[Tensor, Tensor, Constants, str, float, int | None], tuple[Tenso
 
 def constants(model: IPVAE) -> Constants:
     """The constants of a rollout; gradients flow through to the model's parameters."""
-    p = model.params
+    p, config = model.params, model.config
     sigma = p.log_sigma.exp()
+    bias = p.log_bias.exp()
+    if config.drive != "paper":
+        assert p.dictionary is not None
+        bias = bias + 0.5 * (p.dictionary / sigma[:, None]).square().sum(0)
     constant = p.log_sigma.sum() + 0.5 * math.log(2.0 * math.pi) * len(sigma)
     return Constants(
-        p.dictionary, model.flat_decoder(), sigma, sigma.square(), p.log_bias.exp(), p.log_lr.exp(), constant,
-        model.clamps["clamp_u"], model.clamps["clamp_du"], model.config.kl == "released",
+        p.dictionary, model.flat_decoder(), sigma, sigma.square(), bias, p.log_lr.exp(), constant,
+        model.clamps["clamp_u"], model.clamps["clamp_du"], config.kl == "released",
+        config.drive == "expected", config.decay,
     )  # fmt: skip
 
 
@@ -89,8 +98,10 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step from log rates [B, K]: the new ones, recon [B] and kl [B]."""
     prior = u
-    mean, back = decoded(sample(u, estimator, temperature, n_arrivals), c)
-    change = c.lr * (back((x - mean) / c.var) - c.bias)
+    code = rates(u) if c.expected else sample(u, estimator, temperature, n_arrivals)
+    mean, back = decoded(code, c)
+    drive = back((x - mean) / c.var) - c.bias
+    change = c.lr * (drive - c.decay * u if c.decay else drive)
     change = c.clamp_du - F.softplus(c.clamp_du - change.clamp_(min=FLOOR))
     u = c.clamp_u - F.softplus(c.clamp_u - (u + change).clamp_(min=FLOOR))
     error = (x - decoded(sample(u, estimator, temperature, n_arrivals), c)[0]) / c.sigma
@@ -169,9 +180,14 @@ def infer(model: IPVAE, x: Tensor, steps: int) -> Result:
     return loss(model, x, steps, 1.0, "hard", 0.0, None)
 
 
+def rates(log_rate: Tensor) -> Tensor:
+    """Rates of log rates [B, K]."""
+    return log_rate.exp() + RATE_FLOOR
+
+
 def sample(log_rate: Tensor, estimator: str, temperature: float, n_arrivals: int | None) -> Tensor:
     """Counts of log rates [B, K], differentiable unless hard."""
-    rate = log_rate.exp() + RATE_FLOOR
+    rate = rates(log_rate)
     if estimator in SLOPES:
         with torch.no_grad():
             z = torch.poisson(rate)

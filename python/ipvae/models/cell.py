@@ -41,6 +41,8 @@ class IPVAECell(nn.Module):
         clamp_du: soft ceiling of their updates.
         n_inner: updates a step, 1..256.
         beta_inner: weight of the pull towards the state before the step; in force where n_inner > 1.
+        decay: weight of a pull of the log rates towards 0: a leaky membrane.
+        drive: what drives an update, "paper", "sampled" or "expected", see `ipvae_kernels.infer`.
         kl: "exact", or "released": the formula of the released code.
         single_draw: the fresh draw of a step also drives the next update.
         estimator: of the gradient of counts in training mode, see `ipvae_kernels.poisson_rsample`.
@@ -79,6 +81,8 @@ class IPVAECell(nn.Module):
         clamp_du: float = 10.0,
         n_inner: int = 1,
         beta_inner: float = 1.0,
+        decay: float = 0.0,
+        drive: str = "paper",
         kl: str = "exact",
         single_draw: bool = False,
         estimator: str = "fini2",
@@ -95,6 +99,7 @@ class IPVAECell(nn.Module):
         self.decoder = decoder
         self.clamp_u, self.clamp_du, self.kl = clamp_u, clamp_du, kl
         self.n_inner, self.beta_inner, self.single_draw = n_inner, beta_inner, single_draw
+        self.decay, self.drive = decay, drive
         self.estimator, self.temperature, self.n_arrivals = estimator, temperature, n_arrivals
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -180,9 +185,9 @@ class IPVAECell(nn.Module):
         """
         options: dict[str, Any] = {
             "decoder": self.decoder, "state": state, "seed": seed, "sample_offset": sample_offset,
-            "n_inner": self.n_inner, "beta_inner": self.beta_inner, "clamp_u": self.clamp_u,
-            "clamp_du": self.clamp_du, "kl": self.kl, "single_draw": self.single_draw, "backend": backend,
-            "check": check,
+            "n_inner": self.n_inner, "beta_inner": self.beta_inner, "decay": self.decay, "drive": self.drive,
+            "clamp_u": self.clamp_u, "clamp_du": self.clamp_du, "kl": self.kl,
+            "single_draw": self.single_draw, "backend": backend, "check": check,
         }  # fmt: skip
         if self.training:
             return ipvae_kernels.step(
@@ -190,7 +195,9 @@ class IPVAECell(nn.Module):
                 n_arrivals=self.n_arrivals, **options,
             )  # fmt: skip
         one_frame(x)
-        params = self.params if self.decoder is not None else packed_once(self, lambda: self.params)
+        params = (
+            self.params if self.decoder is not None else packed_once(self, lambda: self.params, self.drive)
+        )
         result = ipvae_kernels.infer(x, params, 1, record=RECORD, **options)
         return StepResult(result.state, *(result.records[name][0] for name in RECORD))
 

@@ -19,6 +19,9 @@ from ..fields import ConfigError, as_python, choice, from_dict, integer, is_int,
 Kl = Literal["exact", "released"]
 Activation = Literal["identity", "relu"]
 ESTIMATORS = ("sigmoid", "linear", "cubic", "quintic", "cosine", "fini2", "fini3", "gumbel", "hard")
+DRIVES = ("paper", "sampled", "expected")
+# Later versions added these; a file or a run with what they are by default is that of the versions before.
+ADDED = {"single_draw": False, "drive": "paper", "decay": 0.0}
 # Sizes of a model: the product of two, in bytes, does not overflow.
 _MODEL_SIZE_MAX = 2**28
 OWN = "module"
@@ -121,9 +124,11 @@ class VAEConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values that survive JSON and `from_dict`, with the cell.
 
-        Of a linear decoder they say nothing: files and runs are those of the versions that had no other.
+        Of a linear decoder they say nothing, nor of options that are off: files and runs are those of the
+        versions that had no other.
         """
         values = dataclasses.asdict(self)
+        values = {name: value for name, value in values.items() if name not in ADDED or value != ADDED[name]}
         if self.decoder == "linear":
             del values["decoder"], values["decoder_width"]
         return {"cell": self.cell, **values}
@@ -193,6 +198,8 @@ class ModelConfig(VAEConfig):
         t_train: T, inference steps unrolled in training.
         n_inner: updates within one step (1 in the paper).
         beta_inner: weight of the leak, used only where ``n_inner > 1``.
+        single_draw: the counts of one step's loss drive the next step's update: half the draws, and not the
+            paper's rule.
         clamp_u: final soft clamp of each number of the state; None: the default of the family.
         clamp_du: final soft clamp of one update; None: the default of the family.
         kl: "exact", or "released": exp(u - u_prior) times that, to which the published betas belong.
@@ -205,6 +212,7 @@ class ModelConfig(VAEConfig):
     t_train: int = 16
     n_inner: int = 1
     beta_inner: float = 1.0
+    single_draw: bool = field(default=False, kw_only=True)
     clamp_u: float | tuple[float, ...] | None = None
     clamp_du: float | tuple[float, ...] | None = None
     kl: Kl = "exact"
@@ -225,8 +233,11 @@ class ModelConfig(VAEConfig):
             number(self, name, low=0.0)
         number(self, "init_log_bias")
         choice(self, "kl", ("exact", "released"))
-        if not isinstance(self.fit_prior, bool):
-            raise ConfigError(f"fit_prior: expected true or false, found {self.fit_prior!r}")
+        for name in ("fit_prior", "single_draw"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: expected true or false, found {getattr(self, name)!r}")
+        if self.single_draw and self.n_inner > 1:
+            raise ConfigError(f"single_draw: expected n_inner = 1 with it, found {self.n_inner}")
         self._check_clamps()
 
     def _check_clamps(self) -> None:
@@ -255,11 +266,17 @@ class IPVAEConfig(ModelConfig):
         n_arrivals: arrivals kept by the estimator: None (all), a number, or "released" (their quantile rule).
         init_log_rate: bounds of the uniform initial log rates: about a spike a step. The released code starts
             nearly silent, (-6, -4), and needs hours to recover.
+        drive: what drives an update: "paper", the residual of counts; "expected", the exact natural gradient
+            of the expected reconstruction, by rates; "sampled", the same by counts. The last two need the
+            linear decoder; nobody has published them.
+        decay: weight of a pull of every log rate towards 0: a leaky membrane; 0 in the paper.
     """
 
     estimator: str = "fini2"
     n_arrivals: int | Literal["released"] | None = None
     init_log_rate: tuple[float, float] = (-0.5, 0.5)
+    drive: str = field(default="paper", kw_only=True)
+    decay: float = field(default=0.0, kw_only=True)
 
     cell = "poisson"
     variants = {  # noqa: RUF012
@@ -270,6 +287,14 @@ class IPVAEConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(self, ("released",))
+        choice(self, "drive", DRIVES)
+        number(self, "decay", low=0.0)
+        if self.drive != "paper" and self.decoder != "linear":
+            raise ConfigError(
+                f"drive: expected 'paper' with a {self.decoder!r} decoder, found {self.drive!r}"
+            )
+        if self.drive == "expected" and self.single_draw:
+            raise ConfigError("single_draw: expected false with drive='expected', whose updates draw nothing")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..inputs import Inputs
 from ..interop import release, released
 from . import packed
 from .base import VAE, soft_log_sigma
-from .config import OWN, ModelConfig
+from .config import ADDED, OWN, ModelConfig
 from .decoders import reset_network
 from .layer import Layer
 
@@ -170,7 +170,7 @@ class IterativeVAE(VAE):
         truncate: int | None = None,
         checkpoint: int | None = None,
         record: Iterable[str] = (),
-        single_draw: bool = False,
+        single_draw: bool | None = None,
         matmul_precision: str | None = None,
         state: State | None = None,
         seed: int | Tensor | None = None,
@@ -190,7 +190,7 @@ class IterativeVAE(VAE):
             checkpoint: keep the trajectory of so many steps at a time, and run them once more in the
                 backward; None: of as many as fit in 64 MiB.
             record: what to keep of every step, differentiable, by the names of `ipvae_kernels.elbo`.
-            single_draw: use the counts of one step's loss for the next step's update.
+            single_draw: use the counts of one step's loss for the next step's update; None: as configured.
             matmul_precision: format of products on a GPU's tensor cores; None: the attribute.
             state: to continue from; None: the learned initial state.
             seed: of the noise; None: drawn from torch's generator.
@@ -206,8 +206,9 @@ class IterativeVAE(VAE):
         return ipvae_kernels.elbo(
             self.flatten(x), self.params, self._steps(steps), decoder=self.flat_decoder(),
             state=state, beta=beta, truncate=truncate, checkpoint=checkpoint, record=record,
-            single_draw=single_draw, seed=seed, sample_offset=sample_offset, backend=backend, check=check,
-            **self._draw_options(estimator, temperature), **self._rollout_options(matmul_precision),
+            seed=seed, sample_offset=sample_offset, backend=backend, check=check,
+            **self._draw_options(estimator, temperature),
+            **self._rollout_options(matmul_precision, single_draw),
         )  # fmt: skip
 
     def infer(
@@ -219,7 +220,7 @@ class IterativeVAE(VAE):
         record_every: int = 1,
         state: State | None = None,
         seed: int | Tensor | None = None,
-        single_draw: bool = False,
+        single_draw: bool | None = None,
         matmul_precision: str | None = None,
         sample_offset: int | None = None,
         backend: str = "auto",
@@ -234,7 +235,7 @@ class IterativeVAE(VAE):
             record_every: keep every so manyth step.
             state: to continue from; None: the learned initial state.
             seed: of the noise; None: drawn from torch's generator.
-            single_draw: use the counts of one step's loss for the next step's update.
+            single_draw: use the counts of one step's loss for the next step's update; None: as configured.
             matmul_precision: format of products on a GPU's tensor cores; None: the attribute.
             sample_offset: global index of the first row, as in `forward`; None: the state's, or 0.
             backend: of `ipvae_kernels`.
@@ -247,9 +248,9 @@ class IterativeVAE(VAE):
         with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
             return ipvae_kernels.infer(
                 self.flatten(x), self._ready(), self._steps(steps), decoder=self.flat_decoder(),
-                state=state, record=record, record_every=record_every, seed=seed, single_draw=single_draw,
+                state=state, record=record, record_every=record_every, seed=seed,
                 sample_offset=sample_offset, backend=backend, check=check,
-                **self._rollout_options(matmul_precision),
+                **self._rollout_options(matmul_precision, single_draw),
             )  # fmt: skip
 
     def flat_decoder(self) -> nn.Module | None:
@@ -258,7 +259,9 @@ class IterativeVAE(VAE):
 
     def _ready(self) -> PoissonParams | GaussianParams | Prepared:
         """The parameters for many calls: a dictionary is packed once."""
-        return packed.packed_once(self, lambda: self.params) if self.decoder is None else self.params
+        if self.decoder is not None:
+            return self.params
+        return packed.packed_once(self, lambda: self.params, self._update_rule().get("drive", "paper"))
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode, and forgets what `infer` had prepared."""
@@ -277,12 +280,17 @@ class IterativeVAE(VAE):
     def _steps(self, steps: int | None) -> int:
         return self.config.t_train if steps is None else steps
 
-    def _rollout_options(self, matmul_precision: str | None) -> dict[str, Any]:
+    def _update_rule(self) -> dict[str, Any]:
+        """What a rollout is told of the updates, of this family alone."""
+        return {}
+
+    def _rollout_options(self, matmul_precision: str | None, single_draw: bool | None) -> dict[str, Any]:
         """What a rollout takes from the configuration, the buffers and the attributes."""
         config = self.config
         leak = self.layer.read("beta_inner") if config.n_inner > 1 else 0.0
         return {
-            "n_inner": config.n_inner, "beta_inner": leak, "kl": config.kl,
+            "n_inner": config.n_inner, "beta_inner": leak, "kl": config.kl, **self._update_rule(),
+            "single_draw": config.single_draw if single_draw is None else single_draw,
             "matmul_precision": self.matmul_precision if matmul_precision is None else matmul_precision,
             **self.clamps,
         }  # fmt: skip
@@ -350,6 +358,9 @@ class IterativeVAE(VAE):
             raise ConfigError(
                 f"decoder: expected 'linear', the only one of their code, found {self.config.decoder!r}"
             )
+        for name, value in ADDED.items():
+            if (found := getattr(self.config, name, value)) != value:
+                raise ConfigError(f"{name}: expected {value!r}, as in their code, found {found!r}")
         return release.save(self, folder, dataset=dataset, beta=beta, trainer=trainer)
 
 

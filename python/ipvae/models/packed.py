@@ -16,7 +16,7 @@ _PACKED: MutableMapping[nn.Module, tuple[list[tuple[int, int, int]], Prepared]] 
 
 
 def packed_once(
-    model: nn.Module, params: Callable[[], PoissonParams | GaussianParams]
+    model: nn.Module, params: Callable[[], PoissonParams | GaussianParams], drive: str = "paper"
 ) -> PoissonParams | GaussianParams | Prepared:
     """The parameters; in eval mode on a CPU prepared, until one of them changes.
 
@@ -25,6 +25,7 @@ def packed_once(
     Args:
         model: whose parameters they are made of.
         params: makes them.
+        drive: of the updates.
     """
     parameters = list(model.parameters())
     plain = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
@@ -33,8 +34,8 @@ def packed_once(
         return params()
     now = [(id(p), p.data_ptr(), p._version) for p in parameters]
     seen, prepared = _PACKED.get(model, (None, None))
-    if prepared is None or seen != now:
-        prepared = ipvae_kernels.prepare(params())
+    if prepared is None or seen != now or prepared.drive != drive:
+        prepared = ipvae_kernels.prepare(params(), drive=drive)
         _PACKED[model] = (now, prepared)
     return prepared
 

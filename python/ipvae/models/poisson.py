@@ -64,6 +64,9 @@ class IPVAE(PoissonLatents, IterativeVAE):
         """
         self.layer.write("n_exp", checks.integer("n", n, 0, checkpoint.ARRIVALS_MAX))
 
+    def _update_rule(self) -> dict[str, Any]:
+        return {"drive": self.config.drive, "decay": self.config.decay}
+
     def _draw_options(self, estimator: str | None, temperature: float | None) -> dict[str, Any]:
         return {
             "estimator": self.config.estimator if estimator is None else estimator,
