@@ -38,6 +38,7 @@ class UpdateArgs:
     n_latents: int
     learning_rate: float
     leak: float
+    decay: float
     clamp_u: float
     clamp_du: float
     log_rate: int
@@ -82,6 +83,7 @@ class RolloutArgs:
     sample_offset: int
     neuron_offset: int
     leak: float
+    decay: float
     clamp_u: float
     clamp_du: float
     temperature: float
@@ -92,6 +94,7 @@ class RolloutArgs:
     estimator: int
     kl: int
     single_draw: bool
+    expected: bool
     x: int
     x_step: int
     log_rate: int

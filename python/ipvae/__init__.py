@@ -28,7 +28,9 @@ if TYPE_CHECKING:
         PVAEConfig,
         VAEConfig,
     )
+    from .models.config_hybrid import IAGVAEConfig, IAPVAEConfig, SAGVAEConfig, SAPVAEConfig
     from .models.gaussian import IGVAE
+    from .models.hybrid import IAGVAE, IAPVAE, SAGVAE, SAPVAE, HybridVAE
     from .models.iterative import IterativeVAE
     from .models.poisson import IPVAE
     from .models.registry import build_model, load_model
@@ -42,9 +44,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GVAE",
+    "IAGVAE",
+    "IAPVAE",
     "IGVAE",
     "IPVAE",
     "PVAE",
+    "SAGVAE",
+    "SAPVAE",
     "VAE",
     "AccelerationWarning",
     "AmortisedConfig",
@@ -53,6 +59,9 @@ __all__ = [
     "ConfigError",
     "Evaluation",
     "GVAEConfig",
+    "HybridVAE",
+    "IAGVAEConfig",
+    "IAPVAEConfig",
     "IGVAEConfig",
     "IPVAECell",
     "IPVAEConfig",
@@ -60,6 +69,8 @@ __all__ = [
     "ModelConfig",
     "PVAEConfig",
     "Readout",
+    "SAGVAEConfig",
+    "SAPVAEConfig",
     "SpikeCoder",
     "Stream",
     "StreamEnded",
@@ -100,7 +111,9 @@ _HOMES = {
         "PVAEConfig",
         "VAEConfig",
     ),
+    "models.config_hybrid": ("IAGVAEConfig", "IAPVAEConfig", "SAGVAEConfig", "SAPVAEConfig"),
     "models.gaussian": ("IGVAE",),
+    "models.hybrid": ("IAGVAE", "IAPVAE", "SAGVAE", "SAPVAE", "HybridVAE"),
     "models.iterative": ("IterativeVAE",),
     "models.poisson": ("IPVAE",),
     "models.registry": ("build_model", "load_model"),

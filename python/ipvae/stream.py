@@ -84,7 +84,7 @@ class Stream:
         if not isinstance(model, IterativeVAE):
             cell = getattr(model, "cell", type(model).__name__)
             raise TypeError(
-                f"model: expected one that infers by steps, found {cell}, which has no state to go on"
+                f"model: expected one that infers moving input by steps, found {cell}, which takes still ones"
             )
         self.model = model
         self.state: State | None = None

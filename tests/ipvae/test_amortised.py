@@ -237,11 +237,11 @@ def test_what_an_encoder_has_not_is_refused() -> None:
         (lambda: model(x, truncate=2), "truncate: expected None for a p-vae"),
         (lambda: model(x[None].expand(3, -1, -1, -1, -1)), "x: expected still inputs"),
         (lambda: model(torch.rand(2, 6, 5)), r"x: expected shape \[\.\.\., 30\]"),
-        (lambda: make(family=GVAE)(x, estimator="cubic"), "estimator: expected None for a GVAE"),
+        (lambda: make(family=GVAE)(x, estimator="cubic"), "estimator: expected None for a g-vae"),
     ):
         with pytest.raises(ValueError, match=message):
             call()  # type: ignore[no-untyped-call]
-    with pytest.raises(TypeError, match="model: expected one that infers by steps, found p-vae"):
+    with pytest.raises(TypeError, match="model: expected one that infers moving input by steps, found p-vae"):
         Stream(model)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="PVAE needs an PVAEConfig, found IPVAEConfig"):
         PVAE(IPVAEConfig(n_inputs=4))  # type: ignore[arg-type]

@@ -64,9 +64,7 @@ def stream(
 
     net = load_model(model).to(place).eval()
     if not isinstance(net, IterativeVAE):
-        raise ValueError(
-            f"{model} is a {net.cell} model, which infers by an encoder and has no state to go on"
-        )
+        raise ValueError(f"{model} is a {net.cell} model, which infers no moving input")
     source = _mapped(frames, net)
     run = (
         Stream.resume(net, out, backend=backend)

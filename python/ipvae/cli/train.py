@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from ..extras import explained
 from ..fields import ConfigError
-from ..models.config import ADDED, DRIVES, ESTIMATORS, ModelConfig
+from ..models.config import ADDED, DRIVES, ESTIMATORS
 from .app import TERMINATED, app, clear_errors, fail
 from .loading import load_data, machine
 from .options import (
@@ -60,7 +60,8 @@ def train(
     encoder: Annotated[
         str | None,
         typer.Option(
-            autocompletion=lambda: list(encoders()), help="Of p-vae, g-vae, g-relu-vae: {encoders}."
+            autocompletion=lambda: list(encoders()),
+            help="Of p-vae, g-vae, g-relu-vae, sa-p-vae, sa-g-vae: {encoders}.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("run"),
@@ -232,7 +233,8 @@ def _describe(model: VAEConfig, train: TrainConfig, n: int) -> str:
     named = ("estimator", "activation", "kl", "encoder", "decoder", *ADDED)
     values = {name: getattr(model, name) for name in named if hasattr(model, name)}
     own = "".join(f"{name} {value}, " for name, value in values.items() if ADDED.get(name) != value)
-    steps = f"{model.t_train} inference steps" if isinstance(model, ModelConfig) else "no inference steps"
+    t_train = getattr(model, "t_train", None)
+    steps = "no inference steps" if t_train is None else f"{t_train} inference steps"
     return (
         f"{model.cell} model, {model.n_latents} neurons, {steps}; "
         f"{train.total_steps(n):,} updates of {train.batch_size} inputs, lr {train.lr:g}, "

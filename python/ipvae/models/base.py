@@ -106,6 +106,10 @@ class VAE(nn.Module):
         """The dictionary, where the decoder is linear."""
         raise NotImplementedError
 
+    def flat_decoder(self) -> nn.Module | None:
+        """A decoder that is not linear, from codes [B, K] to pixels [B, M]."""
+        return None if self.decoder is None else nn.Sequential(self.decoder, nn.Flatten())
+
     @torch.no_grad()
     def features(self) -> Tensor:
         """What one spike, or one unit, of each neuron adds to the image of none: [M, K].
@@ -225,7 +229,7 @@ class VAE(nn.Module):
 
     @property
     def prior(self) -> Tensor:
-        """State of the prior of the first step, or of the only one: [K], or [n_states, K]."""
+        """Prior of the first step, or the only one: log rates [K], or means and log sigmas [2, K]."""
         raise NotImplementedError
 
     def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:

@@ -324,36 +324,29 @@ class IGVAEConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
-class AmortisedConfig(VAEConfig):
-    """What amortised models share; you make that of a family, such as `PVAEConfig`.
+class FixedPriorConfig(VAEConfig):
+    """What models share whose prior is one for all steps; you make that of a family, such as `PVAEConfig`.
 
     It has the fields of `VAEConfig`, and:
 
     Attributes:
-        encoder: "linear", "mlp", "conv" (`ipvae.models.encoders` says what they are), or "module": the one
-            that the model is given.
-        encoder_width: hidden units of an MLP (default 256), channels of the first layer of a convolutional
-            one (16).
         fit_prior: whether the prior is learned.
         fit_sigma: whether the standard deviation of each pixel is learned.
         init_log_sigma: the logarithm of it at the start, below 3.45 in size. With -log(2) / 2 and not learned
             the reconstruction term is the squared error, but for a constant: the loss of the released P-VAE.
-        init_scale: standard deviation of the initial dictionary and of the encoder's last layer, as released.
+        init_scale: standard deviation of the initial dictionary and of the last layer of what infers, as
+            released.
         seed: of the initial weights.
     """
 
-    encoder: str = "linear"
-    encoder_width: int = cast("int", None)
-    fit_prior: bool = True
-    fit_sigma: bool = True
-    init_log_sigma: float = -1.0
-    init_scale: float = 0.05
-    seed: int = 0
+    fit_prior: bool = field(default=True, kw_only=True)
+    fit_sigma: bool = field(default=True, kw_only=True)
+    init_log_sigma: float = field(default=-1.0, kw_only=True)
+    init_scale: float = field(default=0.05, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice(self, "encoder", tuple(ENCODERS))
-        check_network(self, "encoder", ENCODERS)
         number(self, "init_log_sigma", low=-3.4, high=3.4)
         number(self, "init_scale", low=0.0)
         integer(self, "seed", low=-(2**63), high=2**63 - 1)
@@ -363,17 +356,37 @@ class AmortisedConfig(VAEConfig):
 
 
 @dataclass(frozen=True)
-class PVAEConfig(AmortisedConfig):
-    """An amortised Poisson VAE (P-VAE, "Poisson variational autoencoder", arXiv 2405.14473).
+class AmortisedConfig(FixedPriorConfig):
+    """What models with an encoder share; you make that of a family, such as `PVAEConfig`.
 
-    It has the fields of `AmortisedConfig`, and:
+    It has the fields of `FixedPriorConfig`, and:
+
+    Attributes:
+        encoder: "linear", "mlp", "conv" (`ipvae.models.encoders` says what they are), or "module": the one
+            that the model is given.
+        encoder_width: hidden units of an MLP (default 256), channels of the first layer of a convolutional
+            one (16).
+    """
+
+    encoder: str = "linear"
+    encoder_width: int = cast("int", None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice(self, "encoder", tuple(ENCODERS))
+        check_network(self, "encoder", ENCODERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountsConfig(FixedPriorConfig):
+    """What models of counts have besides.
 
     Attributes:
         estimator: as in `IPVAEConfig`.
         n_arrivals: arrivals kept by the estimator; None: all.
         init_log_rate: bounds of the uniform initial log rates of the prior; the released code has (-6, -4).
         clamp_u: soft ceiling of the posterior's log rates, as released.
-        clamp_du: soft ceiling of what the encoder adds to the prior's, as released.
+        clamp_du: soft ceiling of what is added to the prior's, as released.
     """
 
     estimator: str = "fini2"
@@ -382,11 +395,6 @@ class PVAEConfig(AmortisedConfig):
     clamp_u: float = 5.0
     clamp_du: float = 10.0
 
-    cell = "p-vae"
-    variants = {  # noqa: RUF012
-        "p-vae": Variant("an encoder gives the rates in one step, spikes")
-    }
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(self)
@@ -394,27 +402,46 @@ class PVAEConfig(AmortisedConfig):
             number(self, name, low=0.0, open_low=True)
 
 
-@dataclass(frozen=True)
-class GVAEConfig(AmortisedConfig):
-    """Its Gaussian relative: the VAE (G-VAE), or rectified (G-relu-VAE).
-
-    It has the fields of `AmortisedConfig`, and:
+@dataclass(frozen=True, kw_only=True)
+class NormalsConfig(FixedPriorConfig):
+    """What models of normals have besides.
 
     Attributes:
-        activation: "identity", or "relu".
-        clamp_log_sigma: soft bound of the posterior's log sigma, as released.
+        activation: of the latents, "identity" or "relu".
+        clamp_log_sigma: soft bound of the log sigmas, as released.
     """
 
     activation: Activation = "identity"
     clamp_log_sigma: float = 5.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice(self, "activation", ("identity", "relu"))
+        number(self, "clamp_log_sigma", low=0.0, open_low=True)
+
+
+@dataclass(frozen=True)
+class PVAEConfig(CountsConfig, AmortisedConfig):
+    """An amortised Poisson VAE (P-VAE, "Poisson variational autoencoder", arXiv 2405.14473).
+
+    It has the fields of `AmortisedConfig` and of `CountsConfig`.
+    """
+
+    cell = "p-vae"
+    variants = {  # noqa: RUF012
+        "p-vae": Variant("an encoder gives the rates in one step, spikes")
+    }
+
+
+@dataclass(frozen=True)
+class GVAEConfig(NormalsConfig, AmortisedConfig):
+    """Its Gaussian relative: the VAE (G-VAE), or rectified (G-relu-VAE).
+
+    It has the fields of `AmortisedConfig` and of `NormalsConfig`.
+    """
 
     cell = "g-vae"
     variants = {  # noqa: RUF012
         "g-vae": Variant("the ordinary VAE"),
         "g-relu-vae": Variant("the ordinary VAE, rectified", {"activation": "relu"}),
     }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choice(self, "activation", ("identity", "relu"))
-        number(self, "clamp_log_sigma", low=0.0, open_low=True)

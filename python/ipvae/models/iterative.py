@@ -253,10 +253,6 @@ class IterativeVAE(VAE):
                 **self._rollout_options(matmul_precision, single_draw),
             )  # fmt: skip
 
-    def flat_decoder(self) -> nn.Module | None:
-        """A decoder that is not linear, from codes [B, K] to pixels [B, M]."""
-        return None if self.decoder is None else nn.Sequential(self.decoder, nn.Flatten())
-
     def _ready(self) -> PoissonParams | GaussianParams | Prepared:
         """The parameters for many calls: a dictionary is packed once."""
         if self.decoder is not None:

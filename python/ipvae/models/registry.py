@@ -16,6 +16,7 @@ from .amortised import GVAE, PVAE
 from .base import VAE
 from .config import VAEConfig, Variant
 from .gaussian import IGVAE
+from .hybrid import IAGVAE, IAPVAE, SAGVAE, SAPVAE
 from .poisson import IPVAE
 
 
@@ -33,7 +34,7 @@ def by_name(families: Iterable[type[VAE]]) -> dict[str, type[VAE]]:
     return found
 
 
-FAMILIES = by_name([IPVAE, IGVAE, PVAE, GVAE])
+FAMILIES = by_name([IPVAE, IGVAE, PVAE, GVAE, SAPVAE, SAGVAE, IAPVAE, IAGVAE])
 """By the name in files."""
 
 

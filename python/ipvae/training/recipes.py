@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from ..fields import ConfigError
 from ..interop.released import INIT_LOG_RATE
 from ..models.config import Activation, IPVAEConfig, ModelConfig, VAEConfig
+from ..models.config_hybrid import IterativelyAmortisedConfig, SemiAmortisedConfig
 from ..models.registry import family_of
 from .config import TrainConfig
 
@@ -72,14 +73,22 @@ def short_recipe(
             raise ConfigError(f"{name}: {config_class.__name__} has none, found {value!r}")
     if isinstance(model, config_class):
         return dataclasses.replace(model, **fields), train
-    return config_class(**fields), train if issubclass(config_class, ModelConfig) else _amortised(train)
+    return config_class(**fields), _train_of(config_class, train)
 
 
-def _amortised(train: TrainConfig) -> TrainConfig:
-    """Of a model without steps, whose update costs a tenth: more of them, at a larger rate.
+def _train_of(config_class: type[VAEConfig], train: TrainConfig) -> TrainConfig:
+    """The recipe of iterative models, as it serves a family.
 
-    Digits, linear P-VAE, 1,500 updates: R2 .60 with the rate of the iterative models, .66 with this one.
+    An amortised model, whose update costs a tenth, has more updates. It and the hybrids have a larger rate
+    (digits, linear P-VAE, 1,500 updates: R2 .60 with the rate of the iterative models, .66 with this one), a
+    KL of weight 1, and semi-amortised ones the original's weight to start from.
     """
+    if issubclass(config_class, ModelConfig):
+        return train
+    if issubclass(config_class, SemiAmortisedConfig):
+        return dataclasses.replace(train, lr=0.005, beta_min=0.1, beta_outer=1.0)
+    if issubclass(config_class, IterativelyAmortisedConfig):
+        return dataclasses.replace(train, lr=0.005, beta_outer=1.0)
     more = AMORTISED_UPDATES * cast(int, train.max_steps)
     return dataclasses.replace(train, lr=0.005, beta_outer=1.0, max_steps=more)
 
