@@ -29,9 +29,11 @@ if TYPE_CHECKING:
         VAEConfig,
     )
     from .models.config_hybrid import IAGVAEConfig, IAPVAEConfig, SAGVAEConfig, SAPVAEConfig
+    from .models.config_lca import LCAConfig
     from .models.gaussian import IGVAE
     from .models.hybrid import IAGVAE, IAPVAE, SAGVAE, SAPVAE, HybridVAE
     from .models.iterative import IterativeVAE
+    from .models.lca import LCA
     from .models.poisson import IPVAE
     from .models.registry import build_model, load_model
     from .stream import Stream, StreamEnded
@@ -48,6 +50,7 @@ __all__ = [
     "IAPVAE",
     "IGVAE",
     "IPVAE",
+    "LCA",
     "PVAE",
     "SAGVAE",
     "SAPVAE",
@@ -66,6 +69,7 @@ __all__ = [
     "IPVAECell",
     "IPVAEConfig",
     "IterativeVAE",
+    "LCAConfig",
     "ModelConfig",
     "PVAEConfig",
     "Readout",
@@ -114,7 +118,9 @@ _HOMES = {
     "models.config_hybrid": ("IAGVAEConfig", "IAPVAEConfig", "SAGVAEConfig", "SAPVAEConfig"),
     "models.gaussian": ("IGVAE",),
     "models.hybrid": ("IAGVAE", "IAPVAE", "SAGVAE", "SAPVAE", "HybridVAE"),
+    "models.config_lca": ("LCAConfig",),
     "models.iterative": ("IterativeVAE",),
+    "models.lca": ("LCA",),
     "models.poisson": ("IPVAE",),
     "models.registry": ("build_model", "load_model"),
     "stream": ("Stream", "StreamEnded"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,8 @@ from .options import (
 with explained():
     import typer
 
+SOLVERS = ("fista", "lasso", "omp")
+
 
 @app.command("eval", cls=KernelCommand)
 @clear_errors
@@ -45,6 +48,18 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Fit it to the first so many training samples; all where left out."),
     ] = None,
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(
+            autocompletion=lambda: SOLVERS,
+            help="Code the inputs with the same (linear) dictionary by a solver too: fista or lasso, with "
+            "--penalty, or omp, with --nonzero. May be repeated.",
+        ),
+    ] = None,
+    penalty: Annotated[
+        float | None, typer.Option(help="Weight of the L1 norm; of an LCA, its own where left out.")
+    ] = None,
+    nonzero: Annotated[int | None, typer.Option(min=1, help="Neurons of an input, of omp.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all curves and measures here.")
     ] = None,
@@ -91,11 +106,31 @@ def evaluate(
         )  # fmt: skip
     title = f"{model} on {chosen(splits, split, x, data)}"
     print_evaluation(result, marks, title, iterative=net.iterative)
+    solved = {name: _solved(net, x, name, penalty, nonzero) for name in solver or ()}
     if json_file is not None:
-        _write_json(
-            json_file, {"model": str(model), "data": splits.about, "split": split.value, **result.to_dict()}
-        )
+        about = {"model": str(model), "data": splits.about, "split": split.value}
+        _write_json(json_file, {**about, **result.to_dict(), **({"solvers": solved} if solved else {})})
         typer.echo(f"All curves in {json_file}")
+
+
+def _solved(net: Any, x: Any, solver: str, penalty: float | None, nonzero: int | None) -> dict[str, Any]:
+    """Measures of a solver on the model's dictionary, which are printed too."""
+    import dataclasses
+
+    from ..evaluation.sparse_coding import sparse_codes
+
+    if solver != "omp" and penalty is None:
+        penalty = getattr(net.config, "penalty", None)
+    how = {"n_nonzero": nonzero} if solver == "omp" else {"penalty": penalty}
+    found = sparse_codes(net, x, solver, **how)
+    energy = "" if found.penalised is None else f", energy {found.penalised:.4f}"
+    typer.echo(
+        f"The same dictionary by {solver}: R2 {found.r2:.4f}, squared error {found.squared_error:.3f}, "
+        f"silent {100 * found.zeros:.1f} %{energy}; {found.seconds:.1f} s"
+    )
+    values = dataclasses.asdict(found)
+    del values["codes"]
+    return {**values, **how}
 
 
 def marks_up_to(steps: int) -> list[int]:
@@ -118,8 +153,8 @@ def print_evaluation(result: Any, marks: list[int], title: str, *, iterative: bo
         i = mark - 1
         row = [
             f"{mark:,}", f"{result.r2[i]:.4f}", f"{result.squared_error[i]:.3f}",
-            f"{100 * result.zeros[i]:.1f} %", f"{result.spikes[i]:.1f}", f"{result.kl[i]:.4f}",
-            f"{result.nelbo[i]:.2f}",
+            f"{100 * result.zeros[i]:.1f} %", f"{result.spikes[i]:.1f}",
+            shown(result.kl[i], ".4f"), shown(result.nelbo[i], ".2f"),
         ]  # fmt: skip
         if result.readout:
             row.append(f"{100 * result.readout[mark].accuracy:.2f} %")
@@ -139,6 +174,11 @@ def print_evaluation(result: Any, marks: list[int], title: str, *, iterative: bo
         console.print(f"R2 was highest at step {best + 1:,}: {result.r2[best]:.4f}.", highlight=False)
     speed = result.summary()["sample_steps_per_second"]
     console.print(f"{speed:,.0f} sample-steps per second.", highlight=False)
+
+
+def shown(value: float, form: str) -> str:
+    """A measure, or "-" where it does not apply."""
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -242,6 +242,12 @@ def _describe(model: VAEConfig, train: TrainConfig, n: int) -> str:
     )
 
 
+def _nelbo(validated: dict[str, Any]) -> str:
+    """The last -ELBO, or that the model has none."""
+    found = validated.get("val_nelbo")
+    return "no ELBO" if found is None else f"-ELBO {found[-1]:.2f} nats"
+
+
 def _report_training(
     result: TrainResult, splits: DataSplits, eval_steps: int, seed: int, backend: str, *, moving: bool
 ) -> None:
@@ -259,7 +265,7 @@ def _report_training(
     if validated.get("val_r2", np.empty(0)).size:
         typer.echo(
             f"Validation: R2 {validated['val_r2'][-1]:.4f}, silent {100 * validated['val_zeros'][-1]:.1f} %, "
-            f"-ELBO {validated['val_nelbo'][-1]:.2f} nats"
+            f"{_nelbo(validated)}"
         )
     if eval_steps and len(splits.test):
         t_train = result.model.t_train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -38,8 +39,8 @@ class Evaluation:
         zeros: fraction of silent neurons.
         spikes: summed over neurons.
         recon: negative log-likelihood of the pixels, nats.
-        kl: nats, in the KL of the model's configuration.
-        nelbo: recon + kl, nats.
+        kl: nats, in the KL of the model's configuration; NaN of a model that has none.
+        nelbo: recon + kl, nats; likewise.
         lifetime: step (counted from 1) -> lifetime sparsity, mean over neurons; empty for one sample or
             neuron.
         population: step -> population sparsity, mean over samples.
@@ -73,7 +74,7 @@ class Evaluation:
     def summary(self) -> dict[str, float | int | None]:
         """The measures at the last step, the steps to 95 % and 99 % of its R2, the speed."""
         curves = ("r2", "squared_error", "zeros", "spikes", "recon", "kl", "nelbo")
-        values: dict[str, float | int | None] = {name: float(getattr(self, name)[-1]) for name in curves}
+        values: dict[str, float | int | None] = {name: known(getattr(self, name)[-1]) for name in curves}
         values |= {"steps": self.steps, "n_samples": self.n_samples}
         values |= {"steps_to_95": self.steps_to(0.95), "steps_to_99": self.steps_to(0.99)}
         for name, marks in (("lifetime", self.lifetime), ("population", self.population)):
@@ -85,9 +86,17 @@ class Evaluation:
         return values
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values for JSON."""
+        """Everything as plain values for JSON; None for a curve that does not apply."""
         values = dataclasses.asdict(self)
-        return {name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in values.items()}
+        return {
+            name: (None if np.isnan(v).all() else v.tolist()) if isinstance(v, np.ndarray) else v
+            for name, v in values.items()
+        }
+
+
+def known(value: float) -> float | None:
+    """A measure, or None where it does not apply."""
+    return None if math.isnan(value) else float(value)
 
 
 def evaluate(

@@ -48,6 +48,7 @@ class VAE(nn.Module):
         n_states: numbers that a neuron's state has; with more than one, states are [n_states, B, K].
         spiking: whether its latents are counts.
         iterative: whether it infers by steps; else by an encoder, in one.
+        has_free_energy: whether its loss is a free energy; else KL and -ELBO do not apply, and are NaN.
         matmul_precision: of matrix products on a GPU's tensor cores, "float32", "tf32" or "bf16"
             (`ipvae_kernels.infer`), in the fused rollouts; a matter of the machine, so it is not saved.
 
@@ -62,6 +63,7 @@ class VAE(nn.Module):
     n_states: ClassVar[int]
     spiking: ClassVar[bool]
     iterative: ClassVar[bool]
+    has_free_energy: ClassVar[bool] = True
 
     def __init__(self, config: VAEConfig, *, decoder: nn.Module | None = None) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from .base import VAE
 from .config import VAEConfig, Variant
 from .gaussian import IGVAE
 from .hybrid import IAGVAE, IAPVAE, SAGVAE, SAPVAE
+from .lca import LCA
 from .poisson import IPVAE
 
 
@@ -34,7 +35,7 @@ def by_name(families: Iterable[type[VAE]]) -> dict[str, type[VAE]]:
     return found
 
 
-FAMILIES = by_name([IPVAE, IGVAE, PVAE, GVAE, SAPVAE, SAGVAE, IAPVAE, IAGVAE])
+FAMILIES = by_name([IPVAE, IGVAE, PVAE, GVAE, SAPVAE, SAGVAE, IAPVAE, IAGVAE, LCA])
 """By the name in files."""
 
 

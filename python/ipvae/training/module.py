@@ -331,10 +331,13 @@ class Training(lightning.LightningModule):
     def _validate(self) -> None:
         assert self.validation is not None
         result = self._evaluate(self.validation)
-        names = ("r2", "squared_error", "zeros", "nelbo")
+        nelbo = ("nelbo",) if self.model.has_free_energy else ()
+        names = ("r2", "squared_error", "zeros", *nelbo)
         row = {f"val_{name}": float(getattr(result, name)[-1]) for name in names}
-        if not math.isfinite(row["val_nelbo"]):
-            found = f"-ELBO {row['val_nelbo']:g} of the validation"
+        of = "nelbo" if nelbo else "squared_error"
+        if not math.isfinite(row[f"val_{of}"]):
+            what = "-ELBO" if nelbo else "squared error"
+            found = f"{what} {row[f'val_{of}']:g} of the validation"
             raise self._diverged(f"{found} after step {self.global_step} of {self.total}")
         self._write(row)
 

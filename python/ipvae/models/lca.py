@@ -1,0 +1,266 @@
+"""The locally competitive algorithm, `LCA`: sparse coding that the iP-VAE is compared with.
+
+From Rozell, Johnson, Baraniuk and Olshausen, "Sparse coding via thresholding and local competition in neural
+circuits" (Neural Computation 20, 2008). Potentials u and activations a of an input x, with a dictionary Phi
+of unit-length columns, in steps of length 1:
+
+    a  = T(u)                          soft: sign(u) max(|u| - lambda, 0); hard: u where |u| > lambda, else 0
+    u' = u + (Phi^T x - (Phi^T Phi - 1) a - u) / tau
+
+whose rest is a minimum of the energy |x - Phi a|^2 / 2 + lambda |a|_1 (soft), or a local one of
+|x - Phi a|^2 / 2 + lambda^2 / 2 |a|_0 (hard). The dictionary learns by the gradient of the first term at the
+activations reached (Olshausen and Field, Nature 381, 1996), which are held constant.
+
+The drive Phi^T x of a still input and the Gram matrix are formed once a call, so a step is one product
+[B, K] x [K, K], and a second one with Phi where a record looks at the reconstruction.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ipvae_kernels import ElboResult, InferResult, State, checks
+from ipvae_kernels.rollout.eager import RECORDS
+
+from ..inputs import Inputs, whole
+from .base import VAE, frames
+from .config_lca import LCAConfig
+
+_OF_RECONSTRUCTION = ("reconstruction", "recon", "squared_error")
+
+
+class LCA(VAE):
+    """Sparse coding by local competition: analog activations, deterministic.
+
+    It has no law of latents and no divergence: records and losses of the KL are NaN, and samples of a prior
+    are refused. Its loss is an energy, not a bound of a likelihood.
+
+    Args:
+        config: of the family.
+
+    Attributes:
+        phi: [M, K], the dictionary before its columns are brought to length 1.
+
+    Example:
+        >>> model = LCA(LCAConfig(n_inputs=256, n_latents=512, penalty=0.3))
+        >>> code = model.encode(torch.randn(8, 256), steps=200)
+    """
+
+    config: LCAConfig
+    config_class = LCAConfig
+    n_states = 1
+    spiking = False
+    iterative = True
+    has_free_energy = False
+
+    def __init__(self, config: LCAConfig) -> None:
+        super().__init__(config)
+        self.phi = nn.Parameter(torch.zeros(config.n_inputs, config.n_latents, dtype=torch.float32))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws the dictionary anew, from the configuration's seed alone: features of random directions."""
+        if self.phi.is_meta:
+            return
+        generator = torch.Generator("cpu").manual_seed(self.config.seed)
+        draw = torch.randn(self.phi.shape, generator=generator, dtype=torch.float32, device="cpu")
+        self.phi.copy_(draw / draw.norm(dim=0))
+
+    def _linear(self) -> Tensor:
+        lengths: Tensor = torch.linalg.vector_norm(self.phi, dim=0)
+        return self.phi / lengths.clamp(min=torch.finfo(self.phi.dtype).tiny)
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and on the device that inputs take."""
+        return self.phi
+
+    @property
+    def log_sigma(self) -> Tensor:
+        """Zeros [M]: the energy weighs pixels alike."""
+        return self.phi.new_zeros(self.config.n_inputs)
+
+    @property
+    def t_train(self) -> int:
+        """Inference steps of a training update."""
+        return self.config.t_train
+
+    def set_annealing(self, *, temperature: float | None = None, eps: float | None = None) -> None:
+        """Nothing to set."""
+
+    def rates(self, log_rate: Inputs) -> Tensor:
+        """Activations [..., B, K] of potentials, the state."""
+        return self._thresholded(self._taken("log_rate", log_rate))
+
+    def _thresholded(self, u: Tensor) -> Tensor:
+        penalty = self.config.penalty
+        if self.config.threshold == "soft":
+            return nn.functional.softshrink(u, penalty)
+        return nn.functional.hardshrink(u, penalty)
+
+    def energy(self, x: Inputs, codes: Tensor) -> Tensor:
+        """|x - Phi a|^2 / 2 plus the penalty, [B], of inputs [B, M] and activations [B, K]."""
+        error = self.flatten(x) - self._mean(codes)
+        return 0.5 * error.square().sum(-1) + self._penalty(codes)
+
+    def _penalty(self, codes: Tensor) -> Tensor:
+        penalty = self.config.penalty
+        if self.config.threshold == "soft":
+            return penalty * codes.abs().sum(-1)
+        return 0.5 * penalty**2 * (codes != 0.0).sum(-1).to(codes.dtype)
+
+    def _begin(
+        self, x: Inputs, steps: int | None, state: State | None, sample_offset: int | None, check: bool
+    ) -> tuple[Tensor, int, State]:
+        """Inputs, number of steps, and the state before them."""
+        x, steps = self.flatten(x), self.t_train if steps is None else whole("steps", steps)
+        if steps < 1:
+            raise ValueError(f"steps: expected at least 1, found {steps}")
+        if x.ndim not in (2, 3) or (x.ndim == 3 and len(x) != steps):
+            raise ValueError(f"x: expected [B, M], or [steps = {steps}, B, M], found {list(x.shape)}")
+        if check:
+            checks.finite(x=x)
+        shape = (x.shape[-2], self.config.n_latents)
+        if state is None:
+            _, offset = checks.stream(0, 1, sample_offset or 0, shape[0])
+            return x, steps, State(x.new_zeros(shape), 0, None, offset)
+        checks.shape("state.log_rate", state.log_rate, shape, "[B, K]")
+        return x, steps, state
+
+    @torch.no_grad()
+    def infer(
+        self,
+        x: Inputs,
+        steps: int | None = None,
+        *,
+        record: tuple[str, ...] = (),
+        record_every: int = 1,
+        state: State | None = None,
+        seed: int | Tensor | None = None,
+        sample_offset: int | None = None,
+        backend: str = "auto",
+        check: bool = True,
+    ) -> InferResult:
+        """Steps of the potentials; memory does not grow with `steps` but by what is recorded.
+
+        Args:
+            x: [B, M] or [steps, B, M], pixels unflattened if you like.
+            steps: T; None: the configuration's `t_train`.
+            record: names out of log_rate (the potentials), counts (the activations), reconstruction, recon
+                (half the squared error), kl (NaN: there is none), squared_error, spikes (the sum of the
+                activations' sizes), zeros.
+            record_every: keep every so manyth step.
+            state: to continue from; None: potentials of 0.
+            seed: of no effect: nothing is random.
+            sample_offset: of no effect either.
+            backend: of `ipvae_kernels`; plain PyTorch serves it.
+            check: raise where an input or the result is not finite; False saves a pass over each.
+
+        Returns:
+            The potentials as a state, and the records, [R, B, ...] each.
+
+        Raises:
+            TypeError, ValueError: an argument is not as described.
+        """
+        names = [checks.choice("record", name, RECORDS) for name in record]
+        record_every = checks.integer("record_every", record_every, 1, 2**32)
+        x, steps, at = self._begin(x, steps, state, sample_offset, check)
+        phi, u = self.dictionary, at.log_rate
+        gram = phi.T @ phi
+        gram.diagonal().sub_(1.0)
+        drive = x @ phi if x.ndim == 2 else None
+        rows: dict[str, list[Tensor]] = {name: [] for name in names}
+        for t in range(steps):
+            frame = x if x.ndim == 2 else x[t]
+            towards = frame @ phi if drive is None else drive
+            u = u + (torch.addmm(towards, self._thresholded(u), gram, alpha=-1.0) - u) / self.config.tau
+            if (at.step + t + 1) % record_every == 0:
+                for name, row in self._measured(names, u, frame, phi).items():
+                    rows[name].append(row)
+        records = {name: self._stacked(name, found, x) for name, found in rows.items()}
+        if check:
+            told = {name: rows for name, rows in records.items() if name != "kl"}
+            checks.finite_result("the potentials diverged; is tau reasonable?", **{"state": u, **told})
+        return InferResult(State(u, at.step + steps, at.seed, at.sample_offset), records)
+
+    def _measured(self, names: list[str], u: Tensor, x: Tensor, phi: Tensor) -> dict[str, Tensor]:
+        """What is recorded of potentials [B, K]."""
+        codes = self._thresholded(u)
+        mean = codes @ phi.T if set(names) & set(_OF_RECONSTRUCTION) else x
+        squared = (x - mean).square().sum(-1)
+        found = {
+            "log_rate": u, "counts": codes, "reconstruction": mean, "recon": 0.5 * squared,
+            "kl": torch.full_like(squared, torch.nan), "squared_error": squared,
+            "spikes": codes.abs().sum(-1), "zeros": (codes == 0.0).to(codes.dtype).mean(-1),
+        }  # fmt: skip
+        return {name: found[name] for name in names}
+
+    def _stacked(self, name: str, rows: list[Tensor], x: Tensor) -> Tensor:
+        """Records [R, ...], where R may be 0."""
+        if rows:
+            return torch.stack(rows)
+        batch, k = x.shape[-2], self.config.n_latents
+        wide = {"log_rate": (batch, k), "counts": (batch, k), "reconstruction": x.shape[-2:]}
+        return x.new_empty((0, *wide.get(name, (batch,))))
+
+    def forward(
+        self,
+        x: Inputs,
+        steps: int | None = None,
+        *,
+        beta: float = 1.0,
+        temperature: float | None = None,
+        estimator: str | None = None,
+        truncate: int | None = None,
+        seed: int | Tensor | None = None,
+        sample_offset: int | None = None,
+        backend: str = "auto",
+        check: bool = True,
+    ) -> ElboResult:
+        """The energy at the activations reached, whose gradient in the dictionary is that of the error.
+
+        Args:
+            x: [B, M] or [steps, B, M], pixels unflattened if you like.
+            steps: T; None: the configuration's `t_train`.
+            beta: of no effect: the weight of the penalty is the threshold, `penalty`.
+            temperature: of no effect.
+            estimator: None; nothing is drawn.
+            truncate: None; no gradient passes the steps.
+            seed: of no effect.
+            sample_offset: of no effect.
+            backend: of `ipvae_kernels`; plain PyTorch serves it.
+            check: raise where an input or the result is not finite; False saves a pass over each.
+
+        Returns:
+            loss [], the mean energy times 256 / M; recon [1, B], half the squared error; kl [1, B], NaN; the
+            potentials as a state.
+
+        Raises:
+            TypeError, ValueError: an argument is not as described.
+        """
+        checks.number("beta", beta, 0.0)
+        for name, value in (("estimator", estimator), ("truncate", truncate)):
+            if value is not None:
+                raise ValueError(f"{name}: expected None for an LCA, found {value!r}")
+        state = self.infer(
+            x, steps, seed=seed, sample_offset=sample_offset, backend=backend, check=check
+        ).state
+        x = self.flatten(x)
+        codes, shown = self._thresholded(state.log_rate), frames(x, -1, len(x)).reshape(-1, x.shape[-1])
+        recon = 0.5 * (shown - self._mean(codes)).square().sum(-1)
+        loss = (recon + self._penalty(codes)).sum() * (256.0 / (x.shape[-1] * max(len(recon), 1)))
+        return ElboResult(loss, recon[None], torch.full_like(recon[None], torch.nan), state, {})
+
+    @property
+    def prior(self) -> Tensor:
+        """There is none.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("prior: an LCA has no law of latents, so no prior and no samples of one")
+
+    def _sample_prior(self, n: int, seed: Tensor, sample_offset: int) -> Tensor:
+        return self.prior
