@@ -26,22 +26,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ipvae_kernels import ElboResult, InferResult, State, checks
+from ipvae_kernels import checks
 from ipvae_kernels.backend import choice
 from ipvae_kernels.cells import CELLS, Cell, Draw, make_cell
 from ipvae_kernels.philox import KIND_LOSS, KIND_UPDATE, Stream
 from ipvae_kernels.poisson.noise import PhiloxNoise
 from ipvae_kernels.rollout import composed
 from ipvae_kernels.rollout.config import RolloutConfig
-from ipvae_kernels.rollout.decoders import Decoder, LinearDecoder, as_decoder
-from ipvae_kernels.rollout.eager import RECORDS, Step, reconstruction_loss, residual
+from ipvae_kernels.rollout.eager import residual
 
-from ..inputs import Inputs, whole
+from ..inputs import Inputs
 from .cell import NO_BIAS
 from .config_hybrid import (
     IAGVAEConfig,
@@ -53,55 +52,18 @@ from .config_hybrid import (
 )
 from .decoders import reset_network
 from .fixed_prior import EncoderVAE, FixedPriorVAE, GaussianPosterior, PoissonPosterior
+from .stepped import Start, SteppedVAE, Taken
 from .updaters import Updater
 
 
-class _Run(NamedTuple):
-    """What the iterations of a batch share.
-
-    Attributes:
-        x: [B, M].
-        prior: for each row, [B, K] or [2, B, K].
-        cell: draws, steps and compares posteriors.
-        decoder: of codes [B, K].
-        offset: global index of the first row.
-    """
-
-    x: Tensor
-    prior: Tensor
-    cell: Cell
-    decoder: Decoder
-    offset: int
-
-
-class _Start(NamedTuple):
-    """Where iterations begin: the state, how many came before, seed and index of the first row."""
-
-    state: Tensor
-    step: int
-    seed: Tensor
-    offset: int
-
-    def after(self, state: Tensor, steps: int) -> State:
-        """Where they end."""
-        return State(state, self.step + steps, self.seed, self.offset)
-
-
-class HybridVAE(FixedPriorVAE):
+class HybridVAE(SteppedVAE, FixedPriorVAE):
     """What the hybrids share; make one with its class or `build_model`."""
 
-    iterative = True
     through_gradients: ClassVar[bool]
     """Whether training differentiates the gradient that an iteration takes."""
-    last_alone: ClassVar[bool]
-    """Whether the loss is that of the last iteration, or the mean over all."""
 
     def _cell_config(self) -> dict[str, Any]:
         """The cell and its clamps, as `RolloutConfig` has them."""
-        raise NotImplementedError
-
-    def _first(self, x: Tensor) -> Tensor:
-        """The state before the first iteration."""
         raise NotImplementedError
 
     def _looked_at(self, state: Tensor) -> Tensor:
@@ -112,182 +74,59 @@ class HybridVAE(FixedPriorVAE):
         """The posterior of a state."""
         return state
 
-    def _next(self, state: Tensor, run: _Run, drive: Tensor, draw: Draw) -> Tensor:
-        """The state after an iteration; ``drive`` is that at ``draw``."""
+    def _next(self, state: Tensor, prior: Tensor, drive: Tensor, draw: Draw, cell: Cell) -> Tensor:
+        """The state after an iteration; ``drive`` is that at ``draw``, the prior that of each row."""
         raise NotImplementedError
 
     def _log_lr(self) -> Tensor:
         """Log step sizes of a cell's update, [] or [2]."""
         return self.free_log_sigma.new_zeros(() if self.n_numbers == 1 else (self.n_numbers,))
 
-    def _run(self, x: Tensor, seed: Tensor, offset: int, backend: str, **draws: Any) -> _Run:
+    def _draw_options(self, estimator: str | None, temperature: float | None) -> dict[str, Any]:
+        return self._relaxed(estimator, temperature)
+
+    def _prior_of(self, x: Tensor) -> Tensor:
+        """The prior of each row, [B, K] or [2, B, K]."""
+        prior = checks.raised(self.prior)
+        return prior.unsqueeze(-2).expand(*prior.shape[:-1], len(x), prior.shape[-1])
+
+    def _cell(self, start: Start, backend: str, **draws: Any) -> Cell:
         backend = choice.select(backend)
         # The leak is in force from two updates a step on.
-        cfg = RolloutConfig(1, n_inner=2, sample_offset=offset, **self._cell_config(), **draws)
-        log_bias = x.new_full((self.config.n_latents,), NO_BIAS)
+        cfg = RolloutConfig(1, n_inner=2, sample_offset=start.offset, **self._cell_config(), **draws)
+        log_bias = start.x.new_full((self.config.n_latents,), NO_BIAS)
         parts = (log_bias, checks.raised(self._log_lr()))
         if not CELLS[cfg.cell].counts:
             choice.refuse_compiled(backend, f"a {self.cell} runs in plain PyTorch")
         if CELLS[cfg.cell].counts and not composed.by_autograd(backend, cfg):
-            cell = composed.cell_of(*parts, seed, cfg, backend)
-        else:
-            cell = make_cell(*parts, PhiloxNoise(seed), cfg, differentiable=True)
-        prior = checks.raised(self.prior)
-        lead = (*prior.shape[:-1], len(x), prior.shape[-1])
-        decoder = (
-            as_decoder(self.flat_decoder()) if self.decoder is not None else LinearDecoder(self._linear())
-        )
-        return _Run(x, prior.unsqueeze(-2).expand(lead), cell, decoder, offset)
+            return composed.cell_of(*parts, start.seed, cfg, backend)
+        return make_cell(*parts, PhiloxNoise(start.seed), cfg, differentiable=True)
 
-    def _iterations(self, run: _Run, state: Tensor, first: int, steps: int) -> Iterator[tuple[Tensor, Step]]:
-        """The state after each iteration, and what records and loss are made of."""
-        precision = torch.exp(-2.0 * self.log_sigma)
-        for t in range(first, first + steps):
-            with nullcontext() if self.through_gradients else torch.no_grad():
-                draw = run.cell.draw(self._looked_at(state), Stream(KIND_UPDATE, 0, t, run.offset))
-                decoded = run.decoder(draw.code)
-                drive = decoded.drive(residual(run.x, decoded) * precision)
-            state = self._next(state, run, drive, draw)
-            posterior = self._posterior(state)
-            fresh = run.cell.draw(posterior, Stream(KIND_LOSS, 0, t, run.offset))
-            error = residual(run.x, run.decoder(fresh.code))
-            yield state, Step([run.prior, posterior], [fresh], [error], [drive])
-
-    def _begin(
-        self, x: Inputs, steps: int | None, state: State | None, seed: int | Tensor | None,
-        sample_offset: int | None, check: bool,
-    ) -> tuple[Tensor, int, _Start]:  # fmt: skip
-        """Inputs, number of iterations, and where they begin."""
-        x, steps = self._still(x), self.t_train if steps is None else whole("steps", steps)
-        if steps < 1:
-            raise ValueError(f"steps: expected at least 1, found {steps}")
-        if check:
-            checks.finite(x=x)
-        if state is None:
-            seed, offset = self._noise(x, seed, sample_offset)
-            return x, steps, _Start(self._first(x), 0, seed, offset)
-        lead = (self.n_states,) if self.n_states > 1 else ()
-        checks.shape("state.log_rate", state.log_rate, (*lead, len(x), self.config.n_latents), "a state's")
-        seed, offset = self._noise(
-            x, state.seed if seed is None else seed,
-            state.sample_offset if sample_offset is None else sample_offset,
-        )  # fmt: skip
-        return x, steps, _Start(state.log_rate, state.step, seed, offset)
-
-    def forward(
+    def _walk(
         self,
-        x: Inputs,
-        steps: int | None = None,
+        start: Start,
+        steps: int,
+        backend: str,
         *,
-        beta: float = 1.0,
-        temperature: float | None = None,
-        estimator: str | None = None,
+        fresh: bool,
         truncate: int | None = None,
-        state: State | None = None,
-        seed: int | Tensor | None = None,
-        sample_offset: int | None = None,
-        backend: str = "auto",
-        check: bool = True,
-    ) -> ElboResult:
-        """The training loss, differentiable through all iterations.
-
-        Args:
-            x: [B, M], pixels unflattened if you like.
-            steps: iterations; None: the configuration's `t_train`.
-            beta: weight of the KL in the loss; in the iterations it is the configuration's.
-            temperature: of the relaxed counts; None: the attribute. Normals have none and ignore it.
-            estimator: of d(counts)/d(log rate); None: the configuration's. Normals have none.
-            truncate: None; the gradient is not cut.
-            state: to continue from; None: the first posterior.
-            seed: of the noise; None: drawn from torch's generator.
-            sample_offset: global index of the first row; None: the state's, or 0.
-            backend: of `ipvae_kernels`.
-            check: raise where an input or the result is not finite; False saves a pass over each.
-
-        Returns:
-            loss [], recon [T, B] and kl [T, B] of each iteration in nats, and the state.
-
-        Raises:
-            TypeError, ValueError: an argument is not as described.
-        """
-        if truncate is not None:
-            raise ValueError(
-                f"truncate: expected None for a {self.cell}, whose gradient runs through all iterations, "
-                f"found {truncate}"
-            )
-        beta = checks.number("beta", beta, 0.0)
-        x, steps, at = self._begin(x, steps, state, seed, sample_offset, check)
-        run = self._run(x, at.seed, at.offset, backend, **self._relaxed(estimator, temperature))
-        recons, kls, last = [], [], at.state
-        for now, step in self._iterations(run, at.state, at.step, steps):
-            last = now
-            recons.append(reconstruction_loss(step.errors[-1], self.log_sigma))
-            kls.append(run.cell.kl(step.states[-1], step.states[0]).sum(-1))
-        recon, kl = torch.stack(recons), torch.stack(kls)
-        if check:
-            checks.finite_result("the iterations diverged; is the step size reasonable?", recon=recon, kl=kl)
-        counted = slice(-1, None) if self.last_alone else slice(None)
-        loss = recon[counted] + beta * kl[counted]
-        loss = loss.sum() * (256.0 / (x.shape[-1] * max(loss.numel(), 1)))
-        return ElboResult(loss, recon, kl, at.after(last, steps), {})
-
-    @torch.no_grad()
-    def infer(
-        self,
-        x: Inputs,
-        steps: int | None = None,
-        *,
-        record: tuple[str, ...] = (),
-        record_every: int = 1,
-        state: State | None = None,
-        seed: int | Tensor | None = None,
-        sample_offset: int | None = None,
-        backend: str = "auto",
-        check: bool = True,
-    ) -> InferResult:
-        """Iterations without gradient, counts hard; memory grows with `steps` by what is recorded alone.
-
-        Args:
-            x: [B, M], pixels unflattened if you like.
-            steps: iterations; None: the configuration's `t_train`.
-            record: names out of log_rate (the state), counts, reconstruction, recon, kl, squared_error,
-                spikes, zeros.
-            record_every: keep every so manyth iteration.
-            state: to continue from, bit for bit; None: the first posterior.
-            seed: of the noise; None: drawn from torch's generator.
-            sample_offset: global index of the first row; None: the state's, or 0.
-            backend: of `ipvae_kernels`.
-            check: raise where an input or the result is not finite; False saves a pass over each.
-
-        Returns:
-            The state, and the records, [R, B, ...] each.
-
-        Raises:
-            TypeError, ValueError: an argument is not as described.
-        """
-        names = [checks.choice("record", name, RECORDS) for name in record]
-        record_every = checks.integer("record_every", record_every, 1, 2**32)
-        x, steps, at = self._begin(x, steps, state, seed, sample_offset, check)
-        run, last = self._run(x, at.seed, at.offset, backend), at.state
-        rows: dict[str, list[Tensor]] = {name: [] for name in names}
-        for done, (now, step) in enumerate(self._iterations(run, at.state, at.step, steps), at.step + 1):
-            last = now
-            if done % record_every:
-                continue
-            for name in names:
-                whole_state = name == "log_rate"
-                rows[name].append(last if whole_state else RECORDS[name](step, run.cell, x, self.log_sigma))
-        records = {name: self._stacked(name, found, x, last) for name, found in rows.items()}
-        if check:
-            checks.finite_result("the iterations diverged", **{"state": last, **records})
-        return InferResult(at.after(last, steps), records)
-
-    def _stacked(self, name: str, rows: list[Tensor], x: Tensor, state: Tensor) -> Tensor:
-        """Records [R, ...], where R may be 0."""
-        if rows:
-            return torch.stack(rows)
-        wide = {"log_rate": state.shape, "counts": (len(x), state.shape[-1]), "reconstruction": x.shape}
-        return x.new_empty((0, *wide.get(name, (len(x),))))
+        **draws: Any,
+    ) -> Iterator[Taken]:
+        x, state, prior = start.x, start.state, self._prior_of(start.x)
+        cell, decoder = self._cell(start, backend, **draws), self._decoder()
+        precision = torch.exp(-2.0 * self.log_sigma)
+        for t in range(start.first, start.first + steps):
+            with nullcontext() if self.through_gradients else torch.no_grad():
+                draw = cell.draw(self._looked_at(state), Stream(KIND_UPDATE, 0, t, start.offset))
+                decoded = decoder(draw.code)
+                drive = decoded.drive(residual(x, decoded) * precision)
+            state = self._next(state, prior, drive, draw, cell)
+            posterior = self._posterior(state)
+            taken = Taken(state, cell.kl(posterior, prior).sum(-1))
+            if fresh:
+                code = cell.draw(posterior, Stream(KIND_LOSS, 0, t, start.offset)).code
+                taken = taken._replace(code=code, error=residual(x, decoder(code)))
+            yield taken
 
 
 class SemiAmortisedVAE(EncoderVAE, HybridVAE):
@@ -341,8 +180,8 @@ class SemiAmortisedVAE(EncoderVAE, HybridVAE):
         now, before = state.chunk(2)
         return self._posterior(now + self.config.momentum * (now - before))
 
-    def _next(self, state: Tensor, run: _Run, drive: Tensor, draw: Draw) -> Tensor:
-        new = run.cell.update(self._looked_at(state), run.prior, drive, draw)
+    def _next(self, state: Tensor, prior: Tensor, drive: Tensor, draw: Draw, cell: Cell) -> Tensor:
+        new = cell.update(self._looked_at(state), prior, drive, draw)
         return torch.cat([self._numbers(new), state[: self.n_numbers]])
 
 
@@ -375,18 +214,17 @@ class IterativelyAmortisedVAE(HybridVAE):
         for norm in self.updater.norms:
             cast(nn.LayerNorm, norm).reset_parameters()
 
-    def _gradient(self, posterior: Tensor, run: _Run, drive: Tensor, draw: Draw) -> Tensor:
+    def _gradient(self, posterior: Tensor, prior: Tensor, drive: Tensor, draw: Draw) -> Tensor:
         """Minus the gradient of the free energy, of the posterior's shape."""
         raise NotImplementedError
 
     def _first(self, x: Tensor) -> Tensor:
-        prior = checks.raised(self.prior)
-        return prior.unsqueeze(-2).expand(*prior.shape[:-1], len(x), prior.shape[-1])
+        return self._prior_of(x)
 
-    def _next(self, state: Tensor, run: _Run, drive: Tensor, draw: Draw) -> Tensor:
+    def _next(self, state: Tensor, prior: Tensor, drive: Tensor, draw: Draw, cell: Cell) -> Tensor:
         with torch.no_grad():
-            gradient = self._gradient(state, run, drive, draw)
-        rows = (_by_row(part) for part in (state - run.prior, run.prior, gradient))
+            gradient = self._gradient(state, prior, drive, draw)
+        rows = (_by_row(part) for part in (state - prior, prior, gradient))
         return checks.raised(self._residual(self.updater(*rows)))
 
 
@@ -453,8 +291,8 @@ class IAPVAE(_Counts, IterativelyAmortisedVAE):
     config: IAPVAEConfig
     config_class = IAPVAEConfig
 
-    def _gradient(self, posterior: Tensor, run: _Run, drive: Tensor, draw: Draw) -> Tensor:
-        return drive - (posterior - run.prior)  # the natural one
+    def _gradient(self, posterior: Tensor, prior: Tensor, drive: Tensor, draw: Draw) -> Tensor:
+        return drive - (posterior - prior)  # the natural one
 
 
 class IAGVAE(_Normals, IterativelyAmortisedVAE):
@@ -463,10 +301,10 @@ class IAGVAE(_Normals, IterativelyAmortisedVAE):
     config: IAGVAEConfig
     config_class = IAGVAEConfig
 
-    def _gradient(self, posterior: Tensor, run: _Run, drive: Tensor, draw: Draw) -> Tensor:
+    def _gradient(self, posterior: Tensor, prior: Tensor, drive: Tensor, draw: Draw) -> Tensor:
         if self.activation == "relu":
             drive = drive * (draw.code > 0.0)
-        (mean, log_sigma), prior = posterior.unbind(), run.prior
+        mean, log_sigma = posterior.unbind()
         of_mean = drive - (mean - prior[0]) * torch.exp(-2.0 * prior[1])
         of_log_sigma = drive * draw.memo * log_sigma.exp() - torch.expm1(2.0 * (log_sigma - prior[1]))
         return torch.stack([of_mean, of_log_sigma])

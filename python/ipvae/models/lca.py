@@ -17,20 +17,20 @@ The drive Phi^T x of a still input and the Gram matrix are formed once a call, s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from ipvae_kernels import ElboResult, InferResult, State, checks
-from ipvae_kernels.rollout.eager import RECORDS
+from ipvae_kernels import ElboResult, State, checks
 
-from ..inputs import Inputs, whole
-from .base import VAE, frames
+from ..inputs import Inputs
 from .config_lca import LCAConfig
+from .stepped import Start, SteppedVAE, Taken
 
-_OF_RECONSTRUCTION = ("reconstruction", "recon", "squared_error")
 
-
-class LCA(VAE):
+class LCA(SteppedVAE):
     """Sparse coding by local competition: analog activations, deterministic.
 
     It has no law of latents and no divergence: records and losses of the KL are NaN, and samples of a prior
@@ -51,8 +51,8 @@ class LCA(VAE):
     config_class = LCAConfig
     n_states = 1
     spiking = False
-    iterative = True
     has_free_energy = False
+    takes_motion = True
 
     def __init__(self, config: LCAConfig) -> None:
         super().__init__(config)
@@ -111,99 +111,37 @@ class LCA(VAE):
             return penalty * codes.abs().sum(-1)
         return 0.5 * penalty**2 * (codes != 0.0).sum(-1).to(codes.dtype)
 
-    def _begin(
-        self, x: Inputs, steps: int | None, state: State | None, sample_offset: int | None, check: bool
-    ) -> tuple[Tensor, int, State]:
-        """Inputs, number of steps, and the state before them."""
-        x, steps = self.flatten(x), self.t_train if steps is None else whole("steps", steps)
-        if steps < 1:
-            raise ValueError(f"steps: expected at least 1, found {steps}")
-        if x.ndim not in (2, 3) or (x.ndim == 3 and len(x) != steps):
-            raise ValueError(f"x: expected [B, M], or [steps = {steps}, B, M], found {list(x.shape)}")
-        if check:
-            checks.finite(x=x)
-        shape = (x.shape[-2], self.config.n_latents)
-        if state is None:
-            _, offset = checks.stream(0, 1, sample_offset or 0, shape[0])
-            return x, steps, State(x.new_zeros(shape), 0, None, offset)
-        checks.shape("state.log_rate", state.log_rate, shape, "[B, K]")
-        return x, steps, state
+    def _first(self, x: Tensor) -> Tensor:
+        return x.new_zeros(self._state_shape(x.shape[-2]))
+
+    def _recon(self, error: Tensor) -> Tensor:
+        """Half the squared error, [B]: the energy has no other terms."""
+        return 0.5 * error.square().sum(-1)
 
     @torch.no_grad()
-    def infer(
+    def _walk(
         self,
-        x: Inputs,
-        steps: int | None = None,
+        start: Start,
+        steps: int,
+        backend: str,
         *,
-        record: tuple[str, ...] = (),
-        record_every: int = 1,
-        state: State | None = None,
-        seed: int | Tensor | None = None,
-        sample_offset: int | None = None,
-        backend: str = "auto",
-        check: bool = True,
-    ) -> InferResult:
-        """Steps of the potentials; memory does not grow with `steps` but by what is recorded.
-
-        Args:
-            x: [B, M] or [steps, B, M], pixels unflattened if you like.
-            steps: T; None: the configuration's `t_train`.
-            record: names out of log_rate (the potentials), counts (the activations), reconstruction, recon
-                (half the squared error), kl (NaN: there is none), squared_error, spikes (the sum of the
-                activations' sizes), zeros.
-            record_every: keep every so manyth step.
-            state: to continue from; None: potentials of 0.
-            seed: of no effect: nothing is random.
-            sample_offset: of no effect either.
-            backend: of `ipvae_kernels`; plain PyTorch serves it.
-            check: raise where an input or the result is not finite; False saves a pass over each.
-
-        Returns:
-            The potentials as a state, and the records, [R, B, ...] each.
-
-        Raises:
-            TypeError, ValueError: an argument is not as described.
-        """
-        names = [checks.choice("record", name, RECORDS) for name in record]
-        record_every = checks.integer("record_every", record_every, 1, 2**32)
-        x, steps, at = self._begin(x, steps, state, sample_offset, check)
-        phi, u = self.dictionary, at.log_rate
+        fresh: bool,
+        truncate: int | None = None,
+        **draws: Any,
+    ) -> Iterator[Taken]:
+        phi, u, tau = self.dictionary, start.state, self.config.tau
         gram = phi.T @ phi
         gram.diagonal().sub_(1.0)
-        drive = x @ phi if x.ndim == 2 else None
-        rows: dict[str, list[Tensor]] = {name: [] for name in names}
+        still = start.x @ phi if start.x.ndim == 2 else None
+        none = start.x.new_full((start.x.shape[-2],), torch.nan)
         for t in range(steps):
-            frame = x if x.ndim == 2 else x[t]
-            towards = frame @ phi if drive is None else drive
-            u = u + (torch.addmm(towards, self._thresholded(u), gram, alpha=-1.0) - u) / self.config.tau
-            if (at.step + t + 1) % record_every == 0:
-                for name, row in self._measured(names, u, frame, phi).items():
-                    rows[name].append(row)
-        records = {name: self._stacked(name, found, x) for name, found in rows.items()}
-        if check:
-            told = {name: rows for name, rows in records.items() if name != "kl"}
-            checks.finite_result("the potentials diverged; is tau reasonable?", **{"state": u, **told})
-        return InferResult(State(u, at.step + steps, at.seed, at.sample_offset), records)
-
-    def _measured(self, names: list[str], u: Tensor, x: Tensor, phi: Tensor) -> dict[str, Tensor]:
-        """What is recorded of potentials [B, K]."""
-        codes = self._thresholded(u)
-        mean = codes @ phi.T if set(names) & set(_OF_RECONSTRUCTION) else x
-        squared = (x - mean).square().sum(-1)
-        found = {
-            "log_rate": u, "counts": codes, "reconstruction": mean, "recon": 0.5 * squared,
-            "kl": torch.full_like(squared, torch.nan), "squared_error": squared,
-            "spikes": codes.abs().sum(-1), "zeros": (codes == 0.0).to(codes.dtype).mean(-1),
-        }  # fmt: skip
-        return {name: found[name] for name in names}
-
-    def _stacked(self, name: str, rows: list[Tensor], x: Tensor) -> Tensor:
-        """Records [R, ...], where R may be 0."""
-        if rows:
-            return torch.stack(rows)
-        batch, k = x.shape[-2], self.config.n_latents
-        wide = {"log_rate": (batch, k), "counts": (batch, k), "reconstruction": x.shape[-2:]}
-        return x.new_empty((0, *wide.get(name, (batch,))))
+            drive = start.frame(t) @ phi if still is None else still
+            u = u + (torch.addmm(drive, self._thresholded(u), gram, alpha=-1.0) - u) / tau
+            taken = Taken(u, none)
+            if fresh:
+                code = self._thresholded(u)
+                taken = taken._replace(code=code, error=start.frame(t) - code @ phi.T)
+            yield taken
 
     def forward(
         self,
@@ -214,6 +152,7 @@ class LCA(VAE):
         temperature: float | None = None,
         estimator: str | None = None,
         truncate: int | None = None,
+        state: State | None = None,
         seed: int | Tensor | None = None,
         sample_offset: int | None = None,
         backend: str = "auto",
@@ -228,6 +167,7 @@ class LCA(VAE):
             temperature: of no effect.
             estimator: None; nothing is drawn.
             truncate: None; no gradient passes the steps.
+            state: to continue from; None: potentials of 0.
             seed: of no effect.
             sample_offset: of no effect.
             backend: of `ipvae_kernels`; plain PyTorch serves it.
@@ -244,14 +184,13 @@ class LCA(VAE):
         for name, value in (("estimator", estimator), ("truncate", truncate)):
             if value is not None:
                 raise ValueError(f"{name}: expected None for an LCA, found {value!r}")
-        state = self.infer(
-            x, steps, seed=seed, sample_offset=sample_offset, backend=backend, check=check
-        ).state
+        how: dict[str, Any] = {"seed": seed, "sample_offset": sample_offset, "backend": backend}
+        reached = self.infer(x, steps, state=state, check=check, **how).state
         x = self.flatten(x)
-        codes, shown = self._thresholded(state.log_rate), frames(x, -1, len(x)).reshape(-1, x.shape[-1])
-        recon = 0.5 * (shown - self._mean(codes)).square().sum(-1)
+        codes, shown = self._thresholded(reached.log_rate), x[-1] if x.ndim == 3 else x
+        recon = self._recon(shown - self._mean(codes))
         loss = (recon + self._penalty(codes)).sum() * (256.0 / (x.shape[-1] * max(len(recon), 1)))
-        return ElboResult(loss, recon[None], torch.full_like(recon[None], torch.nan), state, {})
+        return ElboResult(loss, recon[None], torch.full_like(recon[None], torch.nan), reached, {})
 
     @property
     def prior(self) -> Tensor:
