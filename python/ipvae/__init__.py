@@ -28,9 +28,11 @@ if TYPE_CHECKING:
         PVAEConfig,
         VAEConfig,
     )
+    from .models.config_hierarchical import HIPVAEConfig
     from .models.config_hybrid import IAGVAEConfig, IAPVAEConfig, SAGVAEConfig, SAPVAEConfig
     from .models.config_lca import LCAConfig
     from .models.gaussian import IGVAE
+    from .models.hierarchical import HIPVAE
     from .models.hybrid import IAGVAE, IAPVAE, SAGVAE, SAPVAE, HybridVAE
     from .models.iterative import IterativeVAE
     from .models.lca import LCA
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GVAE",
+    "HIPVAE",
     "IAGVAE",
     "IAPVAE",
     "IGVAE",
@@ -62,6 +65,7 @@ __all__ = [
     "ConfigError",
     "Evaluation",
     "GVAEConfig",
+    "HIPVAEConfig",
     "HybridVAE",
     "IAGVAEConfig",
     "IAPVAEConfig",
@@ -118,7 +122,9 @@ _HOMES = {
     "models.config_hybrid": ("IAGVAEConfig", "IAPVAEConfig", "SAGVAEConfig", "SAPVAEConfig"),
     "models.gaussian": ("IGVAE",),
     "models.hybrid": ("IAGVAE", "IAPVAE", "SAGVAE", "SAPVAE", "HybridVAE"),
+    "models.config_hierarchical": ("HIPVAEConfig",),
     "models.config_lca": ("LCAConfig",),
+    "models.hierarchical": ("HIPVAE",),
     "models.iterative": ("IterativeVAE",),
     "models.lca": ("LCA",),
     "models.poisson": ("IPVAE",),

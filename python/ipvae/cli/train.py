@@ -70,6 +70,10 @@ def train(
         typer.Option(help="short: ours, minutes; released: the paper's, for patches and 28x28 images."),
     ] = Recipe.SHORT,
     latents: Annotated[int | None, typer.Option(help="Neurons K.")] = None,
+    upper_latents: Annotated[
+        list[int] | None,
+        typer.Option(help="Of hip-vae: neurons of a layer above; once for each, from below to the top."),
+    ] = None,
     t_train: Annotated[int | None, typer.Option(help="Inference steps T unrolled in training.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps; excludes --epochs.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; excludes --max-steps.")] = None,
@@ -152,8 +156,8 @@ def train(
         recipe, data, splits, model, activation=activation, decoder=decoder, encoder=encoder
     )
     model_config = _override(
-        model_config, n_latents=latents, t_train=t_train, kl=kl, estimator=estimator, drive=drive,
-        decay=decay, single_draw=single_draw, seed=seed,
+        model_config, n_latents=latents, upper_latents=tuple(upper_latents or ()) or None, t_train=t_train,
+        kl=kl, estimator=estimator, drive=drive, decay=decay, single_draw=single_draw, seed=seed,
     )  # fmt: skip
     train_config = _override(train_config, batch_size=batch_size, lr=lr, beta_outer=beta, seed=seed)
     if lr is not None and lr < train_config.lr_min:

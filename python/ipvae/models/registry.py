@@ -16,6 +16,7 @@ from .amortised import GVAE, PVAE
 from .base import VAE
 from .config import VAEConfig, Variant
 from .gaussian import IGVAE
+from .hierarchical import HIPVAE
 from .hybrid import IAGVAE, IAPVAE, SAGVAE, SAPVAE
 from .lca import LCA
 from .poisson import IPVAE
@@ -35,7 +36,7 @@ def by_name(families: Iterable[type[VAE]]) -> dict[str, type[VAE]]:
     return found
 
 
-FAMILIES = by_name([IPVAE, IGVAE, PVAE, GVAE, SAPVAE, SAGVAE, IAPVAE, IAGVAE, LCA])
+FAMILIES = by_name([IPVAE, IGVAE, PVAE, GVAE, SAPVAE, SAGVAE, IAPVAE, IAGVAE, LCA, HIPVAE])
 """By the name in files."""
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from ..fields import ConfigError
 from ..interop.released import INIT_LOG_RATE
 from ..models.config import Activation, IPVAEConfig, ModelConfig, VAEConfig
+from ..models.config_hierarchical import HIPVAEConfig
 from ..models.config_hybrid import IterativelyAmortisedConfig, SemiAmortisedConfig
 from ..models.config_lca import LCAConfig
 from ..models.registry import family_of
@@ -88,7 +89,7 @@ def _train_of(config_class: type[VAEConfig], train: TrainConfig) -> TrainConfig:
     (digits, linear P-VAE, 1,500 updates: R2 .60 with the rate of the iterative models, .66 with this one), a
     KL of weight 1, and semi-amortised ones the original's weight to start from.
     """
-    if issubclass(config_class, (ModelConfig, LCAConfig)):
+    if issubclass(config_class, (ModelConfig, LCAConfig, HIPVAEConfig)):
         return train
     if issubclass(config_class, SemiAmortisedConfig):
         return dataclasses.replace(train, lr=0.005, beta_min=0.1, beta_outer=1.0)
