@@ -33,7 +33,7 @@ def static_nelbo(model: IPVAE | HIPVAE, x: Tensor, steps: int) -> float:
 
 
 def static_kl(model: HIPVAE, states: Tensor) -> Tensor:
-    """KL of all layers to what does not move: what is predicted from above, and on top the first log rates."""
+    """KL of all layers to what does not move: what is predicted from above; on top, the first log rates."""
     total, above = states.new_zeros(len(states)), None
     for i, (layer, u) in reversed(list(enumerate(zip(model.levels, model.split(states), strict=True)))):
         prior = layer.start.expand_as(u) if above is None else layer.predicted(above, model.config.clamp_u)
