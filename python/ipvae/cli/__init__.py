@@ -1,10 +1,23 @@
-"""The command line: ``ipvae demo | train | eval | infer | stream | convert | plot | info``, a file each.
+"""The command line: ``ipvae demo | train | eval | infer | stream | convert | plot | reproduce | info``.
 
+A file each.
 PyTorch and Lightning are imported when a command runs, so that ``ipvae --help`` answers at once.
 """
 
 from .app import app, clear_errors, main
 
-from . import demo, train, evaluate, infer, stream, plot, info  # isort: skip  (the order of the help)
+from . import demo, train, evaluate, infer, stream, plot, reproduce, info  # isort: skip  (the order of the help)
 
-__all__ = ["app", "clear_errors", "demo", "evaluate", "infer", "info", "main", "plot", "stream", "train"]
+__all__ = [
+    "app",
+    "clear_errors",
+    "demo",
+    "evaluate",
+    "infer",
+    "info",
+    "main",
+    "plot",
+    "reproduce",
+    "stream",
+    "train",
+]

@@ -1,0 +1,218 @@
+"""Experiments: trials, what is measured of each, and what they answer; run by ``ipvae reproduce``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..checkpoint import atomic_file
+from ..extras import explained
+from .trials import Measure, Trial, Workshop, commit, machine, version
+
+with explained():
+    from matplotlib.figure import Figure
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+PRESETS = ("quick", "short", "long")
+
+
+class Mean(NamedTuple):
+    """A measure over seeds.
+
+    Attributes:
+        mean: over the trials that ended.
+        deviation: standard deviation over them; NaN of one.
+        n: how many.
+    """
+
+    mean: float
+    deviation: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Mean:
+        """Of one number for each seed."""
+        found = np.array(list(values), dtype=float)
+        deviation = float(found.std(ddof=1)) if len(found) > 1 else math.nan
+        return cls(float(found.mean()) if len(found) else math.nan, deviation, len(found))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean."""
+        return self.deviation / math.sqrt(self.n) if self.n else math.nan
+
+    def show(self, digits: int = 3, scale: float = 1.0) -> str:
+        """As "mean ± deviation"."""
+        if not self.n:
+            return "diverged"
+        spread = "" if math.isnan(self.deviation) else f" ± {scale * self.deviation:.{digits}f}"
+        return f"{scale * self.mean:.{digits}f}{spread}"
+
+
+class Claim(NamedTuple):
+    """A claim and its answer.
+
+    Attributes:
+        claim: what is claimed, by whom.
+        holds: whether it held here; None: this run cannot tell.
+        evidence: the numbers.
+    """
+
+    claim: str
+    holds: bool | None
+    evidence: str
+
+
+class Report(NamedTuple):
+    """What an experiment makes of its results.
+
+    Attributes:
+        columns: of the table.
+        rows: of the table.
+        claims: with answers.
+        figure: or None.
+        caveats: what a reader has to know.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    claims: Sequence[Claim]
+    figure: Figure | None
+    caveats: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, and how it is asked.
+
+    Attributes:
+        name: of the command.
+        question: a sentence.
+        minutes: preset -> time on two cores, about.
+        trials: (preset, seeds) -> the trials.
+        measure: of a trained model, plain values.
+        report: of results by label, each a list over seeds.
+    """
+
+    name: str
+    question: str
+    minutes: Mapping[str, float]
+    trials: Callable[[str, int], list[Trial]]
+    measure: Measure
+    report: Callable[[Mapping[str, list[dict[str, Any]]]], Report]
+
+
+Results = Mapping[str, list[dict[str, Any]]]
+"""Label -> the results of its seeds."""
+
+
+def found(results: Results, label: str, *path: str | int) -> Mean:
+    """A measure over the seeds of a label; those that diverged are left out."""
+    return Mean.of(_value(result["found"], path) for result in results[label] if "found" in result)
+
+
+def _value(values: Any, path: Sequence[str | int]) -> float:
+    for part in path:
+        values = values[part]
+    return math.nan if values is None else float(values)
+
+
+def above(one: Mean, other: Mean) -> bool | None:
+    """Whether a mean is above another by more than two standard errors of the difference; None: one seed."""
+    if min(one.n, other.n) < 2:
+        return None
+    return one.mean - other.mean > 2.0 * math.hypot(one.error, other.error)
+
+
+def reproduce(
+    experiment: Experiment,
+    workshop: Workshop,
+    preset: str,
+    seeds: int,
+    *,
+    command: str = "",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Runs what is missing of an experiment, and writes its JSON, table and figure.
+
+    Args:
+        experiment: which.
+        workshop: where.
+        preset: a name of `PRESETS` that the experiment has.
+        seeds: how many, from 0 on.
+        command: that a reader types to repeat it.
+        progress: draw a bar over the trials.
+
+    Returns:
+        What the JSON holds.
+
+    Raises:
+        ValueError: no such preset, or less than one seed.
+    """
+    if preset not in experiment.minutes:
+        raise ValueError(f"preset: expected one of {', '.join(experiment.minutes)}, found {preset!r}")
+    if seeds < 1:
+        raise ValueError(f"seeds: expected at least 1, found {seeds}")
+    trials = experiment.trials(preset, seeds)
+    results: dict[str, list[dict[str, Any]]] = {}
+    stale = [trial for trial in trials if workshop.stale(trial)]
+    with tqdm(total=len(trials), desc=experiment.name, unit="trial", disable=not progress) as bar:
+        if stale:
+            bar.write(f"{len(stale)} results are of another version or damaged, and are made anew")
+        for trial in trials:
+            bar.set_postfix_str(f"{trial.label}, seed {trial.seed}")
+            results.setdefault(trial.label, []).append(workshop.result(trial, experiment.measure))
+            bar.update()
+    report = experiment.report(results)
+    values = {
+        "experiment": experiment.name, "preset": preset, "seeds": seeds, "version": version(),
+        "commit": commit(), "machine": machine(), "command": command, "results": results,
+        "claims": [claim._asdict() for claim in report.claims],
+    }  # fmt: skip
+    _write(workshop.out / f"{experiment.name}.json", json.dumps(values, indent=1, allow_nan=False) + "\n")
+    _write(workshop.out / f"{experiment.name}.md", page(experiment, report, values))
+    if report.figure is not None:
+        with atomic_file(workshop.out / f"{experiment.name}.png") as file:
+            report.figure.savefig(file, format="png")
+    return values
+
+
+def page(experiment: Experiment, report: Report, values: Mapping[str, Any]) -> str:
+    """The result as Markdown."""
+    results: Results = values["results"]
+    every = [result for rows in results.values() for result in rows]
+    minutes = sum(result["seconds"] for result in every) / 60.0
+    commits = sorted({str(result["commit"]) for result in every})
+    machines = sorted({result["machine"] for result in every})
+    lines = [
+        f"# {experiment.name}", "", experiment.question, "",
+        f"Preset `{values['preset']}`, seeds 0 to {values['seeds'] - 1}; mean ± standard deviation. "
+        f"{minutes:.0f} minutes on {'; '.join(machines)}; version {values['version']}, commit "
+        f"{', '.join(commits)}.",
+        *([f"Command: `{values['command']}`."] if values["command"] else []), "",
+        "| " + " | ".join(report.columns) + " |", "| " + " | ".join("---" for _ in report.columns) + " |",
+        *("| " + " | ".join(row) + " |" for row in report.rows), "",
+    ]  # fmt: skip
+    if report.figure is not None:
+        lines += [f"![{experiment.name}]({experiment.name}.png)", ""]
+    answers = {True: "yes", False: "no", None: "cannot be told from this run"}
+    lines += ["| claim | holds here | evidence |", "| --- | --- | --- |"] if report.claims else []
+    lines += [f"| {claim.claim} | {answers[claim.holds]} | {claim.evidence} |" for claim in report.claims]
+    diverged = [r for r in every if "diverged" in r]
+    notes = [*report.caveats]
+    if diverged:
+        named = ", ".join(f"{r['trial']['label']} seed {r['trial']['seed']}" for r in diverged)
+        notes.append(f"Diverged, and not averaged in: {named}.")
+    lines += ["", *(f"* {note}" for note in notes)] if notes else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as file:
+        file.write(text.encode())

@@ -1,0 +1,184 @@
+"""`ipvae reproduce`: quick variants point the right way; experiments go on, and mix nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ipvae import cli
+from ipvae.experiments import trials
+from ipvae.experiments.catalogue import EXPERIMENTS
+from ipvae.experiments.reproduce import Mean, above, found, reproduce
+from ipvae.experiments.trials import Trial, Workshop
+from typer.testing import CliRunner
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """Shared, so that experiments share trainings."""
+    return Workshop(tmp_path_factory.mktemp("reproduced"), progress=False)
+
+
+def results_of(workshop: Workshop, name: str) -> dict[str, list[dict[str, Any]]]:
+    command = f"ipvae reproduce {name}"
+    values = reproduce(EXPERIMENTS[name], workshop, "quick", 1, command=command, progress=False)
+    text = (workshop.out / f"{name}.md").read_text()
+    assert text.startswith(f"# {name}\n")
+    assert f"`ipvae reproduce {name}`" in text
+    assert json.loads((workshop.out / f"{name}.json").read_text())["claims"] == values["claims"]
+    found: dict[str, list[dict[str, Any]]] = values["results"]
+    return found
+
+
+def test_convergence(workshop: Workshop) -> None:
+    """R2 rises by .1 and more from the first step to the last, where it is reached in more than one step."""
+    results = results_of(workshop, "convergence")
+    for label in ("iP-VAE, digits", "iG-VAE, digits"):
+        first, last = (found(results, label, "r2", step).mean for step in (0, -1))
+        assert last > first + 0.1
+        assert found(results, label, "steps_to_95").mean > 1
+    assert (workshop.out / "convergence.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_horizon(workshop: Workshop) -> None:
+    """Trained for 8 steps R2 after 64 is .1 and more above that of a training for 2."""
+    results = results_of(workshop, "horizon")
+    assert found(results, "T = 8", "64", "r2").mean > found(results, "T = 2", "64", "r2").mean + 0.1
+
+
+def test_rate_distortion(workshop: Workshop) -> None:
+    """A larger penalty of LCA silences .15 more and costs R2 .1; a larger beta costs R2 .1."""
+    results = results_of(workshop, "rate-distortion")
+    low, high = (
+        {name: found(results, f"lca, penalty {penalty}", name).mean for name in ("r2", "zeros")}
+        for penalty in (0.1, 0.4)
+    )
+    assert high["zeros"] > low["zeros"] + 0.15
+    assert high["r2"] < low["r2"] - 0.1
+    mild, strong = (found(results, f"ip-vae, T = 8, beta {beta}", "r2").mean for beta in (1, 8))
+    assert strong < mild - 0.1
+
+
+def test_mnist(workshop: Workshop) -> None:
+    """Every row has its measures; what was trained for longer explains most of the variation."""
+    results = results_of(workshop, "mnist")
+    assert list(results) == ["iP-VAE", "iP-VAE, exact natural gradient", "P-VAE, linear", "LCA"]
+    assert found(results, "LCA", "r2").mean > 0.6
+    assert found(results, "P-VAE, linear", "accuracy").mean > 0.8
+    assert results["LCA"][0]["found"]["nelbo"] is None
+
+
+FIELDS, RECIPE = {"n_latents": 8, "t_train": 2}, {"max_steps": 6, "batch_size": 20}
+TINY = Trial("tiny", "ip-vae", "digits", 0, FIELDS, RECIPE)
+
+
+def size(model: Any, splits: Any, trial: Trial) -> dict[str, Any]:
+    return {"first": float(next(model.parameters()).flatten()[0])}
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each training so far continued one."""
+    made: list[bool] = []
+    real = trials.train
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        made.append(options["resume"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(trials, "train", counted)
+    return made
+
+
+def test_what_is_finished_is_not_repeated(tmp_path: Path, trained: list[bool]) -> None:
+    first = Workshop(tmp_path, progress=False).result(TINY, size)
+    again = Workshop(tmp_path, progress=False).result(TINY, size)
+    assert again == first
+    assert trained == [False]
+    assert first["version"] == trials.version()
+    assert first["seconds"] > 0
+    # Another measure of the same training, and the training of another seed.
+    other = Trial(**{**TINY.to_dict(), "label": "other", "options": {"steps": 3}})
+    assert Workshop(tmp_path, progress=False).result(other, size)["found"] == first["found"]
+    assert trained == [False]
+    seed = Trial(**{**TINY.to_dict(), "seed": 1})
+    assert Workshop(tmp_path, progress=False).result(seed, size)["found"] != first["found"]
+    assert trained == [False, False]
+
+
+def test_an_interrupted_training_is_continued(
+    tmp_path: Path, trained: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same command, to the weights of one that was not."""
+    import lightning.pytorch as lightning
+
+    class Interrupt(lightning.Callback):
+        def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+            trainer.should_stop = trainer.global_step == 3
+
+    whole = Workshop(tmp_path / "whole", progress=False).result(TINY, size)
+    counted = trials.train
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "train", lambda *a, **o: counted(*a, **o, callbacks=[Interrupt()]))
+        with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+            Workshop(tmp_path / "cut", progress=False).result(TINY, size)
+    assert not list((tmp_path / "cut" / "trials").iterdir())
+    assert Workshop(tmp_path / "cut", progress=False).result(TINY, size)["found"] == whole["found"]
+    assert trained == [False, False, True]
+
+
+def test_results_of_another_version_are_made_anew(
+    tmp_path: Path, trained: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop = Workshop(tmp_path, progress=False)
+    workshop.result(TINY, size)
+    monkeypatch.setattr(trials, "version", lambda: "9.9")
+    assert workshop.stale(TINY)
+    assert workshop.finished(TINY) is None
+    assert workshop.result(TINY, size)["version"] == "9.9"
+    file = tmp_path / "trials" / f"{TINY.key}.json"
+    file.write_text(file.read_text()[:40])  # half written by something else
+    assert workshop.stale(TINY)
+    assert workshop.result(TINY, size)["version"] == "9.9"
+    assert not workshop.stale(TINY)
+
+
+def test_a_diverged_run_is_reported_and_not_averaged(tmp_path: Path) -> None:
+    wild = Trial(**{**TINY.to_dict(), "seed": 1, "train": {**TINY.train, "lr": 1e30, "max_steps": 20}})
+    workshop = Workshop(tmp_path, progress=False)
+    results = {"tiny": [workshop.result(trial, size) for trial in (TINY, wild)]}
+    assert "training diverged" in results["tiny"][1]["diverged"]
+    mean = found(results, "tiny", "first")
+    assert mean.n == 1
+    assert mean.mean == results["tiny"][0]["found"]["first"]
+    assert found({"tiny": results["tiny"][1:]}, "tiny", "first").show() == "diverged"
+
+
+def test_means_and_comparisons() -> None:
+    two = Mean.of([1.0, 3.0])
+    assert (two.mean, two.n) == (2.0, 2)
+    assert two.deviation == pytest.approx(2**0.5)
+    assert two.error == pytest.approx(1.0)
+    assert two.show(1) == "2.0 ± 1.4"
+    assert Mean.of([0.5]).show() == "0.500"
+    assert above(Mean.of([1.0, 1.01]), Mean.of([0.5, 0.51])) is True
+    assert above(two, Mean.of([1.9, 2.0])) is False
+    assert above(Mean.of([1.0]), two) is None
+
+
+def test_the_command(tmp_path: Path) -> None:
+    def call(*arguments: object) -> Any:
+        return CliRunner().invoke(cli.app, ["reproduce", *(str(a) for a in arguments)])
+
+    listed = call("--list").output
+    assert all(name in listed for name in EXPERIMENTS)
+    for arguments, words in (
+        (["nothing"], "name: expected one of mnist"),
+        (["horizon", "--preset", "endless", "--out", tmp_path], "preset: expected one of quick"),
+        (["horizon", "--seeds", 0], "seeds"),
+    ):
+        result = call(*arguments)
+        assert result.exit_code == 2
+        assert words in result.stderr
