@@ -16,6 +16,7 @@ from ipvae import IGVAE, IPVAE, CheckpointError, IGVAEConfig, IPVAEConfig, cli, 
 from ipvae.extras import MissingExtra
 from ipvae.interop.card import model_card
 from ipvae.interop.hub import HubError
+from ipvae.models.registry import FAMILIES
 from typer.testing import CliRunner
 
 ADDRESS = "https://huggingface.co/me/digits/commit/1"
@@ -201,3 +202,15 @@ def test_bad_requests_are_named(api: Any, model: IPVAE, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         model.push_to_hub("me/digits", metrics="none.json")
     assert api.calls == []
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_a_card_says_what_each_family_is(name: str) -> None:
+    """Its own kind and way of inference; nothing of another's."""
+    config = FAMILIES[name].config_class(n_inputs=4, n_latents=3)
+    text = model_card(FAMILIES[name](config)).text
+    assert config.described.kind in text
+    assert config.described.how in text
+    assert ("without an encoder" in text) == (name in ("poisson", "gaussian", "hip-vae"))
+    assert ("An encoder infers codes in one step" in text) == (name in ("p-vae", "g-vae"))
+    assert ("steps=128" in text) == (name not in ("p-vae", "g-vae"))

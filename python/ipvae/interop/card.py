@@ -100,9 +100,9 @@ def model_card(
         for metric, value in values.items()
         if dataset is not None
     ]
-    kind = "amortised-vae" if _encodes(config) else "iterative-vae"
+    tags = [*dict.fromkeys([config.described.tag, *TAGS, config.cell])]
     header = ModelCardData(
-        library_name="ipvae", license=license, tags=[kind, *TAGS, config.cell],
+        library_name="ipvae", license=license, tags=tags,
         model_name=name if results else None, eval_results=results or None,
     )  # fmt: skip
     text = [f"# {name}", _description(model), _use(config, repo_id)]
@@ -147,30 +147,16 @@ def _description(model: Saved) -> str:
     config = model.config
     shape = "x".join(map(str, config.shape))
     parameters = sum(tensor.numel() for tensor in model.state_dict().values())
-    if _encodes(config):
-        kind = 'an amortised VAE (["Poisson variational autoencoder"](https://arxiv.org/abs/2405.14473))'
-        how = "An encoder infers codes in one step."
-    else:
-        paper = (
-            '[Vafaii, Galor and Yates, "Brain-like variational inference"](https://arxiv.org/abs/2410.19315)'
-        )
-        kind = f"an iterative VAE ({paper})"
-        how = "Codes are inferred by gradient descent on the free energy, without an encoder."
     return (
-        f"`{type(model).__name__}` of ipvae, {kind}: {config.n_latents:,} neurons for inputs of "
-        f"{config.n_inputs:,} numbers ({shape}), {parameters:,} numbers in all. {how}"
+        f"`{type(model).__name__}` of ipvae, {config.described.kind}: {config.n_latents:,} neurons for "
+        f"inputs of {config.n_inputs:,} numbers ({shape}), {parameters:,} numbers in all. {config.described.how}"
     )
-
-
-def _encodes(config: Any) -> bool:
-    """Whether a configuration is that of an amortised model."""
-    return hasattr(config, "encoder")
 
 
 def _use(config: Any, repo_id: str | None) -> str:
     source = "folder" if repo_id is None else repo_id
     shape = ", ".join(map(str, config.shape))
-    steps = "" if _encodes(config) else ", steps=128"
+    steps = ", steps=128" if hasattr(config, "t_train") else ""
     return (
         "## Use\n\n```python\nimport ipvae\n\n"
         f'model = ipvae.load_model("{source}")\n'
@@ -185,7 +171,7 @@ def _measured(evaluation: Mapping[str, Any], values: Mapping[str, float], datase
     samples = f", {evaluation['n_samples']:,} samples" if "n_samples" in evaluation else ""
     rows = {NAMES[name]: f"{value:.4g}" for name, value in values.items()}
     return (
-        f"## Measured\n\nHard spike counts after {len(evaluation['r2']):,} steps{where}{split}{samples}; "
+        f"## Measured\n\nCounts hard, after {len(evaluation['r2']):,} steps{where}{split}{samples}; "
         f"all steps are in `{MEASURES}`.\n\n{_table('measure', rows)}"
     )
 

@@ -66,6 +66,20 @@ class Variant(NamedTuple):
     fields: Mapping[str, Any] = {}
 
 
+class Description(NamedTuple):
+    """What a model card says of a family.
+
+    Attributes:
+        tag: of the Hub.
+        kind: what it is, and where from; after "a model of ipvae, ".
+        how: how it infers, a sentence.
+    """
+
+    tag: str
+    kind: str
+    how: str
+
+
 @dataclass(frozen=True)
 class VAEConfig:
     """What all families are told; you make that of a family, such as `IPVAEConfig`.
@@ -89,6 +103,7 @@ class VAEConfig:
 
     cell: ClassVar[str]
     """Name of the family in the registry and in files; no two have the same."""
+    described: ClassVar[Description] = Description("vae", "a VAE", "")
     variants: ClassVar[Mapping[str, Variant]] = {}
     """The family's models by the names of ``ipvae train --model``; empty: the family's own name."""
 
@@ -221,6 +236,12 @@ class ModelConfig(VAEConfig):
     init_log_bias: float = -3.0
     seed: int = 0
 
+    described = Description(
+        "iterative-vae",
+        'an iterative VAE ([Vafaii, Galor and Yates, "Brain-like variational inference"]'
+        "(https://arxiv.org/abs/2410.19315))",
+        "Codes are inferred by gradient descent on the free energy, without an encoder.",
+    )
     clamps: ClassVar[Mapping[str, tuple[float, ...]]]
     """Defaults of ``clamp_u`` and ``clamp_du``, for each number of the state."""
 
@@ -370,6 +391,12 @@ class AmortisedConfig(FixedPriorConfig):
 
     encoder: str = "linear"
     encoder_width: int = cast("int", None)
+
+    described = Description(
+        "amortised-vae",
+        'an amortised VAE (["Poisson variational autoencoder"](https://arxiv.org/abs/2405.14473))',
+        "An encoder infers codes in one step.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..fields import ConfigError, integer, is_int, number
-from .config import VAEConfig, Variant, check_counts
+from .config import Description, VAEConfig, Variant, check_counts
 
 _MOST = 2**28
 
@@ -46,6 +46,12 @@ class HIPVAEConfig(VAEConfig):
     fit_prior: bool = field(default=True, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
+    described = Description(
+        "iterative-vae",
+        'a hierarchical iterative Poisson VAE (after ["Brain-like variational inference"]'
+        "(https://arxiv.org/abs/2410.19315))",
+        "Layers of spiking neurons predict those below; codes are those of the lowest, without an encoder.",
+    )
     cell = "hip-vae"
     variants = {  # noqa: RUF012
         "hip-vae": Variant("iterative, spikes, two layers and more: the upper predicts the lower")

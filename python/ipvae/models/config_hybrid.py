@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..fields import integer, number
-from .config import AmortisedConfig, CountsConfig, FixedPriorConfig, NormalsConfig, Variant
+from .config import AmortisedConfig, CountsConfig, Description, FixedPriorConfig, NormalsConfig, Variant
 
 _MOST_UNITS = 2**28
 
@@ -30,6 +30,13 @@ class SemiAmortisedConfig(AmortisedConfig):
     momentum: float = field(default=0.5, kw_only=True)
     beta_inner: float = field(default=1.0, kw_only=True)
 
+    described = Description(
+        "hybrid-vae",
+        'a semi-amortised VAE (after ["Semi-amortized variational autoencoders"]'
+        "(https://arxiv.org/abs/1802.02550))",
+        "An encoder's first guess is refined by steps of gradient descent on the free energy.",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         integer(self, "t_train", low=1, high=_MOST_UNITS)
@@ -52,6 +59,13 @@ class IterativelyAmortisedConfig(FixedPriorConfig):
 
     t_train: int = field(default=5, kw_only=True)
     updater_width: int = field(default=512, kw_only=True)
+
+    described = Description(
+        "hybrid-vae",
+        'an iteratively amortised VAE (after ["Iterative amortized inference"]'
+        "(https://arxiv.org/abs/1807.09356))",
+        "A network turns gradients of the free energy into updates of the codes.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

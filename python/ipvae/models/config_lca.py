@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..fields import ConfigError, choice, integer, number
-from .config import VAEConfig, Variant
+from .config import Description, VAEConfig, Variant
 
 _MOST_STEPS = 2**28
 
@@ -33,6 +33,11 @@ class LCAConfig(VAEConfig):
     t_train: int = field(default=100, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
+    described = Description(
+        "sparse-coding",
+        "a network of sparse coding (the locally competitive algorithm of Rozell et al. 2008)",
+        "Codes are analog and sparse, by local competition; nothing is random, and there is no likelihood.",
+    )
     cell = "lca"
     variants = {  # noqa: RUF012
         "lca": Variant("sparse coding: analog, deterministic, an L1 penalty"),
