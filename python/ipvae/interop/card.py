@@ -149,7 +149,8 @@ def _description(model: Saved) -> str:
     parameters = sum(tensor.numel() for tensor in model.state_dict().values())
     return (
         f"`{type(model).__name__}` of ipvae, {config.described.kind}: {config.n_latents:,} neurons for "
-        f"inputs of {config.n_inputs:,} numbers ({shape}), {parameters:,} numbers in all. {config.described.how}"
+        f"inputs of {config.n_inputs:,} numbers ({shape}), {parameters:,} numbers in all. "
+        f"{config.described.how}"
     )
 
 
