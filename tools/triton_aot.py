@@ -40,7 +40,7 @@ SHARED_MAX = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of a pro
 REGISTERS_MAX = 65536  # of a program, on each of these
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-_FLOATS = ("leak", "clamp_u", "clamp_du", "clamp_xi", "clamp_dxi", "temperature", "n_arrivals")
+_FLOATS = ("leak", "decay", "clamp_u", "clamp_du", "clamp_xi", "clamp_dxi", "temperature", "n_arrivals")
 _PRODUCT_OF_PIXELS = {"PIXELS": stepped_kernels.PIXELS, "DEPTH": stepped_kernels.DEPTH, "n_inner": 1}
 _OFFSETS = ("sample_offset", "neuron_offset")
 _WIDE = (*_OFFSETS, "first_step", "step", "high", "x_step", "n_updates", "update", "first_draw")
@@ -160,8 +160,13 @@ def _rollouts(
 def _drawn(codes: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and constants of what a forward draws: counts of each estimator, rectified Gaussian latents."""
     for code in codes:
-        yield COMPILED[code], {"CELL": 0, "ESTIMATOR": code, "n_arrivals": None}
-    yield "gaussian_relu", {"CELL": 2, "ESTIMATOR": 0, "n_arrivals": None}
+        yield COMPILED[code], {"CELL": 0, "ESTIMATOR": code, "EXPECTED": False, "n_arrivals": None}
+    first = codes[0]
+    yield (
+        f"{COMPILED[first]}, expected",
+        {"CELL": 0, "ESTIMATOR": first, "EXPECTED": True, "n_arrivals": None},
+    )
+    yield "gaussian_relu", {"CELL": 2, "ESTIMATOR": 0, "EXPECTED": False, "n_arrivals": None}
 
 
 def _of_backward(cell: int) -> tuple[str, dict[str, Any]]:
@@ -184,9 +189,11 @@ def _of_forward(draw: dict[str, Any], matmul_precision: str) -> dict[str, Any]:
 def _decode_of(draw: dict[str, Any], matmul_precision: str) -> str:
     """The product that decodes what is drawn."""
     cell, estimator = tuple(CELLS)[draw["CELL"]], COMPILED[draw["ESTIMATOR"]]
+    drive = "expected" if draw["EXPECTED"] else "paper"
     cfg = RolloutConfig(
-        steps=1, matmul_precision=matmul_precision, cell=cell, estimator=estimator, temperature=0.1
-    )
+        steps=1, matmul_precision=matmul_precision, cell=cell, estimator=estimator, temperature=0.1,
+        drive=drive,
+    )  # fmt: skip
     return decode_product(cfg)
 
 
