@@ -21,6 +21,7 @@ from ipvae.training import schedules
 from ipvae.training.batches import Batches, mix
 from ipvae.training.folder import alone_in
 from ipvae.training.history import read_history
+from ipvae.training.module import Training
 from ipvae.training.outcome import TrainingError
 from ipvae.training.run import TrainResult
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
@@ -220,6 +221,22 @@ def test_two_devices_are_one_run(x: Tensor, tmp_path: Path) -> None:
         torch.testing.assert_close(two.model.state_dict()[name], expected, rtol=1e-5, atol=1e-6)
     assert two.history["step"].tolist() == [5, 10, 15, 20]
     np.testing.assert_allclose(two.history["loss"], one.history["loss"], rtol=1e-5)
+
+
+def test_a_model_that_blows_up_with_a_finite_loss_is_reported(
+    x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R2 of the validation below -100 after it had been above 0; a bad start is none, it may recover."""
+    real, found = Training._evaluate, iter([-500.0, 0.3, -99.0, 0.4, -101.0])
+
+    def measured(self: Training, inputs: Tensor) -> Any:
+        return dataclasses.replace(real(self, inputs), r2=np.array([next(found)]))
+
+    monkeypatch.setattr(Training, "_evaluate", measured)
+    with pytest.raises(
+        TrainingError, match=r"R2 of the validation fell from 0\.40 to -101 after step 15 of 20"
+    ):
+        train(fresh(), Splits(x, x[:10]), CONFIG, tmp_path, validate_every=3, progress=False)
 
 
 def test_two_devices_stop_at_the_same_step(x: Tensor, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from ..data import DataSplits, RotationFeeder, load_dataset
 from ..evaluation.evaluate import evaluate
 from ..models.base import VAE
 from ..plots.canvas import BLUE, GREEN, MUTED, ORANGE, new_figure, set_heading, with_grid
-from .mnist import UPDATES
+from .mnist import CLAMP, UPDATES
 from .reproduce import Claim, Experiment, Report, Results, above, found
 from .trials import Trial
 
@@ -35,7 +35,7 @@ def trials(preset: str, seeds: int) -> list[Trial]:
     }  # fmt: skip
     return [
         Trial(
-            label, model, "digits" if quick else "mnist", seed, {},
+            label, model, "digits" if quick else "mnist", seed, CLAMP if model == "ip-vae" else {},
             {"max_steps": QUICK if quick else round(share * UPDATES[preset])}, options,
         )
         for label, model, share in ROWS for seed in range(seeds)
