@@ -29,7 +29,7 @@ class SparseCodes:
         squared_error: of the reconstruction, summed over pixels, mean over inputs.
         r2: share of the variation explained, mean over inputs, as `evaluate` has it.
         zeros: fraction of the codes that is 0.
-        penalised: |x - Phi a|^2 / 2 + penalty |a|_1, mean over inputs; None without a penalty.
+        penalised: ``|x - Phi a|^2 / 2 + penalty |a|_1``, mean over inputs; None without a penalty.
         seconds: of the solver.
     """
 
@@ -53,8 +53,8 @@ def sparse_codes(
     """Codes by "fista", "lasso" or "omp" under the dictionary of a model with a linear decoder.
 
     "fista" (Beck and Teboulle 2009; PyLops, extra ``sparse``) and "lasso" (coordinate descent, scikit-learn)
-    minimise |x - Phi a|^2 / 2 + penalty |a|_1, as `ipvae.LCA` does with a soft threshold; "omp" is orthogonal
-    matching pursuit (Pati et al. 1993; scikit-learn) with a number of neurons for each input. Signs are free.
+    minimise ``|x - Phi a|^2 / 2 + penalty |a|_1``, as `ipvae.LCA` does with a soft threshold; "omp" is
+    orthogonal matching pursuit (Pati et al. 1993; scikit-learn) with a number of neurons for each input. Signs are free.
 
     Args:
         model: of any family, with a linear decoder.

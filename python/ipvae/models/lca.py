@@ -101,7 +101,7 @@ class LCA(SteppedVAE):
         return nn.functional.hardshrink(u, penalty)
 
     def energy(self, x: Inputs, codes: Tensor) -> Tensor:
-        """|x - Phi a|^2 / 2 plus the penalty, [B], of inputs [B, M] and activations [B, K]."""
+        """``|x - Phi a|^2 / 2`` plus the penalty, [B], of inputs [B, M] and activations [B, K]."""
         error = self.flatten(x) - self._mean(codes)
         return 0.5 * error.square().sum(-1) + self._penalty(codes)
 
