@@ -54,7 +54,8 @@ def sparse_codes(
 
     "fista" (Beck and Teboulle 2009; PyLops, extra ``sparse``) and "lasso" (coordinate descent, scikit-learn)
     minimise ``|x - Phi a|^2 / 2 + penalty |a|_1``, as `ipvae.LCA` does with a soft threshold; "omp" is
-    orthogonal matching pursuit (Pati et al. 1993; scikit-learn) with a number of neurons for each input. Signs are free.
+    orthogonal matching pursuit (Pati et al. 1993; scikit-learn) with a number of neurons for each input.
+    Signs are free.
 
     Args:
         model: of any family, with a linear decoder.
