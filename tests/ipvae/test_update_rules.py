@@ -119,7 +119,7 @@ def test_the_command_line_takes_them(tmp_path: Path) -> None:
         "--batch-size",
         "8",
     ]
-    rules = ["--drive", "expected", "--decay", "0.1"]
+    rules = ["--drive", "expected", "--decay", "0.1", "--clamp-u", "6"]
     result = CliRunner().invoke(
         cli.app, ["train", *options, *rules, "--eval-steps", "4", "--out", str(tmp_path / "run")]
     )
@@ -127,7 +127,7 @@ def test_the_command_line_takes_them(tmp_path: Path) -> None:
     assert "drive expected" in result.output
     config = load_model(tmp_path / "run").config
     assert isinstance(config, IPVAEConfig)
-    assert (config.drive, config.decay) == ("expected", 0.1)
+    assert (config.drive, config.decay, config.clamp_u) == ("expected", 0.1, 6.0)
     refused = CliRunner().invoke(
         cli.app,
         ["train", *options[:4], "--model", "p-vae", "--drive", "expected", "--out", str(tmp_path / "p")],

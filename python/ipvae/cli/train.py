@@ -101,6 +101,10 @@ def train(
     decay: Annotated[
         float | None, typer.Option(help="Of ip-vae: leak of the membranes, 0 in the paper.")
     ] = None,
+    clamp_u: Annotated[
+        float | None,
+        typer.Option(help="Of models of counts: ceiling of the log rates; 6 in runs of more than minutes."),
+    ] = None,
     single_draw: Annotated[
         bool | None,
         typer.Option(
@@ -157,7 +161,8 @@ def train(
     )
     model_config = _override(
         model_config, n_latents=latents, upper_latents=tuple(upper_latents or ()) or None, t_train=t_train,
-        kl=kl, estimator=estimator, drive=drive, decay=decay, single_draw=single_draw, seed=seed,
+        kl=kl, estimator=estimator, drive=drive, decay=decay, clamp_u=clamp_u, single_draw=single_draw,
+        seed=seed,
     )  # fmt: skip
     train_config = _override(train_config, batch_size=batch_size, lr=lr, beta_outer=beta, seed=seed)
     if lr is not None and lr < train_config.lr_min:
