@@ -93,7 +93,7 @@ class HierarchicalLayer(nn.Module):
         """
         if above is None or self.weight is None:
             return u, torch.zeros_like(u)
-        raw, share = self._raw(above), torch.sigmoid(self.share)
+        raw, share = self._raw(above), torch.sigmoid(checks.raised(self.share))
         slope = share * torch.sigmoid(ceiling - raw) * (raw >= FLOOR)
         return u + share * (self.predicted(above, ceiling) - u), slope
 
@@ -103,12 +103,12 @@ class HierarchicalLayer(nn.Module):
 
     def _raw(self, above: Tensor) -> Tensor:
         assert self.weight is not None
-        return self.offset + above @ self.weight.T
+        return checks.raised(self.offset) + above @ checks.raised(self.weight).T
 
     def drive_above(self, posterior: Tensor, prior: Tensor, slope: Tensor) -> Tensor:
         """The drive of the layer above, [B, above]: minus the gradient of the KL in its counts."""
         assert self.weight is not None
-        return (slope * (posterior.exp() - prior.exp())) @ self.weight
+        return (slope * (posterior.exp() - prior.exp())) @ checks.raised(self.weight)
 
 
 class HIPVAE(PoissonLatents, SteppedVAE):
@@ -311,7 +311,7 @@ class HIPVAE(PoissonLatents, SteppedVAE):
             clamp_du=opened(config.clamp_du, eps, init=_CLAMP_INIT), **draws,
         )  # fmt: skip
         cells, decoder, offsets = self._cells(start, cfg, backend), self._decoder(), self._offsets()
-        precision, initial, state = torch.exp(-2.0 * self.log_sigma), self._first(start.x), start.state
+        precision, initial, state = self._precision(), self._first(start.x), start.state
 
         def draw(kind: int, step: int, level: int, u: Tensor) -> Draw:
             return cells[level].draw(u, Stream(kind, 0, step, start.offset, offsets[level]))

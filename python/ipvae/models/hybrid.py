@@ -114,7 +114,7 @@ class HybridVAE(SteppedVAE, FixedPriorVAE):
     ) -> Iterator[Taken]:
         x, state, prior = start.x, start.state, self._prior_of(start.x)
         cell, decoder = self._cell(start, backend, **draws), self._decoder()
-        precision = torch.exp(-2.0 * self.log_sigma)
+        precision = self._precision()
         for t in range(start.first, start.first + steps):
             with nullcontext() if self.through_gradients else torch.no_grad():
                 draw = cell.draw(self._looked_at(state), Stream(KIND_UPDATE, 0, t, start.offset))
@@ -224,7 +224,8 @@ class IterativelyAmortisedVAE(HybridVAE):
     def _next(self, state: Tensor, prior: Tensor, drive: Tensor, draw: Draw, cell: Cell) -> Tensor:
         with torch.no_grad():
             gradient = self._gradient(state, prior, drive, draw)
-        rows = (_by_row(part) for part in (state - prior, prior, gradient))
+        own = self.like.dtype
+        rows = (_by_row(part).to(own) for part in (state - prior, prior, gradient))
         return checks.raised(self._residual(self.updater(*rows)))
 
 

@@ -69,8 +69,9 @@ class LCA(SteppedVAE):
         self.phi.copy_(draw / draw.norm(dim=0))
 
     def _linear(self) -> Tensor:
-        lengths: Tensor = torch.linalg.vector_norm(self.phi, dim=0)
-        return self.phi / lengths.clamp(min=torch.finfo(self.phi.dtype).tiny)
+        phi = checks.raised(self.phi)
+        lengths: Tensor = torch.linalg.vector_norm(phi, dim=0)
+        return phi / lengths.clamp(min=torch.finfo(phi.dtype).tiny)
 
     @property
     def like(self) -> Tensor:
@@ -186,7 +187,7 @@ class LCA(SteppedVAE):
                 raise ValueError(f"{name}: expected None for an LCA, found {value!r}")
         how: dict[str, Any] = {"seed": seed, "sample_offset": sample_offset, "backend": backend}
         reached = self.infer(x, steps, state=state, check=check, **how).state
-        x = self.flatten(x)
+        x = checks.raised(self.flatten(x))
         codes, shown = self._thresholded(reached.log_rate), x[-1] if x.ndim == 3 else x
         recon = self._recon(shown - self._mean(codes))
         loss = (recon + self._penalty(codes)).sum() * (256.0 / (x.shape[-1] * max(len(recon), 1)))

@@ -103,10 +103,18 @@ class SteppedVAE(VAE):
 
     def _recon(self, error: Tensor) -> Tensor:
         """Reconstruction term, [B], nats, of errors [B, M]."""
-        return reconstruction_loss(error, self.log_sigma)
+        return reconstruction_loss(error, checks.raised(self.log_sigma))
+
+    def _precision(self) -> Tensor:
+        """1 / var of the pixels, [M]."""
+        return torch.exp(-2.0 * checks.raised(self.log_sigma))
 
     def _decoder(self) -> Decoder:
-        return LinearDecoder(self._linear()) if self.decoder is None else as_decoder(self.flat_decoder())
+        return (
+            LinearDecoder(checks.raised(self._linear()))
+            if self.decoder is None
+            else as_decoder(self.flat_decoder())
+        )
 
     def _begin(
         self, x: Inputs, steps: int | None, state: State | None, seed: int | Tensor | None,
@@ -132,7 +140,9 @@ class SteppedVAE(VAE):
             first = state.step
         first, offset = checks.stream(first, steps, sample_offset or 0, rows)
         before = self._first(x) if state is None else state.log_rate
-        return Start(x, before, first, checks.seed(seed, x.device), offset), steps
+        # A model in half precision computes in float32, as the fused rollouts do.
+        seed = checks.seed(seed, x.device)
+        return Start(checks.raised(x), checks.raised(before), first, seed, offset), steps
 
     def forward(
         self,
