@@ -144,6 +144,7 @@ class AmortisedVAE(EncoderVAE):
         x = self._still(x)
         seed, offset = self._noise(x, seed, sample_offset)
         step = self._step(x, seed, offset, backend, check)
+        x = checks.raised(x)  # records are float32 like the posterior
         # Of a cell, records want its divergence alone.
         records = {name: RECORDS[name](step, cast(Any, self), x, self.log_sigma)[None] for name in names}
         if check:

@@ -109,8 +109,11 @@ class VAE(nn.Module):
         raise NotImplementedError
 
     def flat_decoder(self) -> nn.Module | None:
-        """A decoder that is not linear, from codes [B, K] to pixels [B, M]."""
-        return None if self.decoder is None else nn.Sequential(self.decoder, nn.Flatten())
+        """A decoder that is not linear, from codes [B, K] to pixels [B, M].
+
+        In half precision it takes codes and gives pixels in float32, as everything around it computes.
+        """
+        return None if self.decoder is None else _FlatDecoder(self.decoder, self.like)
 
     @torch.no_grad()
     def features(self) -> Tensor:
@@ -172,8 +175,9 @@ class VAE(nn.Module):
     def _mean(self, codes: Tensor) -> Tensor:
         """Mean of the pixels for codes: [B, K] to [B, M]."""
         codes = checks.raised(codes)
-        if self.decoder is not None:
-            return cast(Tensor, self.decoder(codes)).flatten(1)
+        decoder = self.flat_decoder()
+        if decoder is not None:
+            return cast(Tensor, decoder(codes))
         return codes @ checks.raised(self.dictionary).T
 
     def _decode_rows(self, latents: Tensor) -> Tensor:
@@ -499,6 +503,19 @@ def check_own(config: VAEConfig, name: str, module: nn.Module | None) -> None:
 def frames(x: Tensor, first: int, stop: int) -> Tensor:
     """The frames of a moving input [T, B, M]; a static one [B, M] as it is."""
     return x[first:stop] if x.ndim == 3 else x
+
+
+class _FlatDecoder(nn.Module):
+    """A decoder of the dtype of `like`, from codes [B, K] to pixels [B, M]; see `VAE.flat_decoder`."""
+
+    def __init__(self, decoder: nn.Module, like: Tensor) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.rounded = like.dtype if checks.is_half(like) else None
+
+    def forward(self, codes: Tensor) -> Tensor:
+        codes = codes if self.rounded is None else codes.to(self.rounded)
+        return checks.raised(cast(Tensor, self.decoder(codes)).flatten(1))
 
 
 def soft_log_sigma(free: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class FixedPriorVAE(VAE):
     @property
     def log_sigma(self) -> Tensor:
         """Log standard deviation of the pixels, [M], soft-clamped to within 3.45."""
-        return soft_log_sigma(self.free_log_sigma)
+        return soft_log_sigma(checks.raised(self.free_log_sigma))
 
     @property
     def temperature(self) -> float:
@@ -169,7 +169,8 @@ class EncoderVAE(FixedPriorVAE):
 
     def posterior(self, x: Inputs) -> Tensor:
         """What the encoder and the prior make of inputs [B, M]: log rates [B, K], or [2, B, K]."""
-        return self._residual(self.encoder(self._still(x).reshape(-1, *self.config.shape)).flatten(1))
+        encoded = self.encoder(self._still(x).reshape(-1, *self.config.shape)).flatten(1)
+        return self._residual(checks.raised(encoded))
 
 
 class PoissonPosterior(PoissonLatents, FixedPriorVAE):
@@ -185,7 +186,7 @@ class PoissonPosterior(PoissonLatents, FixedPriorVAE):
     @property
     def prior(self) -> Tensor:
         """Log rates of the prior, [K]."""
-        return self.free_prior[0]
+        return checks.raised(self.free_prior[0])
 
     def set_annealing(self, *, temperature: float | None = None, eps: float | None = None) -> None:
         """Sets the temperature; there are no clamps to open, so `eps` changes nothing."""
@@ -215,7 +216,7 @@ class GaussianPosterior(GaussianLatents, FixedPriorVAE):
     n_numbers = 2
 
     def _clamped(self, state: Tensor) -> Tensor:
-        mean, log_sigma = state.unbind()
+        mean, log_sigma = checks.raised(state).unbind()
         c = self.config.clamp_log_sigma
         return torch.stack([mean, c * torch.tanh(log_sigma / c)])
 

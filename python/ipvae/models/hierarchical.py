@@ -202,7 +202,7 @@ class HIPVAE(PoissonLatents, SteppedVAE):
     @property
     def log_sigma(self) -> Tensor:
         """Log standard deviation of the pixels, [M], soft-clamped to within 3.45."""
-        return soft_log_sigma(self.free_log_sigma)
+        return soft_log_sigma(checks.raised(self.free_log_sigma))
 
     @property
     def t_train(self) -> int:

@@ -103,11 +103,11 @@ class SteppedVAE(VAE):
 
     def _recon(self, error: Tensor) -> Tensor:
         """Reconstruction term, [B], nats, of errors [B, M]."""
-        return reconstruction_loss(error, checks.raised(self.log_sigma))
+        return reconstruction_loss(error, self.log_sigma)
 
     def _precision(self) -> Tensor:
         """1 / var of the pixels, [M]."""
-        return torch.exp(-2.0 * checks.raised(self.log_sigma))
+        return torch.exp(-2.0 * self.log_sigma)
 
     def _decoder(self) -> Decoder:
         return (
