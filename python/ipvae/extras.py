@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 DISTRIBUTION = "ipvae-kernels"
 # Distribution -> what it is imported as, where that is another name.
-_MODULES = {"scikit-learn": "sklearn", "pillow": "PIL"}
+_MODULES = {"scikit-learn": "sklearn", "pillow": "PIL", "sk-video": "skvideo"}
 # A requirement of an extra, as pyproject.toml's become in the installed metadata.
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+).*\bextra\s*==\s*['\"](?P<extra>[\w.-]+)['\"]")
 

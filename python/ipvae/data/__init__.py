@@ -4,6 +4,7 @@ from ipvae.data.datasets import DATASETS, load_dataset, load_whole
 from ipvae.data.feeders import Feeder, JitterFeeder, RotationFeeder, SequenceFeeder
 from ipvae.data.mnist import DownloadError
 from ipvae.data.splits import DataSplits
+from ipvae.data.video import video_clips, video_frames
 
 __all__ = [
     "DATASETS",
@@ -15,4 +16,6 @@ __all__ = [
     "SequenceFeeder",
     "load_dataset",
     "load_whole",
+    "video_clips",
+    "video_frames",
 ]

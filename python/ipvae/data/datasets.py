@@ -12,7 +12,7 @@ import torch
 
 from ipvae.data.files import READERS, array_file, holds_photographs, is_array_file
 from ipvae.data.idx import idx_folder
-from ipvae.data.mnist import fashion_mnist, mnist
+from ipvae.data.mnist import emnist_letters, fashion_mnist, mnist
 from ipvae.data.patches import natural_patches
 from ipvae.data.photographs import PHOTOGRAPHS, is_photograph, photo_patches
 from ipvae.data.splits import SPLITS, DataSplits, as_inputs, counts
@@ -28,13 +28,13 @@ def load_dataset(
         name: one of `DATASETS`, or a path: of a folder of IDX files, of a file of numbers (see `array_file`;
             images of 128 pixels a side or more are photographs), of a folder of photographs, or of a
             photograph (see `photo_patches`).
-        data_dir: where to look for the files of "mnist" and "fashion-mnist", and the folder of "idx"; the
-            other sets take none.
+        data_dir: where to look for the files of "mnist", "fashion-mnist" and "emnist-letters", and the folder
+            of "idx"; the other sets take none.
         seed: of whatever is random: the split, or the choice of patches.
         options: passed to the function of the set: `natural_patches` (size, n_train, f0, contrast,
-            min_contrast, flip), `digits` (none), `mnist` (validation, download), `fashion_mnist` and
-            `idx_folder` (validation; "idx" or a path), `array_file` (validation, test, key), `photo_patches`
-            (as `natural_patches`).
+            min_contrast, flip), `digits` (none), `mnist` (validation, download), `fashion_mnist`,
+            `emnist_letters` and `idx_folder` (validation; "idx" or a path), `array_file` (validation, test,
+            key), `photo_patches` (as `natural_patches`).
 
     Raises:
         ValueError: for an unknown name, listing the choices; for a `data_dir` that the set does not take, or
@@ -135,6 +135,7 @@ DATASETS: dict[str, Callable[..., DataSplits]] = {
     "digits": digits,
     "mnist": mnist,
     "fashion-mnist": fashion_mnist,
+    "emnist-letters": emnist_letters,
     "idx": idx,
 }
 _READ = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,12 @@ def _read_pair(folder: Path, prefix: str) -> tuple[Tensor, Tensor | None] | None
 
 
 def idx_folder(
-    folder: str | Path, *, seed: int = 0, validation: float = 0.1, name: str | None = None
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    validation: float = 0.1,
+    name: str | None = None,
+    prefixes: Mapping[str, str] = PREFIXES,
 ) -> DataSplits:
     """Any folder in the layout of MNIST: pixels in [0, 1], a random validation set.
 
@@ -109,6 +115,7 @@ def idx_folder(
         seed: of the split into training and validation set.
         validation: share of the training files that becomes the validation set; 0 trains on all of them.
         name: of the data set; None stands for the folder's.
+        prefixes: split -> what its files begin with.
 
     Raises:
         FileNotFoundError: for a missing folder, or one without images.
@@ -117,12 +124,11 @@ def idx_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
-    pairs = {split: _read_pair(folder, prefix) for split, prefix in PREFIXES.items()}
+    pairs = {split: _read_pair(folder, prefix) for split, prefix in prefixes.items()}
     sizes = {tuple(pair[0].shape[1:]) for pair in pairs.values() if pair is not None}
     if not sizes:
-        raise FileNotFoundError(
-            f"{folder}: expected train-images-idx3-ubyte[.gz] or t10k-images-idx3-ubyte[.gz], found neither"
-        )
+        wanted = " or ".join(f"{prefix}-images-idx3-ubyte[.gz]" for prefix in prefixes.values())
+        raise FileNotFoundError(f"{folder}: expected {wanted}, found neither")
     if len(sizes) > 1:
         raise ValueError(f"{folder}: training and test images differ in size: {sorted(sizes)}")
     height, width = sizes.pop()

@@ -1,10 +1,12 @@
-"""Where MNIST and Fashion-MNIST are looked for, and the download of MNIST."""
+"""Where MNIST, Fashion-MNIST and EMNIST are looked for, and the download of MNIST."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from ipvae.data.idx import PREFIXES, find_idx, idx_folder, read_bytes
 from ipvae.data.splits import DataSplits
@@ -21,6 +23,8 @@ MD5 = {
     "t10k-images-idx3-ubyte": ("9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
     "t10k-labels-idx1-ubyte": ("ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
 }
+
+EMNIST = {"train": "emnist-letters-train", "test": "emnist-letters-test"}
 
 _HELP = (
     "Give a folder that holds train-*-ubyte[.gz] and t10k-*-ubyte[.gz] with --data-dir (data_dir=), "
@@ -92,6 +96,36 @@ def fashion_mnist(
     return idx_folder(folder, seed=seed, validation=validation, name="fashion-mnist")
 
 
+def emnist_letters(
+    data_dir: str | Path | None = None, *, seed: int = 0, validation: float = 0.1
+) -> DataSplits:
+    """The letters of EMNIST (Cohen et al. 2017; NIST), 28x28, in [0, 1], upright; classes 1 to 26.
+
+    Args:
+        data_dir: where the IDX files are, ``emnist-letters-train-...`` and ``emnist-letters-test-...``, or
+            lie in ``gzip/`` (NIST's archive) or ``EMNIST/raw/`` (torchvision's layout).
+        seed: of the validation split.
+        validation: share of the training files that becomes the validation set.
+
+    Raises:
+        FileNotFoundError: where there are none.
+        ValueError: where they are damaged.
+    """
+    root = _cache() if data_dir is None else Path(data_dir)
+    folder = _locate(root, ("emnist-letters", "gzip", "EMNIST/raw", "."), EMNIST)
+    if folder is None:
+        raise FileNotFoundError(
+            f"no letters of EMNIST in {root}, its gzip/ or EMNIST/raw/: expected "
+            "emnist-letters-test-images-idx3-ubyte[.gz] and its like, as in the archive of NIST"
+        )
+    splits = idx_folder(folder, seed=seed, validation=validation, name="emnist-letters", prefixes=EMNIST)
+
+    def upright(x: Tensor) -> Tensor:  # NIST's files hold columns first
+        return x.reshape(-1, *splits.shape).transpose(-1, -2).flatten(1)
+
+    return splits.changed(upright, splits.shape, splits.name)
+
+
 @explained()
 def _download(stem: str, folder: Path) -> None:
     """Downloads a file of MNIST, gzipped: to a temporary file, which is checked, then renamed.
@@ -118,9 +152,9 @@ def _cache() -> Path:
     return Path(pooch.os_cache("ipvae"))
 
 
-def _locate(root: Path, places: Sequence[str]) -> Path | None:
+def _locate(root: Path, places: Sequence[str], prefixes: Mapping[str, str] = PREFIXES) -> Path | None:
     """The first folder under ``root`` that holds IDX images."""
-    stems = [f"{prefix}-images-idx3-ubyte" for prefix in PREFIXES.values()]
+    stems = [f"{prefix}-images-idx3-ubyte" for prefix in prefixes.values()]
     folders = [root / place for place in places]
     return next((folder for folder in folders if any(find_idx(folder, stem) for stem in stems)), None)
 

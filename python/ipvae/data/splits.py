@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
@@ -65,6 +65,19 @@ class DataSplits:
             raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
         tensor: Tensor = getattr(self, split)
         return tensor.reshape(-1, *self.shape)
+
+    def changed(
+        self, change: Callable[[Tensor], Tensor], shape: tuple[int, int, int], name: str
+    ) -> DataSplits:
+        """The same set with other inputs.
+
+        Args:
+            change: of inputs [N, M], for each split.
+            shape: (C, H, W) of an input that it gives.
+            name: of the new set.
+        """
+        parts = [change(getattr(self, split)) for split in SPLITS]
+        return DataSplits(*parts, shape=shape, name=name, labels=self.labels, about=self.about)
 
 
 def _tensor(name: str, value: object) -> Tensor:

@@ -200,8 +200,29 @@ def test_unknown_names_list_the_choices() -> None:
 
 @pytest.mark.parametrize("name", ["digits", "patches", "folder/idx", "file.npy"])
 def test_a_data_dir_that_is_not_taken_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"'{name}' takes no --data-dir .*only mnist, fashion-mnist, idx"):
+    with pytest.raises(
+        ValueError, match=f"'{name}' takes no --data-dir .*only mnist, fashion-mnist, emnist-letters, idx"
+    ):
         load_dataset(name, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", "gzip", "EMNIST/raw"])
+def test_letters_of_emnist_are_upright(tmp_path: Path, place: str) -> None:
+    """NIST's files hold columns first."""
+    folder = tmp_path / place
+    folder.mkdir(parents=True, exist_ok=True)
+    images = write_idx(folder, "emnist-letters-test", 5, pack=bool(place))
+    data = load_dataset("emnist-letters", data_dir=tmp_path)
+    assert (data.name, data.shape, len(data.train)) == ("emnist-letters", (1, 4, 4), 0)
+    shown = (data.images("test")[:, 0] * 255).round().numpy()
+    np.testing.assert_array_equal(shown, images.transpose(0, 2, 1))
+    assert data.labels["test"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_letters_of_emnist_are_missed_by_name(tmp_path: Path) -> None:
+    write_idx(tmp_path, "t10k", 5)  # of MNIST
+    with pytest.raises(FileNotFoundError, match=r"no letters of EMNIST in .*emnist-letters-test-images"):
+        load_dataset("emnist-letters", data_dir=tmp_path)
 
 
 def test_idx_by_data_dir(tmp_path: Path) -> None:
