@@ -28,6 +28,15 @@ def reproduce(
     data_dir: Annotated[
         Path | None, typer.Option(help="Where the files of MNIST lie, or are downloaded to.")
     ] = None,
+    fashion_dir: Annotated[
+        Path | None, typer.Option(help="Where the files of Fashion-MNIST lie; of ood and transfer.")
+    ] = None,
+    emnist_dir: Annotated[
+        Path | None, typer.Option(help="Where the files of EMNIST's letters lie; of ood.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Trials at a time, each with its share of the threads.")
+    ] = 1,
     list_all: Annotated[bool, typer.Option("--list", help="Show the experiments and their time.")] = False,
     threads: Threads = None,
 ) -> None:
@@ -57,8 +66,11 @@ def reproduce(
     if name not in EXPERIMENTS:
         raise ValueError(f"name: expected one of {', '.join(EXPERIMENTS)}, found {name!r}")
     experiment = EXPERIMENTS[name]
-    workshop = Workshop(out, data_dir={"mnist": data_dir}, progress=False)
-    values = run(experiment, workshop, preset, seeds, command=_command(), progress=sys.stderr.isatty())
+    folders = {"mnist": data_dir, "fashion-mnist": fashion_dir, "emnist-letters": emnist_dir}
+    workshop = Workshop(out, folders=folders, progress=False)
+    values = run(
+        experiment, workshop, preset, seeds, jobs=jobs, command=_command(), progress=sys.stderr.isatty()
+    )
     typer.echo((out / f"{name}.md").read_text())
     typer.echo(f"{len(values['results'])} rows in {out / name}.json, .md and, where it has a figure, .png")
 

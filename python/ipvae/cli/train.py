@@ -32,12 +32,9 @@ with explained():
     import typer
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..data import DataSplits
     from ..models.config import VAEConfig
     from ..training.config import TrainConfig
-    from ..training.module import Frames
     from ..training.run import TrainResult
 
 
@@ -172,11 +169,12 @@ def train(
     typer.echo(f"{splits.about}\n{_describe(model_config, train_config, len(splits.train))}")
 
     from ..models.registry import build_model
+    from ..training.motion import moving
     from ..training.run import train as run
 
     net = build_model(model_config)
     net.matmul_precision = matmul_precision
-    frames = _frames(motion, splits, train_config.steps or net.t_train)
+    frames = moving(motion.value, splits.shape, train_config.steps or net.t_train)
     try:
         result = run(
             net, splits, train_config, out, resume=resume, logger=logger.value, frames=frames,
@@ -219,23 +217,6 @@ def _override(config: C, **options: Any) -> C:
         if not hasattr(config, name):
             raise ConfigError(f"{name}: {type(config).__name__} has none, found {value!r}")
     return dataclasses.replace(config, **given)
-
-
-def _frames(motion: Motion, splits: DataSplits, steps: int) -> Frames | None:
-    """Makes `steps` frames of each input, as `train` asks for them; None for still ones."""
-    if motion is Motion.NONE:
-        return None
-    from ..data import JitterFeeder, RotationFeeder
-
-    shape = splits.shape  # a checkpoint knows `frames` by the plain values that it holds
-
-    def frames(x: Tensor, seed: int) -> Tensor:
-        images = x.reshape(-1, *shape)
-        if motion is Motion.JITTER:
-            return JitterFeeder(images, seed=seed).frames(0, steps)
-        return RotationFeeder(images).frames(0, steps)
-
-    return frames
 
 
 def _describe(model: VAEConfig, train: TrainConfig, n: int) -> str:

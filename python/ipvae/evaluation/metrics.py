@@ -58,6 +58,19 @@ def r2(x: Numbers, reconstruction: Numbers) -> Tensor:
     return r2_from_error(squared_error(*wide), total_variation(wide[0])).to(x.dtype)
 
 
+def pooled_r2(squared_error: Tensor, x: Tensor) -> Tensor:
+    """R2 of all samples together, which samples that hardly vary do not dominate.
+
+    Args:
+        squared_error: [..., N], summed over pixels.
+        x: the inputs, [N, M] or [..., N, M].
+
+    Returns:
+        [...]: 1 - the sum of the errors / the sum of the variations.
+    """
+    return r2_from_error(squared_error.sum(-1), total_variation(x).sum(-1))
+
+
 def zeros_fraction(counts: Numbers) -> Tensor:
     """Share of silent neurons in every sample: counts [..., K] to [...]."""
     return (_numbers("counts", counts) == 0).to(torch.float32).mean(dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,19 +50,45 @@ def linear_readout(
     Raises:
         TypeError, ValueError: an argument is not as described, or there is one class alone.
     """
-    from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-
     train, test = _labelled("train_x", train_x, "train_y", train_y), _labelled("x", x, "y", y)
-    C, max_iter = checks.number("C", C, 0.0, above=True), checks.integer("max_iter", max_iter, 1, 2**31 - 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        fit = LogisticRegression(C=C, max_iter=max_iter).fit(*train)
+    fit = _fitted(*train, C, max_iter)
     return Readout(
         accuracy=float(fit.score(*test)),
         train_accuracy=float(fit.score(*train)),
         converged=bool((fit.n_iter_ < max_iter).all()),
     )
+
+
+@explained()
+def fit_readout(
+    train_x: Tensor, train_y: Tensor, *, C: float = 1.0, max_iter: int = 100
+) -> Callable[[Tensor, Tensor], float]:
+    """The same for many sets of samples: fitted once.
+
+    Args:
+        train_x: latents it is fitted to, [L, K].
+        train_y: their labels, [L].
+        C: as of `linear_readout`.
+        max_iter: likewise.
+
+    Returns:
+        A function of latents [N, K] and labels [N] that gives the accuracy, a fraction.
+
+    Raises:
+        TypeError, ValueError: as `linear_readout`.
+    """
+    fit = _fitted(*_labelled("train_x", train_x, "train_y", train_y), C, max_iter)
+    return lambda x, y: float(fit.score(*_labelled("x", x, "y", y)))
+
+
+def _fitted(x: NDArray[Any], y: NDArray[Any], C: float, max_iter: int) -> Any:
+    from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+
+    C, max_iter = checks.number("C", C, 0.0, above=True), checks.integer("max_iter", max_iter, 1, 2**31 - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return LogisticRegression(C=C, max_iter=max_iter).fit(x, y)
 
 
 def _labelled(name: str, x: Tensor, label_name: str, y: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:

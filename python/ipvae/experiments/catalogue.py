@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from .convergence import CONVERGENCE
+from .cost import COST
 from .estimators import ESTIMATORS_COMPARED
 from .horizon import HORIZON
 from .mnist import MNIST
+from .moving import MOVING
 from .ood import OOD
 from .rate_distortion import RATE_DISTORTION
 from .reproduce import Experiment
+from .transfer import TRANSFER
 
-_ALL = (MNIST, CONVERGENCE, RATE_DISTORTION, OOD, HORIZON, ESTIMATORS_COMPARED)
+_ALL = (MNIST, CONVERGENCE, RATE_DISTORTION, OOD, HORIZON, MOVING, TRANSFER, ESTIMATORS_COMPARED, COST)
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in _ALL}

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from ipvae_kernels import poisson_rsample
 
-from ..data import DataSplits
 from ..evaluation.evaluate import evaluate
 from ..models.base import VAE
 from ..models.poisson import IPVAE
-from .reproduce import Claim, Experiment, Report, Results, found
-from .trials import Trial
+from .reproduce import Claim, Experiment, Mean, Report, Results, above, found, nan_last
+from .trials import UPDATES, Trial, Workshop
 
 ESTIMATORS = ("sigmoid", "linear", "cubic", "quintic", "cosine", "fini2", "fini3")
+# Gumbel's is served by autograd alone, and an update takes some twenty times as long: long preset only.
+NAMES = {"quick": ("sigmoid", "fini2"), "short": ESTIMATORS, "long": (*ESTIMATORS, "gumbel")}
 DRAWS = 2000  # behind bias and variance
 TIMED = 5  # updates
 
@@ -25,25 +26,24 @@ TIMED = 5  # updates
 def trials(preset: str, seeds: int) -> list[Trial]:
     """One iP-VAE an estimator, by as many updates; temperatures fall from 1 to .01 where there are any."""
     quick = preset == "quick"
-    data, updates = ("digits", 150) if quick else ("patches", 2000 if preset == "short" else 12_000)
-    names = ("sigmoid", "fini2") if quick else ESTIMATORS
+    data = "digits" if quick else "patches"
     options = {"steps": 32 if quick else 128, "images": 100 if quick else 500}
     return [
-        Trial(name, "ip-vae", data, seed, {"estimator": name}, {"max_steps": updates}, options)
-        for name in names for seed in range(seeds)
+        Trial(name, "ip-vae", data, seed, {"estimator": name}, {"max_steps": UPDATES[preset]}, options)
+        for name in NAMES[preset] for seed in range(seeds)
     ]  # fmt: skip
 
 
-def measure(model: VAE, splits: DataSplits, trial: Trial) -> dict[str, Any]:
+def measure(model: VAE, workshop: Workshop, trial: Trial) -> dict[str, Any]:
     """-ELBO and R2 with hard counts; bias and cosine of the gradient in the trained state; time an update."""
     assert isinstance(model, IPVAE)
-    x = splits.test[: trial.options["images"]]
+    x = workshop.data(trial.data).test[: trial.options["images"]]
     result = evaluate(model, x, trial.options["steps"], marks=())
     state = model.infer(x[:1], model.t_train, seed=0).state.log_rate
     return {
         "nelbo": float(result.nelbo[-1]), "r2": float(result.r2[-1]), "zeros": float(result.zeros[-1]),
         **{f"at {t:g}": gradient(model, x[:1], state, trial.label, t) for t in (1.0, 0.1, 0.01)},
-        "seconds": update_seconds(model, splits.train[:100]),
+        "seconds": update_seconds(model, workshop.data(trial.data).train[:100]),
     }  # fmt: skip
 
 
@@ -88,11 +88,11 @@ def report(results: Results) -> Report:
         ]
         for label in results
     ]  # fmt: skip
-    best = min(results, key=lambda label: found(results, label, "nelbo").mean)
+    best = min(results, key=lambda label: nan_last(found(results, label, "nelbo").mean))
     theirs, ours = found(results, "sigmoid", "nelbo"), found(results, "fini2", "nelbo")
     claims = [
         Claim("fini2, on whole spikes, trains to a -ELBO no higher than the authors' sigmoid",
-              ours.mean <= theirs.mean, f"{ours.show(2)} against {theirs.show(2)}; best: {best}"),
+              _no_higher(ours, theirs), f"{ours.show(2)} against {theirs.show(2)}; best: {best}"),
     ]  # fmt: skip
     columns = ["estimator", "-ELBO", "R2", "silent", "bias", "deviation", "cosine", "an update"]
     return Report(columns, rows, claims, None, [
@@ -101,6 +101,11 @@ def report(results: Results) -> Report:
         "log rates, against its closed form, at temperature .1 in the state after T steps of one input, "
         "relative to the size of that gradient.",
     ])  # fmt: skip
+
+
+def _no_higher(ours: Mean, theirs: Mean) -> bool | None:
+    higher = above(ours, theirs)
+    return None if higher is None else not higher
 
 
 ESTIMATORS_COMPARED = Experiment(

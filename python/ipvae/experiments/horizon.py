@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..data import DataSplits
 from ..evaluation.evaluate import evaluate
 from ..models.base import VAE
 from ..plots.canvas import BLUE, new_figure, set_heading, with_grid
-from .reproduce import Claim, Experiment, Report, Results, above, found
-from .trials import Trial
+from .reproduce import Claim, Experiment, Report, Results, above, first_found, found
+from .trials import UPDATES, Trial, Workshop
 
 LENGTHS = {"quick": (2, 8), "short": (4, 8, 16, 32), "long": (4, 8, 16, 32, 64)}
 
@@ -23,17 +22,16 @@ def trials(preset: str, seeds: int) -> list[Trial]:
     if preset == "long":
         options["marks"] = [*options["marks"], 10_000]  # type: ignore[misc]
     data = "digits" if quick else "patches"
-    updates = {"quick": 150, "short": 2000, "long": 12_000}[preset]
     return [
-        Trial(f"T = {t}", "ip-vae", data, seed, {"t_train": t}, {"max_steps": updates}, options)
+        Trial(f"T = {t}", "ip-vae", data, seed, {"t_train": t}, {"max_steps": UPDATES[preset]}, options)
         for t in LENGTHS[preset] for seed in range(seeds)
     ]  # fmt: skip
 
 
-def measure(model: VAE, splits: DataSplits, trial: Trial) -> dict[str, Any]:
+def measure(model: VAE, workshop: Workshop, trial: Trial) -> dict[str, Any]:
     """R2, silence and -ELBO after each of some numbers of steps."""
     marks = trial.options["marks"]
-    result = evaluate(model, splits.test[: trial.options["images"]], marks[-1], marks=())
+    result = evaluate(model, workshop.data(trial.data).test[: trial.options["images"]], marks[-1], marks=())
     return {
         str(mark): {name: float(getattr(result, name)[mark - 1]) for name in ("r2", "zeros", "nelbo")}
         for mark in marks
@@ -42,8 +40,7 @@ def measure(model: VAE, splits: DataSplits, trial: Trial) -> dict[str, Any]:
 
 def report(results: Results) -> Report:
     """A row for each length of training, a column for each of inference."""
-    first = next(r["found"] for rows in results.values() for r in rows if "found" in r)
-    marks, labels = list(first), list(results)
+    marks, labels = list(first_found(results)), list(results)
     rows = [[label, *(found(results, label, mark, "r2").show() for mark in marks)] for label in labels]
     short, long, far = labels[0], labels[-1], marks[-1]
     a, b = found(results, long, far, "r2"), found(results, short, far, "r2")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..data import DataSplits
 from ..evaluation.evaluate import evaluate
 from ..models.base import VAE
 from .reproduce import Claim, Experiment, Report, Results, above, found
-from .trials import Trial
+from .trials import Trial, Workshop
 
 STEPS = 1000
 # Updates of a preset, of a model whose update costs what that of an iP-VAE does (90 ms on two cores).
@@ -51,10 +50,11 @@ def trials(preset: str, seeds: int) -> list[Trial]:
     ]  # fmt: skip
 
 
-def measure(model: VAE, splits: DataSplits, trial: Trial) -> dict[str, Any]:
+def measure(model: VAE, workshop: Workshop, trial: Trial) -> dict[str, Any]:
     """The columns of the table, at the last step."""
     steps = trial.options["steps"] if model.iterative else 1
     images, fitted = trial.options["images"], trial.options["fitted"]
+    splits = workshop.data(trial.data)
     labels = splits.labels
     result = evaluate(
         model, splits.test[:images], steps, marks=(steps,), batch_size=500,

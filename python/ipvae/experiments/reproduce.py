@@ -7,15 +7,17 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 
 from ..checkpoint import atomic_file
 from ..extras import explained
 from .trials import Measure, Trial, Workshop, commit, machine, version
 
 with explained():
+    import joblib  # type: ignore[import-untyped]
     from matplotlib.figure import Figure
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -123,6 +125,29 @@ def _value(values: Any, path: Sequence[str | int]) -> float:
     return math.nan if values is None else float(values)
 
 
+def first_found(results: Results) -> dict[str, Any]:
+    """The measures of one trial, to see which there are.
+
+    Raises:
+        ValueError: every trial diverged.
+    """
+    for rows in results.values():
+        for result in rows:
+            if "found" in result:
+                return cast("dict[str, Any]", result["found"])
+    raise ValueError("every training diverged: there is nothing to report")
+
+
+def bar(mean: Mean) -> float:
+    """Half an error bar: the standard deviation, nothing for one seed."""
+    return 0.0 if math.isnan(mean.deviation) else mean.deviation
+
+
+def nan_last(value: float) -> float:
+    """A key that puts what diverged behind everything."""
+    return math.inf if math.isnan(value) else value
+
+
 def above(one: Mean, other: Mean) -> bool | None:
     """Whether a mean is above another by more than two standard errors of the difference; None: one seed."""
     if min(one.n, other.n) < 2:
@@ -136,6 +161,7 @@ def reproduce(
     preset: str,
     seeds: int,
     *,
+    jobs: int = 1,
     command: str = "",
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -146,6 +172,7 @@ def reproduce(
         workshop: where.
         preset: a name of `PRESETS` that the experiment has.
         seeds: how many, from 0 on.
+        jobs: trials at a time, each in a process of its own with its share of the threads.
         command: that a reader types to repeat it.
         progress: draw a bar over the trials.
 
@@ -153,21 +180,27 @@ def reproduce(
         What the JSON holds.
 
     Raises:
-        ValueError: no such preset, or less than one seed.
+        ValueError: no such preset, or less than one seed or job.
     """
     if preset not in experiment.minutes:
         raise ValueError(f"preset: expected one of {', '.join(experiment.minutes)}, found {preset!r}")
     if seeds < 1:
         raise ValueError(f"seeds: expected at least 1, found {seeds}")
+    if jobs < 1:
+        raise ValueError(f"jobs: expected at least 1, found {jobs}")
     trials = experiment.trials(preset, seeds)
     results: dict[str, list[dict[str, Any]]] = {}
     stale = [trial for trial in trials if workshop.stale(trial)]
     with tqdm(total=len(trials), desc=experiment.name, unit="trial", disable=not progress) as bar:
         if stale:
             bar.write(f"{len(stale)} results are of another version or damaged, and are made anew")
-        for trial in trials:
+        threads = max(1, torch.get_num_threads() // jobs)
+        done = joblib.Parallel(n_jobs=jobs, return_as="generator")(
+            joblib.delayed(_result)(workshop, trial, experiment.measure, threads) for trial in trials
+        )
+        for trial, result in zip(trials, done, strict=True):
+            results.setdefault(trial.label, []).append(result)
             bar.set_postfix_str(f"{trial.label}, seed {trial.seed}")
-            results.setdefault(trial.label, []).append(workshop.result(trial, experiment.measure))
             bar.update()
     report = experiment.report(results)
     values = {
@@ -181,6 +214,12 @@ def reproduce(
         with atomic_file(workshop.out / f"{experiment.name}.png") as file:
             report.figure.savefig(file, format="png")
     return values
+
+
+def _result(workshop: Workshop, trial: Trial, measure: Measure, threads: int) -> dict[str, Any]:
+    """A trial's result, in a process of its own or in this one."""
+    torch.set_num_threads(threads)
+    return workshop.result(trial, measure)
 
 
 def page(experiment: Experiment, report: Report, values: Mapping[str, Any]) -> str:

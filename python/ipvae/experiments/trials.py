@@ -18,16 +18,23 @@ from typing import Any
 import torch
 
 from ..checkpoint import LAST, atomic_file
-from ..data import DataSplits, load_dataset
-from ..extras import DISTRIBUTION
+from ..data import DataSplits
+from ..extras import DISTRIBUTION, explained
 from ..models.base import VAE
 from ..models.registry import build_model, load_model, model_named
 from ..training.config import TrainConfig
+from ..training.motion import moving
 from ..training.outcome import TrainingError
 from ..training.recipes import short_recipe
 from ..training.run import train
+from .sets import load_set
 
-Measure = Callable[[VAE, DataSplits, "Trial"], dict[str, Any]]
+with explained():
+    import filelock
+
+Measure = Callable[[VAE, "Workshop", "Trial"], dict[str, Any]]
+# Updates of a training on patches, or on the digits of the quick preset: experiments share such trainings.
+UPDATES = {"quick": 150, "short": 1500, "long": 12_000}
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,12 @@ class Trial:
     Attributes:
         label: of the row; trials that differ in their seed alone share it.
         model: a name of ``ipvae train --model``.
-        data: a name of ``--data``.
+        data: a name of ``--data``, or of `SETS`.
         seed: of weights, noise and order of the data.
         fields: of the configuration, that differ from the short recipe.
         train: of the training, likewise.
         options: of the measure.
+        motion: of the training, a name of ``ipvae train --motion``.
     """
 
     label: str
@@ -51,6 +59,7 @@ class Trial:
     fields: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    motion: str = "none"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -60,12 +69,6 @@ class Trial:
     def key(self) -> str:
         """What tells its file from others'."""
         return _digest(self.to_dict())
-
-    @property
-    def run(self) -> str:
-        """The same of its training alone, which experiments share."""
-        values = self.to_dict()
-        return _digest({name: values[name] for name in ("model", "data", "seed", "fields", "train")})
 
 
 def _digest(values: Any) -> str:
@@ -108,52 +111,60 @@ class Workshop:
 
     Args:
         out: the folder; created.
-        data_dir: of data sets that lie in files, by name of the set.
+        folders: of data sets that lie in files, by name of the set.
         progress: whether training draws a progress bar.
     """
 
     def __init__(
-        self, out: Path, *, data_dir: Mapping[str, Path | None] | None = None, progress: bool = True
+        self, out: Path, *, folders: Mapping[str, Path | None] | None = None, progress: bool = True
     ) -> None:
         self.out, self.progress = out, progress
-        self.data_dir = dict(data_dir or {})
-        self._data: dict[str, DataSplits] = {}
-        (out / "trials").mkdir(parents=True, exist_ok=True)
+        self.folders = {name: folder for name, folder in (folders or {}).items() if folder is not None}
+        for name in ("trials", "runs"):
+            (out / name).mkdir(parents=True, exist_ok=True)
 
     def data(self, name: str) -> DataSplits:
-        """A data set, loaded once."""
-        if name not in self._data:
-            self._data[name] = load_dataset(name, data_dir=self.data_dir.get(name))
-        return self._data[name]
+        """A data set, loaded once a process.
+
+        Raises:
+            FileNotFoundError, DownloadError: its files are not there, and cannot be had.
+        """
+        return load_set(name, self.folders.get(name))
 
     def finished(self, trial: Trial) -> dict[str, Any] | None:
-        """The result of a trial, where it is there and of this version."""
+        """The result of a trial, if it is there, of this version, and lacks no set whose folder is given."""
         try:
             found: dict[str, Any] = json.loads(self._file(trial).read_text())
         except (OSError, ValueError):
             return None
         fits = found.get("trial") == trial.to_dict() and found.get("version") == version()
-        return found if fits else None
+        lacks = set(found.get("found", {}).get("missing", ())) & set(self.folders)
+        return found if fits and not lacks else None
 
     def stale(self, trial: Trial) -> bool:
-        """Whether there is a result that does not count: of another version, or damaged."""
+        """Whether there is a result that does not count: of another version, damaged, or without a set."""
         return self._file(trial).exists() and self.finished(trial) is None
 
     def result(self, trial: Trial, measure: Measure) -> dict[str, Any]:
-        """The result of a trial, computed unless it is there."""
+        """The result of a trial, computed unless it is there; another process that needs its run waits."""
         if (found := self.finished(trial)) is not None:
             return found
+        with filelock.FileLock(self._run(trial).with_suffix(".lock")):
+            return self.finished(trial) or self._computed(trial, measure)
+
+    def _computed(self, trial: Trial, measure: Measure) -> dict[str, Any]:
         values: dict[str, Any] = {
             "trial": trial.to_dict(), "version": version(), "commit": commit(), "machine": machine()
         }  # fmt: skip
-        splits, started = self.data(trial.data), time.perf_counter()
+        self.data(trial.data)  # whose loading is not timed
+        started = time.perf_counter()
         try:
             model, seconds = self.trained(trial)
         except TrainingError as error:
             values["diverged"] = str(error)
         else:
             measured = time.perf_counter()
-            found = measure(model.eval(), splits, trial)
+            found = measure(model.eval(), self, trial)
             values |= {"found": found, "training_seconds": seconds}
             values["measuring_seconds"] = time.perf_counter() - measured
         values["seconds"] = time.perf_counter() - started
@@ -167,7 +178,7 @@ class Workshop:
         Raises:
             TrainingError: it diverged.
         """
-        folder = self.out / "runs" / trial.run
+        folder = self._run(trial)
         done = folder / "seconds.json"
         if done.exists():
             values = json.loads(done.read_text())
@@ -179,6 +190,7 @@ class Workshop:
         result = train(
             build_model(model_config), self.data(trial.data), train_config, folder,
             resume=(folder / LAST).exists(), progress=self.progress, logger=None,
+            frames=moving(trial.motion, self.data(trial.data).shape, getattr(model_config, "t_train", 1)),
         )  # fmt: skip
         seconds = before + result.seconds
         name = done if result.complete else part
@@ -201,6 +213,11 @@ class Workshop:
         if "epochs" in given:
             given = {"max_steps": None, **given}
         return model, dataclasses.replace(recipe, **given, seed=trial.seed)
+
+    def _run(self, trial: Trial) -> Path:
+        """The folder of its training, which trials share whose configurations are the same."""
+        what = [trial.data, trial.motion, *(dataclasses.asdict(config) for config in self.configs(trial))]
+        return self.out / "runs" / _digest(what)
 
     def _file(self, trial: Trial) -> Path:
         return self.out / "trials" / f"{trial.key}.json"
