@@ -31,6 +31,8 @@ def results_of(workshop: Workshop, name: str) -> dict[str, list[dict[str, Any]]]
     text = (workshop.out / f"{name}.md").read_text()
     assert text.startswith(f"# {name}\n")
     assert f"`ipvae reproduce {name}`" in text
+    assert "**Question.** " in text
+    assert f"\n## {name}\n" in (workshop.out / "claims.md").read_text()
     assert json.loads((workshop.out / f"{name}.json").read_text())["claims"] == values["claims"]
     found: dict[str, list[dict[str, Any]]] = values["results"]
     return found

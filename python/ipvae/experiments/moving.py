@@ -198,5 +198,8 @@ def _figure(results: Results, first: dict[str, Any]) -> Any:
 
 MOVING = Experiment(
     "moving", "How well, and how late, does inference follow input that moves, with its state carried on?",
+    "iP-VAEs of 512 neurons are trained on whitened 16x16 patches, still or jittered, with T = 16. They "
+    "then follow windows of 16x16 pixels that move over held-out patches of 32x32, that turn, or that a "
+    "video runs through; 200 sequences of 256 steps.",
     {"quick": 0.5, "short": 10.0, "long": 60.0}, trials, measure, report,
 )  # fmt: skip

@@ -96,6 +96,7 @@ class Experiment:
     Attributes:
         name: of the command.
         question: a sentence.
+        protocol: what is trained, on what, and what is measured of it.
         minutes: preset -> time on two cores, about.
         trials: (preset, seeds) -> the trials.
         measure: of a trained model, plain values.
@@ -104,6 +105,7 @@ class Experiment:
 
     name: str
     question: str
+    protocol: str
     minutes: Mapping[str, float]
     trials: Callable[[str, int], list[Trial]]
     measure: Measure
@@ -206,10 +208,14 @@ def reproduce(
     values = {
         "experiment": experiment.name, "preset": preset, "seeds": seeds, "version": version(),
         "commit": commit(), "machine": machine(), "command": command, "results": results,
-        "claims": [claim._asdict() for claim in report.claims],
+        "question": experiment.question, "protocol": experiment.protocol,
+        "claims": [claim._asdict() for claim in report.claims], "notes": notes(report, results),
+        "columns": [*report.columns], "rows": [[*row] for row in report.rows],
+        "figure": report.figure is not None,
     }  # fmt: skip
     _write(workshop.out / f"{experiment.name}.json", json.dumps(values, indent=1, allow_nan=False) + "\n")
-    _write(workshop.out / f"{experiment.name}.md", page(experiment, report, values))
+    _write(workshop.out / f"{experiment.name}.md", page(values))
+    _write(workshop.out / "claims.md", claims_page(workshop.out))
     if report.figure is not None:
         with atomic_file(workshop.out / f"{experiment.name}.png") as file:
             report.figure.savefig(file, format="png")
@@ -222,34 +228,65 @@ def _result(workshop: Workshop, trial: Trial, measure: Measure, threads: int) ->
     return workshop.result(trial, measure)
 
 
-def page(experiment: Experiment, report: Report, values: Mapping[str, Any]) -> str:
-    """The result as Markdown."""
-    results: Results = values["results"]
-    every = [result for rows in results.values() for result in rows]
+def notes(report: Report, results: Results) -> list[str]:
+    """What a reader has to know, with the trainings that diverged."""
+    diverged = [
+        f"{result['trial']['label']} seed {result['trial']['seed']}"
+        for rows in results.values() for result in rows if "diverged" in result
+    ]  # fmt: skip
+    named = [f"Diverged, and not averaged in: {', '.join(diverged)}."] if diverged else []
+    return [*report.caveats, *named]
+
+
+def page(values: Mapping[str, Any]) -> str:
+    """The result of an experiment, what its JSON holds, as Markdown."""
+    lines = [f"# {values['experiment']}", "", *_head(values), "", *table(values["columns"], values["rows"])]
+    return "\n".join([*lines, "", *_answers(values)]).rstrip() + "\n"
+
+
+def claims_page(out: Path) -> str:
+    """Every claim whose experiment has a result in a folder: question, protocol, figure, answers, caveats."""
+    found = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    lines = [
+        "# Claims and answers", "",
+        "Written by `ipvae reproduce`, from the results beside this page. A mean is above another where they "
+        "differ by more than two standard errors of the difference.",
+    ]  # fmt: skip
+    for values in (v for v in found if "claims" in v):
+        name = values["experiment"]
+        lines += ["", f"## {name}", "", *_head(values), f"All numbers: [{name}]({name}.md).", ""]
+        lines += _answers(values)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table in Markdown."""
+    lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def _head(values: Mapping[str, Any]) -> list[str]:
+    """Question, protocol, and where the numbers come from."""
+    every = [result for rows in values["results"].values() for result in rows]
     minutes = sum(result["seconds"] for result in every) / 60.0
     commits = sorted({str(result["commit"]) for result in every})
     machines = sorted({result["machine"] for result in every})
-    lines = [
-        f"# {experiment.name}", "", experiment.question, "",
+    return [
+        f"**Question.** {values['question']}", "", f"**Protocol.** {values['protocol']}", "",
         f"Preset `{values['preset']}`, seeds 0 to {values['seeds'] - 1}; mean ± standard deviation. "
-        f"{minutes:.0f} minutes on {'; '.join(machines)}; version {values['version']}, commit "
-        f"{', '.join(commits)}.",
-        *([f"Command: `{values['command']}`."] if values["command"] else []), "",
-        "| " + " | ".join(report.columns) + " |", "| " + " | ".join("---" for _ in report.columns) + " |",
-        *("| " + " | ".join(row) + " |" for row in report.rows), "",
+        f"{minutes:.0f} minutes in all, each trial on {'; '.join(machines)}; version {values['version']}, "
+        f"commit {', '.join(commits)}.",
+        *([f"Command: `{values['command']}`."] if values["command"] else []),
     ]  # fmt: skip
-    if report.figure is not None:
-        lines += [f"![{experiment.name}]({experiment.name}.png)", ""]
-    answers = {True: "yes", False: "no", None: "cannot be told from this run"}
-    lines += ["| claim | holds here | evidence |", "| --- | --- | --- |"] if report.claims else []
-    lines += [f"| {claim.claim} | {answers[claim.holds]} | {claim.evidence} |" for claim in report.claims]
-    diverged = [r for r in every if "diverged" in r]
-    notes = [*report.caveats]
-    if diverged:
-        named = ", ".join(f"{r['trial']['label']} seed {r['trial']['seed']}" for r in diverged)
-        notes.append(f"Diverged, and not averaged in: {named}.")
-    lines += ["", *(f"* {note}" for note in notes)] if notes else []
-    return "\n".join(lines).rstrip() + "\n"
+
+
+def _answers(values: Mapping[str, Any]) -> list[str]:
+    """Figure, answers and caveats."""
+    name, answers = values["experiment"], {True: "yes", False: "no", None: "cannot be told from this run"}
+    lines = [f"![{name}]({name}.png)", ""] if values["figure"] else []
+    rows = [(claim["claim"], answers[claim["holds"]], claim["evidence"]) for claim in values["claims"]]
+    lines += table(("claim", "holds here", "evidence"), rows)
+    return [*lines, "", *(f"* {note}" for note in values["notes"])]
 
 
 def _write(path: Path, text: str) -> None:

@@ -96,14 +96,15 @@ def commit() -> str | None:
 
 
 def machine() -> str:
-    """The processor and the threads in use."""
+    """The processor and the threads in use, and the GPU that trains where there is one."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()}{gpu}"
 
 
 class Workshop:
