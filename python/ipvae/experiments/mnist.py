@@ -53,7 +53,6 @@ ROWS = (
     Row("iP-VAE", "ip-vae", CLAMP),
     Row("iP-VAE, exact natural gradient", "ip-vae", EXACT),
     Row("iP-VAE, single draw", "ip-vae", {"single_draw": True, **CLAMP}),
-    Row("iP-VAE, fini3", "ip-vae", {"estimator": "fini3", **CLAMP}),
     Row("iG-VAE", "ig-vae"),
     Row("iG-relu-VAE", "ig-relu-vae"),
     Row("P-VAE, linear", "p-vae", share=4.0),
@@ -144,7 +143,7 @@ def _claims(results: Results) -> list[Claim]:
         ("the iP-VAE reconstructs better than LCA (R2)", "iP-VAE", "LCA"),
         *(
             (f"{what} reconstructs better than the published rule (R2)", f"iP-VAE, {what}", "iP-VAE")
-            for what in ("exact natural gradient", "single draw", "fini3")
+            for what in ("exact natural gradient", "single draw")
         ),
     ]  # fmt: skip
     claims = []
