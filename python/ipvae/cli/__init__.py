@@ -1,17 +1,17 @@
-"""The command line: ``ipvae demo | train | eval | infer | stream | convert | plot | reproduce | info``.
+"""The command line, ``ipvae demo | train | eval | infer | encode | stream | ...``: a file each.
 
-A file each.
 PyTorch and Lightning are imported when a command runs, so that ``ipvae --help`` answers at once.
 """
 
 from .app import app, clear_errors, main
 
-from . import demo, train, evaluate, infer, stream, plot, reproduce, info  # isort: skip  (the order of the help)
+from . import demo, train, evaluate, infer, encode, stream, plot, reproduce, info  # isort: skip  (the order of the help)
 
 __all__ = [
     "app",
     "clear_errors",
     "demo",
+    "encode",
     "evaluate",
     "infer",
     "info",
