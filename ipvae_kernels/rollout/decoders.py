@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from .. import _transforms
 from ..backend.choice import BackendError
 
+# Numbers of a dictionary squared at a time: 16 MiB in float32.
+_ENTRIES = 2**22
+
 
 class Decoded(NamedTuple):
     """A decoder at a code.
@@ -50,6 +53,15 @@ class LinearDecoder:
     def __call__(self, code: Tensor) -> Decoded:
         """Two products with the dictionary."""
         return Decoded(code @ self.dictionary.T, lambda weighted: weighted @ self.dictionary)
+
+    def half_diagonal(self, log_sigma: Tensor) -> Tensor:
+        """Half the diagonal of Phi^T Phi / var, [K], of log_sigma [M]; differentiable."""
+        rows = max(1, _ENTRIES // self.dictionary.shape[1])
+        precision = torch.exp(-2.0 * log_sigma)
+        parts = zip(torch.split(self.dictionary, rows), torch.split(precision, rows), strict=True)
+        return 0.5 * torch.stack(
+            [(phi.to(weight.dtype).square() * weight[:, None]).sum(0) for phi, weight in parts]
+        ).sum(0)
 
 
 class ModuleDecoder:

@@ -17,15 +17,12 @@ the inhibition exp(log_bias): d / 2 is added to that before the steps begin, so 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from .. import checks
 from ..cells import CELLS
 from .config import DRIVES
+from .decoders import Decoder, LinearDecoder
 from .problem import Inputs
-
-# Numbers of a dictionary squared at a time: 16 MiB in float32.
-_ENTRIES = 2**22
 
 
 def check_drive(cell: str, drive: object) -> str:
@@ -36,29 +33,22 @@ def check_drive(cell: str, drive: object) -> str:
     return drive
 
 
-def driven(inputs: Inputs, linear: bool, drive: str) -> Inputs:
+def driven(inputs: Inputs, decoder: Decoder | None, drive: str) -> Inputs:
     """The tensors of a task, with d / 2 added to the inhibition where the drive asks for it.
+
+    Without a decoder it is linear, of the dictionary among the inputs.
 
     Raises:
         ValueError: the decoder is not linear, so that the expectation has no closed form.
     """
     if drive == "paper":
         return inputs
-    if not linear:
+    linear = LinearDecoder(inputs.dictionary) if decoder is None else decoder
+    if not isinstance(linear, LinearDecoder):
         raise ValueError(
             f"drive: expected 'paper' beside a decoder, found {drive!r}: the expectation over counts has a "
             "closed form for a linear decoder alone"
         )
-    half = half_diagonal(inputs.dictionary, inputs.log_sigma)
+    half = linear.half_diagonal(inputs.log_sigma)
     tiny = torch.finfo(half.dtype).tiny  # of no inhibition at all; the logarithm of 0 is not finite
     return inputs._replace(log_bias=(inputs.log_bias.exp() + half).clamp(min=tiny).log())
-
-
-def half_diagonal(dictionary: Tensor, log_sigma: Tensor) -> Tensor:
-    """Half the diagonal of Phi^T Phi / var, [K], of Phi [M, K] and log_sigma [M]; differentiable."""
-    rows = max(1, _ENTRIES // dictionary.shape[1])
-    precision = torch.exp(-2.0 * log_sigma)
-    parts = zip(torch.split(dictionary, rows), torch.split(precision, rows), strict=True)
-    return 0.5 * torch.stack(
-        [(phi.to(weight.dtype).square() * weight[:, None]).sum(0) for phi, weight in parts]
-    ).sum(0)

@@ -182,7 +182,7 @@ def prepare(
     checks.finite(**named)
     if half:
         inputs = inputs._replace(dictionary=dictionary)
-    dense = driven(Inputs(*(tensor.detach().contiguous() for tensor in inputs)), True, drive)
+    dense = driven(Inputs(*(tensor.detach().contiguous() for tensor in inputs)), None, drive)
     served = cpu.reason() is None and cpu.unserved(dense._replace(dictionary=dense.x)) is None
     return Prepared(params, dense, _packed(dense, cell, pack, drive) if served else None, pack, drive)
 

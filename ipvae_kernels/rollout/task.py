@@ -96,7 +96,7 @@ def task_of(
         steps = checks.integer("steps", steps, 1, 2**32)
         tensors, initial = tensors_of(x, params, steps, own is None, state)
         cfg = _config(cell, len(tensors.log_bias), *options)
-        tensors = driven(tensors, own is None, cfg.drive)
+        tensors = driven(tensors, own, cfg.drive)
     else:
         checks.tensor("x", x)
         x = checks.raised(x) if prepared.half else x
@@ -190,7 +190,7 @@ def _decoder(
         return params, None
     if params.dictionary is not None:
         raise ValueError("params.dictionary: expected None beside a decoder, found a tensor")
-    if isinstance(decoder, LinearDecoder):
+    if type(decoder) is LinearDecoder:
         return replace(params, dictionary=decoder.dictionary), None
     return params, as_decoder(decoder)
 

@@ -1,0 +1,326 @@
+"""``infer`` and ``elbo`` with the neurons of a layer shared by processes.
+
+Each process has the columns of some neurons, and with them their states, draws and updates. Of the others it
+needs one thing: the mean, whose parts are summed over the group once a draw, [B, M] numbers whatever K is.
+Noise is indexed by the global neuron, so spikes are those of one process but where the order of that sum
+moves a draw across a threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from .. import checks
+from ..params import GaussianParams, PoissonParams, State
+from ..rollout.decoders import Decoded, LinearDecoder
+from ..rollout.op import ElboResult, InferResult
+from ..rollout.op import elbo as elbo_alone
+from ..rollout.op import infer as infer_alone
+from .collectives import shared, summed
+
+Params = TypeVar("Params", PoissonParams, GaussianParams)
+Group = ProcessGroup | DeviceMesh | None
+# Four neighbours share a block of random words, so parts begin at multiples.
+BLOCK = 4
+MODEL = "model"  # the dimension of a mesh that neurons are shared over
+# Records that are sums over neurons, and the one that is their mean.
+SUMS, MEAN = ("kl", "spikes"), "zeros"
+
+
+class Part(NamedTuple):
+    """Which neurons a process has.
+
+    Attributes:
+        group: of the processes that share them.
+        sizes: neurons of each process.
+        rank: of this one.
+        mesh: where tensors are distributed ones, the mesh and its dimension.
+    """
+
+    group: ProcessGroup
+    sizes: tuple[int, ...]
+    rank: int
+    mesh: tuple[DeviceMesh, int] | None = None
+
+    @property
+    def first(self) -> int:
+        """Global index of the first neuron."""
+        return sum(self.sizes[: self.rank])
+
+    @property
+    def neurons(self) -> int:
+        """K, of all processes."""
+        return sum(self.sizes)
+
+
+class ShardedDecoder(LinearDecoder):
+    """Phi z, where each process has some columns of Phi and the same numbers of z.
+
+    Args:
+        dictionary: columns of this process, [M, K_local].
+        group: of the processes.
+    """
+
+    def __init__(self, dictionary: Tensor, group: ProcessGroup) -> None:
+        super().__init__(dictionary)
+        self.group = group
+
+    def __call__(self, code: Tensor) -> Decoded:
+        """The mean of all, and the drive of this process's neurons."""
+        mean = summed(code @ self.dictionary.T, self.group)
+        return Decoded(mean, lambda weighted: shared(weighted, self.group) @ self.dictionary)
+
+    def half_diagonal(self, log_sigma: Tensor) -> Tensor:
+        """Of this process's neurons."""
+        return super().half_diagonal(shared(log_sigma, self.group))
+
+
+def shard(params: Params, group: Group = None) -> Params:
+    """The part of this process, of parameters that every process has whole.
+
+    Args:
+        params: of all K neurons, the same in every process.
+        group: of the processes; a mesh whose dimension "model" is it; None: all of them.
+
+    Returns:
+        Parameters of K / world neurons, rounded to multiples of 4; views, so that gradients reach `params`.
+
+    Raises:
+        ValueError: fewer than 4 neurons a process.
+    """
+    processes = _group(group)
+    rank, world = distributed.get_rank(processes), distributed.get_world_size(processes)
+    neurons = len(params.log_bias)
+    blocks = -(-neurons // BLOCK)
+    if blocks < world:
+        raise ValueError(
+            f"params: expected at least {BLOCK} neurons for each of {world} processes, found {neurons}"
+        )
+    first, stop = (min(BLOCK * (blocks * r // world), neurons) for r in (rank, rank + 1))
+    state = _initial(params)
+    own: dict[str, Any] = {
+        "log_bias": params.log_bias[first:stop],
+        state: getattr(params, state)[..., first:stop],
+    }
+    if params.dictionary is not None:
+        own["dictionary"] = params.dictionary[:, first:stop]
+    return replace(params, **own)
+
+
+def infer(
+    x: Tensor, params: Params, steps: int, *, group: Group = None, state: State | None = None, **options: Any
+) -> InferResult:
+    """:func:`ipvae_kernels.infer` of a dictionary whose columns lie in several processes.
+
+    Every process of the group calls it with the same inputs and options. Steps are composed from the fused
+    ops of the backend; a draw costs one sum of [B, M] over the group.
+
+    Args:
+        x: [B, M] or [steps, B, M], the same in every process of the group.
+        params: of this process's neurons (`shard`), a multiple of 4 but in the last process; or of all, with
+            distributed tensors (DTensor) for what has neurons, sharded over one dimension of a mesh.
+        steps: T >= 1.
+        group: of the processes; a mesh whose dimension "model" is it, beside "data" or others; None: all of
+            them, or the mesh of distributed tensors.
+        state: continue from here.
+        options: those of `ipvae_kernels.infer` but ``decoder`` and ``neuron_offset``. Without a seed or a
+            state the first process draws one for all.
+
+    Returns:
+        The state and the records of this process's neurons; "kl", "spikes", "zeros" and what has pixels are
+        those of all neurons. Distributed tensors where the parameters are.
+
+    Raises:
+        TypeError, ValueError: as there; or processes differ in what they call with, which each says.
+    """
+    part, local, options = _prepared(x, params, steps, group, state, options)
+    found = infer_alone(x, local.params, steps, decoder=local.decoder, state=local.state, **options)
+    records = {name: _whole(name, record, part) for name, record in found.records.items()}
+    placed = {name: _placed(record, name, part) for name, record in records.items()}
+    return InferResult(_placed_state(found.state, part), placed)
+
+
+def elbo(
+    x: Tensor, params: Params, steps: int, *, group: Group = None, state: State | None = None,
+    beta: float = 1.0, **options: Any,
+) -> ElboResult:  # fmt: skip
+    """:func:`ipvae_kernels.elbo` of a dictionary whose columns lie in several processes; differentiable.
+
+    The loss is that of all neurons, in every process. Its gradient in what a process has alone is there; in
+    what all have (x, log_sigma, log_lr) it is the whole one in each, so nothing is left to be summed.
+
+    Args:
+        x: as in :func:`infer`, like all but the next.
+        params: likewise.
+        steps: likewise.
+        group: likewise.
+        state: likewise.
+        beta: weight of the KL term, >= 0.
+        options: those of `ipvae_kernels.elbo` but ``decoder`` and ``neuron_offset``.
+
+    Returns:
+        As there, the state and per-neuron records of this process's neurons.
+
+    Raises:
+        TypeError, ValueError: as :func:`infer`.
+    """
+    part, local, options = _prepared(x, params, steps, group, state, {**options, "beta": beta})
+    found = elbo_alone(x, local.params, steps, decoder=local.decoder, state=local.state, **options)
+    divergence = summed(found.kl, part.group)
+    loss = found.loss + beta * (divergence - found.kl).sum() * (
+        256.0 / (x.shape[-1] * max(found.kl.numel(), 1))
+    )
+    placed = {name: _placed(record, name, part) for name, record in found.records.items()}
+    return ElboResult(loss, found.recon, divergence, _placed_state(found.state, part), placed)
+
+
+@dataclass(frozen=True)
+class _Local:
+    """What this process calls the ops with."""
+
+    params: PoissonParams | GaussianParams
+    decoder: ShardedDecoder
+    state: State | None
+
+
+def _prepared(
+    x: Tensor, params: Params, steps: int, group: Group, state: State | None, options: dict[str, Any]
+) -> tuple[Part, _Local, dict[str, Any]]:
+    """The part of this process, and the arguments of its call, alike in all processes."""
+    for name in ("decoder", "neuron_offset"):
+        if name in options:
+            raise TypeError(f"{name}: not an option of a sharded call, found {options[name]!r}")
+    checks.tensor("x", x)
+    mesh = _mesh(params)
+    params = _local_params(params)
+    if params.dictionary is None:
+        raise ValueError("params.dictionary: expected this process's columns [M, K_local], found None")
+    if state is not None and isinstance(state.log_rate, DTensor):
+        state = replace(state, log_rate=state.log_rate.to_local())
+    processes = mesh[0].get_group(mesh[1]) if mesh and group is None else _group(group)
+    options["seed"] = _seed(x, state, options.get("seed"), processes)
+    sizes = _agreed(x, params, steps, state, options, processes)
+    part = Part(processes, sizes, distributed.get_rank(processes), mesh)
+    options["neuron_offset"] = part.first
+    decoder = ShardedDecoder(params.dictionary, processes)
+    own = replace(params, dictionary=None, log_lr=shared(params.log_lr, processes))
+    return part, _Local(own, decoder, state), options
+
+
+def _agreed(
+    x: Tensor, params: PoissonParams | GaussianParams, steps: int, state: State | None,
+    options: dict[str, Any], group: ProcessGroup,
+) -> tuple[int, ...]:  # fmt: skip
+    """The neurons of each process, where processes call alike.
+
+    Raises:
+        ValueError: they do not, in every process.
+    """
+    plain = {name: str(value) for name, value in sorted(options.items()) if not isinstance(value, Tensor)}
+    total = float(x.detach().double().sum())
+    own = {
+        "x": f"{x.dtype} {list(x.shape)}, sum {total!r}", "steps": steps,
+        "state": None if state is None else (state.step, state.sample_offset),
+        "seed": int(options["seed"]), **plain,
+    }  # fmt: skip
+    found: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(found, (len(params.log_bias), own), group=group)
+    sizes, calls = zip(*found, strict=True)
+    for name in dict.fromkeys(name for call in calls for name in call):
+        values = [call.get(name) for call in calls]
+        if any(value != values[0] for value in values):
+            raise ValueError(f"{name}: expected the same in all processes of the group, found {values}")
+    if any(size % BLOCK for size in sizes[:-1]):
+        raise ValueError(
+            f"params: expected a multiple of {BLOCK} neurons in each process but the last, found {[*sizes]}"
+        )
+    return sizes
+
+
+def _seed(x: Tensor, state: State | None, seed: int | Tensor | None, group: ProcessGroup) -> Tensor:
+    """The caller's or the state's; else one that the first process draws."""
+    if seed is None and state is not None:
+        seed = state.seed
+    own = checks.seed(seed, x.device)
+    if seed is None:
+        distributed.broadcast(own, group_src=0, group=group)
+    return own
+
+
+def _group(group: Group) -> ProcessGroup:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise ValueError(
+            "group: expected torch.distributed to be initialised (torchrun, init_process_group), it is not"
+        )
+    if isinstance(group, DeviceMesh):
+        names = group.mesh_dim_names or ()
+        if group.ndim > 1 and MODEL not in names:
+            raise ValueError(f"group: expected a mesh with a dimension {MODEL!r}, found {names}")
+        return group.get_group(MODEL if MODEL in names else 0)
+    world = distributed.group.WORLD
+    found = world if group is None else group
+    if not isinstance(found, ProcessGroup):
+        raise TypeError(f"group: expected a ProcessGroup, a DeviceMesh or None, found {type(found).__name__}")
+    return found
+
+
+def _initial(params: PoissonParams | GaussianParams) -> str:
+    """The field of the initial state."""
+    return "log_rate_init" if isinstance(params, PoissonParams) else "state_init"
+
+
+def _mesh(params: PoissonParams | GaussianParams) -> tuple[DeviceMesh, int] | None:
+    """The mesh of a distributed dictionary, and the dimension that its columns are sharded over.
+
+    Raises:
+        ValueError: it is not sharded by columns over one dimension.
+    """
+    dictionary = params.dictionary
+    if not isinstance(dictionary, DTensor):
+        return None
+    dims = [i for i, placement in enumerate(dictionary.placements) if not isinstance(placement, Replicate)]
+    if len(dims) != 1 or dictionary.placements[dims[0]] != Shard(1):
+        raise ValueError(
+            "params.dictionary: expected Shard(1) over one dimension of its mesh, found "
+            f"{list(dictionary.placements)}"
+        )
+    return dictionary.device_mesh, dims[0]
+
+
+def _local_params(params: Params) -> Params:
+    """The same with local tensors for distributed ones; gradients reach these."""
+    local: dict[str, Any] = {
+        name: value.to_local() for name, value in vars(params).items() if isinstance(value, DTensor)
+    }
+    return replace(params, **local)
+
+
+def _whole(name: str, record: Tensor, part: Part) -> Tensor:
+    """A record that sums over neurons, of all of them; others as they are."""
+    if name in SUMS:
+        return summed(record, part.group)
+    if name == MEAN:
+        return summed(record * part.sizes[part.rank], part.group) / part.neurons
+    return record
+
+
+def _placed(value: Tensor, name: str, part: Part) -> Tensor:
+    """A tensor whose last dimension has neurons, as a distributed one where the parameters are."""
+    if part.mesh is None or name not in ("state", "log_rate", "counts", "kl_per_neuron"):
+        return value
+    mesh, dim = part.mesh
+    placements = [Replicate() if i != dim else Shard(value.dim() - 1) for i in range(mesh.ndim)]
+    shape = torch.Size([*value.shape[:-1], part.neurons])
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(value, mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+def _placed_state(state: State, part: Part) -> State:
+    return replace(state, log_rate=_placed(state.log_rate, "state", part))
