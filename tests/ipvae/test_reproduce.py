@@ -303,6 +303,8 @@ def test_the_command(tmp_path: Path) -> None:
         (["nothing"], "name: expected one of mnist"),
         (["horizon", "--preset", "endless", "--out", tmp_path], "preset: expected one of quick"),
         (["horizon", "--seeds", 0], "seeds"),
+        (["ood", "--out", tmp_path, "--fashion-dir", tmp_path], "--fashion-dir: no Fashion-MNIST files in"),
+        (["ood", "--out", tmp_path, "--emnist-dir", tmp_path], "--emnist-dir: no letters of EMNIST in"),
     ):
         result = call(*arguments)
         assert result.exit_code == 2

@@ -66,6 +66,8 @@ def reproduce(
     if name not in EXPERIMENTS:
         raise ValueError(f"name: expected one of {', '.join(EXPERIMENTS)}, found {name!r}")
     experiment = EXPERIMENTS[name]
+    _present("--fashion-dir", "fashion-mnist", fashion_dir)
+    _present("--emnist-dir", "emnist-letters", emnist_dir)
     folders = {"mnist": data_dir, "fashion-mnist": fashion_dir, "emnist-letters": emnist_dir}
     workshop = Workshop(out, folders=folders, progress=False)
     values = run(
@@ -73,6 +75,17 @@ def reproduce(
     )
     typer.echo((out / f"{name}.md").read_text())
     typer.echo(f"{len(values['results'])} rows in {out / name}.json, .md and, where it has a figure, .png")
+
+
+def _present(option: str, name: str, folder: Path | None) -> None:
+    """Refuses a folder that lacks the set it is given for, before anything is trained."""
+    from ..experiments.sets import load_set
+
+    try:
+        if folder is not None:
+            load_set(name, folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{option}: {error}") from error
 
 
 def _command() -> str:

@@ -105,7 +105,7 @@ class Encoding:
             )
         plan = cls(
             model=_absolute(encoder.model), data=_absolute(fspath(data)), out=os.path.abspath(out), key=key,
-            steps=net._encoding_steps(steps), last=last, seed=whole("seed", seed),
+            steps=net.encoding_steps(steps), last=last, seed=whole("seed", seed),
             batch_size=encoder.batch_size, part_rows=checks.integer("part_rows", part_rows, 1, 2**31),
             rows=rows.n, n_latents=net.config.n_latents,
             model_digest=_model_digest(encoder.model), data_digest=rows.digest,

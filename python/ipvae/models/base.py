@@ -328,7 +328,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: for `steps` or a `last` out of range.
         """
-        steps, last = self._encoding_steps(steps), whole("last", last)
+        steps, last = self.encoding_steps(steps), whole("last", last)
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, found {steps}")
         if not 1 <= last <= steps:
@@ -376,7 +376,8 @@ class VAE(nn.Module):
         with torch.no_grad():
             return self._decode_rows(latents)
 
-    def _encoding_steps(self, steps: int | None) -> int:
+    def encoding_steps(self, steps: int | None) -> int:
+        """The steps behind codes: those asked for; None: 128, and 1 where the model is not iterative."""
         if steps is None:
             return ENCODING_STEPS if self.iterative else 1
         return whole("steps", steps)
