@@ -1,5 +1,7 @@
 """Compiled kernels. Addresses are of float32 arrays; csrc/{cpu/kernels,cuda/cuda}.h say their shapes."""
 
+from collections.abc import Callable
+
 compiler: str
 cuda: str | None
 sources: str
@@ -133,6 +135,9 @@ class Prepared:
 def packs(n_inputs: int, n_latents: int) -> bool: ...
 def rollout_prepared(args: RolloutArgs, prepared: Prepared, n_threads: int) -> None: ...
 def rollout(args: RolloutArgs, parameters: Parameters, n_threads: int) -> None: ...
+def rollout_shared(
+    args: RolloutArgs, parameters: Parameters, n_threads: int, exchange: Callable[[int, int], None]
+) -> None: ...
 
 class RolloutGradArgs:
     forward: RolloutArgs

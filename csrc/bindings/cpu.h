@@ -17,6 +17,17 @@ inline void bind_cpu_kernels(py::module_& m) {
         },
         py::arg("args"), py::arg("grad_log_bias"), py::arg("grad_log_lr"), py::arg("n_threads"), Release());
     m.def("rollout", &cpu::rollout, py::arg("args"), py::arg("parameters"), py::arg("n_threads"), Release());
+    m.def(
+        "rollout_shared",
+        [](const RolloutArgs& args, const Parameters& parameters, int64_t n_threads, const py::function& exchange) {
+            cpu::Exchange sum = [&](float* sums, int64_t n) {
+                py::gil_scoped_acquire gil;
+                exchange(reinterpret_cast<uintptr_t>(sums), n);
+            };
+            py::gil_scoped_release release;
+            cpu::rollout_shared(args, parameters, n_threads, sum);
+        },
+        py::arg("args"), py::arg("parameters"), py::arg("n_threads"), py::arg("exchange"));
     py::class_<cpu::Prepared>(m, "Prepared", py::module_local())
         .def(py::init<const Parameters&, int64_t, int64_t, int, bool, bool, int64_t>(), py::arg("parameters"),
              py::arg("n_inputs"), py::arg("n_latents"), py::arg("cell"), py::arg("counts"), py::arg("pack"),

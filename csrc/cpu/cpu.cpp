@@ -135,7 +135,7 @@ int64_t n_states(const RolloutArgs& args) { return states_of(args.cell); }
 // A team's threads, each with some blocks of the neurons.
 class NeuronTeam {
   public:
-    explicit NeuronTeam(int64_t threads) : threads_(threads) {}
+    NeuronTeam(int64_t threads, const Exchange& exchange) : threads_(threads), exchange_(exchange) {}
 
     // Returns once all have come; false where the caller, asked now and then, wants to end the call.
     static bool meet(void* team) {
@@ -149,6 +149,16 @@ class NeuronTeam {
         self.barrier_.wait(self.threads_);
         return !self.ended_;
     }
+    // Adds up numbers of all processes; what goes wrong ends the call at the next meeting.
+    static void exchange(void* team, float* sums, int64_t n) {
+        auto& self = *static_cast<NeuronTeam*>(team);
+        try {
+            self.exchange_(sums, n);
+        } catch (...) {
+            self.ended_ = true;
+            self.error_ = std::current_exception();
+        }
+    }
     void set_threads(int64_t threads) { threads_ = threads; }
     void rethrow() const {
         if (error_) std::rethrow_exception(error_);
@@ -160,6 +170,7 @@ class NeuronTeam {
     Watch watch_;
     std::atomic<bool> ended_{false};
     std::exception_ptr error_;  // of the calling thread
+    const Exchange& exchange_;
 };
 
 int64_t row_blocks(const RolloutArgs& args) { return (args.n_rows + kRowBlock - 1) / kRowBlock; }
@@ -176,18 +187,18 @@ void rollout_by_rows(const Kernels& k, const RolloutArgs& args, int64_t n_thread
 }
 
 // Tile after tile of rows, each by all threads.
-void rollout_by_neurons(const Kernels& k, const RolloutArgs& args, int64_t n_threads) {
+void rollout_by_neurons(const Kernels& k, const RolloutArgs& args, int64_t n_threads, const Exchange& exchange) {
     int64_t n_blocks = (args.n_latents - 1) / k.neuron_block + 1;
     int tile = static_cast<int>(std::min<int64_t>(k.team_rows, args.n_rows));
     TeamFloats sizes = k.team_floats(args, tile);
     Buffer blocks = allocate(sizes.blocks), parts = allocate(sizes.parts), terms = allocate(sizes.terms);
     std::vector<Buffer> scratch;
     for (int64_t i = 0; i < n_threads; ++i) scratch.push_back(allocate(k.rollout_scratch(args, tile, false)));
-    NeuronTeam meeting(n_threads);
+    NeuronTeam meeting(n_threads, exchange);
     team(n_threads, [&](int64_t thread, int64_t threads) noexcept {
         meeting.set_threads(threads);  // all set the same
         Share share{n_blocks * thread / threads, n_blocks * (thread + 1) / threads, blocks.get(), parts.get(), terms.get(),
-                    &NeuronTeam::meet, &meeting};
+                    &NeuronTeam::meet, &meeting, exchange ? &NeuronTeam::exchange : nullptr};
         for (int64_t first = 0; first < args.n_rows; first += tile) {
             int rows = static_cast<int>(std::min<int64_t>(tile, args.n_rows - first));
             if (!k.rollout(args, first, rows, share, scratch[thread].get())) return;
@@ -314,6 +325,17 @@ void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads) 
     rollout_prepared(args, Prepared(parameters, args.n_inputs, args.n_latents, args.cell, counts, pack, n_threads), n_threads);
 }
 
+void rollout_shared(RolloutArgs args, const Parameters& parameters, int64_t n_threads, const Exchange& exchange) {
+    bool counts = current().load()->draws_counts(args);
+    bool pack = packs(args.n_inputs, args.n_latents);
+    Prepared prepared(parameters, args.n_inputs, args.n_latents, args.cell, counts, pack, n_threads);
+    const Kernels& k = prepared.kernels();
+    args.draws_counts = k.draws_counts(args);
+    prepared.apply(args);
+    int64_t blocks = (args.n_latents - 1) / k.neuron_block + 1;
+    rollout_by_neurons(k, args, std::min(blocks, n_threads), exchange);
+}
+
 void rollout_prepared(RolloutArgs args, const Prepared& prepared, int64_t n_threads) {
     const Kernels& k = prepared.kernels();
     args.draws_counts = k.draws_counts(args);
@@ -321,7 +343,7 @@ void rollout_prepared(RolloutArgs args, const Prepared& prepared, int64_t n_thre
     // Threads share the neurons where that keeps more of them busy than sharing the rows.
     int64_t blocks = (args.n_latents - 1) / k.neuron_block + 1, tiles = (args.n_rows + k.team_rows - 1) / k.team_rows;
     bool by_neurons = blocks > 1 && std::min(blocks, n_threads) >= std::min(tiles, n_threads);
-    by_neurons ? rollout_by_neurons(k, args, std::min(blocks, n_threads)) : rollout_by_rows(k, args, n_threads);
+    by_neurons ? rollout_by_neurons(k, args, std::min(blocks, n_threads), {}) : rollout_by_rows(k, args, n_threads);
 }
 
 void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads) {

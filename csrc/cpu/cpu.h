@@ -1,6 +1,7 @@
 // The CPU backend: chooses the instruction set, allocates scratch, spreads work over threads.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -51,7 +52,13 @@ class Prepared {
     float learning_rate_, learning_rate_xi_, log_normalizer_;
 };
 
+// Adds up n numbers over the processes that share a layer's neurons, in place.
+using Exchange = std::function<void(float* sums, int64_t n)>;
+
 void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads);
+// Of the neurons of this process: means are summed over processes, on the caller's thread, once for the draws of a state;
+// kl, spikes and zeros are those of this process.
+void rollout_shared(RolloutArgs args, const Parameters& parameters, int64_t n_threads, const Exchange& exchange);
 void rollout_prepared(RolloutArgs args, const Prepared& prepared, int64_t n_threads);
 void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads);
 

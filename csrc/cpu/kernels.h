@@ -22,12 +22,14 @@ enum Packing : int {
 };
 
 // What one thread does of a rollout: the blocks [begin, end) of the neurons. Alone (meet is null) it does all of them; in a
-// team the threads share memory, and meet() returns once all have come: false where the call is to end.
+// team the threads share memory, and meet() returns once all have come: false where the call is to end. Where other
+// processes have more neurons, exchange() adds up n numbers of all of them; the thread with the first block calls it.
 struct Share {
     int64_t begin, end;
     float *blocks, *parts, *terms;
     bool (*meet)(void* team);
     void* team;
+    void (*exchange)(void* team, float* sums, int64_t n);
 };
 struct TeamFloats {
     int64_t blocks, parts, terms;

@@ -24,6 +24,7 @@ from ..rollout.op import ElboResult, InferResult
 from ..rollout.op import elbo as elbo_alone
 from ..rollout.op import infer as infer_alone
 from .collectives import shared, summed
+from .fused import infer_fused, serves
 
 Params = TypeVar("Params", PoissonParams, GaussianParams)
 Group = ProcessGroup | DeviceMesh | None
@@ -42,12 +43,14 @@ class Part(NamedTuple):
         sizes: neurons of each process.
         rank: of this one.
         mesh: where tensors are distributed ones, the mesh and its dimension.
+        fused: whether the compiled CPU kernels of all processes serve inference.
     """
 
     group: ProcessGroup
     sizes: tuple[int, ...]
     rank: int
     mesh: tuple[DeviceMesh, int] | None = None
+    fused: bool = False
 
     @property
     def first(self) -> int:
@@ -141,7 +144,10 @@ def infer(
         TypeError, ValueError: as there; or processes differ in what they call with, which each says.
     """
     part, local, options = _prepared(x, params, steps, group, state, options)
-    found = infer_alone(x, local.params, steps, decoder=local.decoder, state=local.state, **options)
+    if part.fused:
+        found = infer_fused(x, local.whole, steps, local.state, part.group, options)
+    else:
+        found = infer_alone(x, local.params, steps, decoder=local.decoder, state=local.state, **options)
     records = {name: _whole(name, record, part) for name, record in found.records.items()}
     placed = {name: _placed(record, name, part) for name, record in records.items()}
     return InferResult(_placed_state(found.state, part), placed)
@@ -188,6 +194,7 @@ class _Local:
     params: PoissonParams | GaussianParams
     decoder: ShardedDecoder
     state: State | None
+    whole: PoissonParams | GaussianParams  # with the dictionary
 
 
 def _prepared(
@@ -198,6 +205,8 @@ def _prepared(
         if name in options:
             raise TypeError(f"{name}: not an option of a sharded call, found {options[name]!r}")
     checks.tensor("x", x)
+    if not isinstance(record := options.get("record", ()), str):
+        options["record"] = tuple(record)
     mesh = _mesh(params)
     params = _local_params(params)
     if params.dictionary is None:
@@ -206,19 +215,19 @@ def _prepared(
         state = replace(state, log_rate=state.log_rate.to_local())
     processes = mesh[0].get_group(mesh[1]) if mesh and group is None else _group(group)
     options["seed"] = _seed(x, state, options.get("seed"), processes)
-    sizes = _agreed(x, params, steps, state, options, processes)
-    part = Part(processes, sizes, distributed.get_rank(processes), mesh)
+    sizes, fused = _agreed(x, params, steps, state, options, processes)
+    part = Part(processes, sizes, distributed.get_rank(processes), mesh, fused)
     options["neuron_offset"] = part.first
     decoder = ShardedDecoder(params.dictionary, processes)
     own = replace(params, dictionary=None, log_lr=shared(params.log_lr, processes))
-    return part, _Local(own, decoder, state), options
+    return part, _Local(own, decoder, state, params), options
 
 
 def _agreed(
     x: Tensor, params: PoissonParams | GaussianParams, steps: int, state: State | None,
     options: dict[str, Any], group: ProcessGroup,
-) -> tuple[int, ...]:  # fmt: skip
-    """The neurons of each process, where processes call alike.
+) -> tuple[tuple[int, ...], bool]:  # fmt: skip
+    """The neurons of each process, where processes call alike, and whether all can serve fused inference.
 
     Raises:
         ValueError: they do not, in every process.
@@ -231,8 +240,8 @@ def _agreed(
         "seed": int(options["seed"]), **plain,
     }  # fmt: skip
     found: list[Any] = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(found, (len(params.log_bias), own), group=group)
-    sizes, calls = zip(*found, strict=True)
+    distributed.all_gather_object(found, (len(params.log_bias), serves(x, options), own), group=group)
+    sizes, fused, calls = zip(*found, strict=True)
     for name in dict.fromkeys(name for call in calls for name in call):
         values = [call.get(name) for call in calls]
         if any(value != values[0] for value in values):
@@ -241,7 +250,7 @@ def _agreed(
         raise ValueError(
             f"params: expected a multiple of {BLOCK} neurons in each process but the last, found {[*sizes]}"
         )
-    return sizes
+    return sizes, all(fused)
 
 
 def _seed(x: Tensor, state: State | None, seed: int | Tensor | None, group: ProcessGroup) -> Tensor:

@@ -5,6 +5,8 @@ Signatures as in ``eager.py``; tensors are contiguous and float32.
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +25,35 @@ def infer(
     """Inference with hard counts: the final log rate, then the records in canonical order."""
     args, results = structs.infer(load(), inputs, cfg, record, record_every)
     _run(args, inputs, seed)
+    return results
+
+
+def infer_shared(
+    inputs: Inputs,
+    seed: Tensor,
+    cfg: RolloutConfig,
+    record: tuple[str, ...],
+    record_every: int,
+    exchange: Callable[[Tensor], None],
+) -> list[Tensor]:
+    """:func:`infer` of the neurons of this process; kl, spikes and zeros are those of this process.
+
+    Args:
+        inputs: as there, likewise the next four.
+        seed: likewise.
+        cfg: likewise.
+        record: likewise.
+        record_every: likewise.
+        exchange: adds up a tensor over the processes, in place.
+    """
+    module = load()
+    args, results = structs.infer(module, inputs, cfg, record, record_every)
+    fill(args, seed=unsigned_seed(seed))
+
+    def at(address: int, n: int) -> None:
+        exchange(torch.frombuffer((ctypes.c_float * n).from_address(address), dtype=torch.float32))
+
+    module.rollout_shared(args, structs.parameters(module, inputs), torch.get_num_threads(), at)
     return results
 
 

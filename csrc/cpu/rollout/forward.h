@@ -197,9 +197,23 @@ template <class Cell> inline void decode_block(const Tile<Cell>& t, const Block<
 // All parts are there, once every thread of a team has come. False: the call is to end.
 template <class Cell> inline bool meet(const Tile<Cell>& t) { return !t.share.meet || t.share.meet(t.share.team); }
 
+// The sum of all blocks, and of those of other processes, is left in the part of the first block. False: end.
+template <class Cell> inline bool exchange(const Tile<Cell>& t, int first, int slots) {
+    if (t.leads()) {
+        float* sums = t.part_of(0) + first * t.size();
+        int64_t n = slots * t.size();
+        for (int64_t b = 1; b < n_blocks(t.a); ++b) {
+            const float* part = t.part_of(b) + first * t.size();
+            for (int64_t i = 0; i < n; i += kWidth) store(sums + i, load(sums + i) + load(part + i));
+        }
+        t.share.exchange(t.share.team, sums, n);
+    }
+    return meet(t);
+}
+
 // error = x - mean of a slot, at the frame of a step, and the same times precision; zero in the padding.
 template <class Cell> inline void residual(const Tile<Cell>& t, int from, int to, int64_t step) {
-    int64_t parts = t.share.meet ? n_blocks(t.a) : 1;
+    int64_t parts = t.share.meet && !t.share.exchange ? n_blocks(t.a) : 1;
     for (int r = 0; r < t.rows; ++r) {
         const float* x = t.a.x + step * t.a.x_step + (t.first + r) * t.a.n_inputs;
         for (int64_t i = 0; i < t.mp; i += kWidth) {
@@ -358,6 +372,7 @@ inline void draw_and_decode(const Tile<Cell>& t, const Block<Cell>& b, const Cel
 template <class Cell> inline bool residuals(Tile<Cell>& t, const Draws& draws) {
     if (!draws.any()) return true;
     if (!meet(t)) return false;
+    if (t.share.exchange && !exchange(t, draws.first(), draws.slots())) return false;
     if (draws.update) residual(t, draws.same ? kLossSlot : kUpdateSlot, kUpdateSlot, draws.next_step);
     if (draws.loss) residual(t, kLossSlot, kLossSlot, draws.step);
     ++t.n_means;
