@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(a_process, (args, folder), nprocs=PROCESSES)  # type: ignore[no-untyped-call]
+        multiprocessing.spawn(a_process, (args, folder), nprocs=PROCESSES)  # type: ignore[attr-defined,no-untyped-call]
         found = json.loads(Path(folder, "found.json").read_text())
     step = {name: taken / args.steps for name, taken in found["shortest"].items()}
     both = step["two processes"]
