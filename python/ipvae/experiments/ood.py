@@ -12,27 +12,28 @@ from ..evaluation.metrics import pooled_r2
 from ..evaluation.readout import fit_readout
 from ..models.base import VAE
 from ..plots.canvas import BLUE, GREEN, MUTED, ORANGE, new_figure, percent, set_heading, with_grid
-from .mnist import CLAMP, UPDATES
+from .mnist import AMORTISED, CLAMP, SMALL_STEPS, UPDATES, inference_steps
 from .reproduce import Claim, Experiment, Report, Results, above, bar, first_found, found
 from .trials import Trial, Workshop
 
 # From no amortisation to nothing else: label, model, share of the updates as in `mnist`.
 ROWS = [
     ("iterative, iP-VAE", "ip-vae", 1.0),
-    ("hybrid, iteratively amortised", "ia-p-vae", 0.25),
-    ("hybrid, semi-amortised", "sa-p-vae", 0.1),
-    ("amortised, P-VAE", "p-vae", 4.0),
+    ("hybrid, iteratively amortised", "ia-p-vae", 1.0),
+    ("hybrid, semi-amortised", "sa-p-vae", 0.4),
+    ("amortised, P-VAE", "p-vae", AMORTISED),
 ]
 # The quick preset: updates, and fields of models that are slow at their own sizes.
 QUICK = 100
 SMALL: dict[str, dict[str, Any]] = {
-    "sa-p-vae": {"t_train": 4}, "ia-p-vae": {"t_train": 3, "updater_width": 64}
+    "ip-vae": CLAMP, "sa-p-vae": {"t_train": 4}, "ia-p-vae": {"t_train": 3, "updater_width": 64}
 }  # fmt: skip
 OTHERS = {
     "quick": ["natural-8"], "short": ["fashion-mnist", "emnist-letters", "digits-28", "natural-28"]
 }  # fmt: skip
 # With classes that the training's readout knows.
 SAME_CLASSES = ("digits-28",)
+FIELDS = {"ip-vae": CLAMP, "sa-p-vae": SMALL_STEPS}
 COLORS = (BLUE, GREEN, ORANGE, MUTED)
 
 
@@ -47,7 +48,7 @@ def trials(preset: str, seeds: int) -> list[Trial]:
     return [
         Trial(
             label, model, "digits" if quick else "mnist", seed,
-            {**(CLAMP if model == "ip-vae" else {}), **(SMALL.get(model, {}) if quick else {})},
+            SMALL.get(model, {}) if quick else FIELDS.get(model, {}),
             {"max_steps": QUICK if quick else round(share * UPDATES[preset])}, options,
         )
         for label, model, share in ROWS for seed in range(seeds)
@@ -57,7 +58,7 @@ def trials(preset: str, seeds: int) -> list[Trial]:
 def measure(model: VAE, workshop: Workshop, trial: Trial) -> dict[str, Any]:
     """R2 over steps, and accuracy where classes are known, for each angle and each other set."""
     options, splits = trial.options, workshop.data(trial.data)
-    steps = options["steps"] if model.iterative else 1
+    steps = inference_steps(model, options["steps"])
     train = splits.train[: options["fitted"]]
     readout = fit_readout(
         latents_at(model, train, [steps], seed=1)[steps], splits.labels["train"][: options["fitted"]]

@@ -12,7 +12,7 @@ from ..evaluation.metrics import pooled_r2
 from ..extras import explained
 from ..models.base import VAE
 from ..plots.canvas import BLUE, GREEN, MUTED, ORANGE, new_figure, percent, set_heading, with_grid
-from .mnist import CLAMP, UPDATES
+from .mnist import AMORTISED, CLAMP, UPDATES
 from .reproduce import Claim, Experiment, Report, Results, above, found
 from .trials import Trial, Workshop
 
@@ -21,7 +21,7 @@ with explained():
 
 # label: model, fields, share of the updates as in `mnist`.
 MODELS: dict[str, tuple[str, dict[str, Any], float]] = {
-    "iP-VAE": ("ip-vae", CLAMP, 1.0), "P-VAE": ("p-vae", {}, 4.0)
+    "iP-VAE": ("ip-vae", CLAMP, 1.0), "P-VAE": ("p-vae", {}, AMORTISED)
 }  # fmt: skip
 # Sets that train, and sets that are inferred.
 SETS = {
