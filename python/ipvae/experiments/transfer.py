@@ -13,7 +13,7 @@ from ..extras import explained
 from ..models.base import VAE
 from ..plots.canvas import BLUE, GREEN, MUTED, ORANGE, new_figure, percent, set_heading, with_grid
 from .mnist import AMORTISED, CLAMP, UPDATES
-from .reproduce import Claim, Experiment, Report, Results, above, found
+from .reproduce import Claim, Experiment, Mean, Report, Results, above, found
 from .trials import Trial, Workshop
 
 with explained():
@@ -156,7 +156,7 @@ def _claims(results: Results, pairs: list[tuple[str, str]]) -> list[Claim]:
             above(a, b), f"{a.show()} against {b.show()}",
         ))  # fmt: skip
         a = found(results, label, "local", name)
-        below = None if a.n < 2 else a.mean + 2.0 * a.error < 0.0
+        below = above(Mean(0.0, 0.0, a.n), a)
         claims.append(Claim(
             f"of the features of {own}, the local ones serve {name}: compositional", below,
             f"correlation of area and use {a.show(2)}",
