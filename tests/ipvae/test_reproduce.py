@@ -290,7 +290,7 @@ def test_means_and_comparisons() -> None:
     assert Mean.of([0.5]).show() == "0.500"
     assert above(Mean.of([1.0, 1.01]), Mean.of([0.5, 0.51])) is True
     assert above(two, Mean.of([1.9, 2.0])) is False
-    # Three standard errors, which two seeds do not tell from chance: t = 3.1, 1.5 degrees of freedom, p = .06.
+    # Three standard errors, which two seeds do not tell from chance: t = 3.1 of 1.5 degrees, p = .06.
     assert above(Mean.of([1.0, 1.2]), Mean.of([0.7, 0.8])) is False
     assert above(Mean.of([1.0, 1.1]), Mean.of([0.7, 0.8])) is True
     assert above(Mean.of([1.0, 1.0]), Mean.of([0.7, 0.7])) is True
