@@ -13,7 +13,7 @@ from ipvae import cli
 from ipvae.experiments import trials
 from ipvae.experiments.catalogue import EXPERIMENTS
 from ipvae.experiments.moving import lag
-from ipvae.experiments.reproduce import Mean, Report, above, found, reproduce
+from ipvae.experiments.reproduce import Mean, Report, above, claims_page, found, reproduce
 from ipvae.experiments.transfer import area, kept, local, overlap, spread
 from ipvae.experiments.trials import Trial, Workshop
 from typer.testing import CliRunner
@@ -279,6 +279,20 @@ def test_a_diverged_run_is_reported_and_not_averaged(tmp_path: Path) -> None:
     assert mean.n == 1
     assert mean.mean == results["tiny"][0]["found"]["first"]
     assert found({"tiny": results["tiny"][1:]}, "tiny", "first").show() == "diverged"
+
+
+def test_the_page_of_claims_has_results_of_this_version_alone(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results_of(workshop, "horizon")
+    written = json.loads((workshop.out / "horizon.json").read_text())
+    (tmp_path / "horizon.json").write_text(json.dumps(written))
+    for name, text in (("old", json.dumps({**written, "version": "0.0.1"})), ("list", "[1]"), ("cut", "{")):
+        (tmp_path / f"{name}.json").write_text(text)
+    (tmp_path / "other.json").write_text(json.dumps({"claims": []}))
+    assert claims_page(tmp_path).count("\n## ") == 1
+    monkeypatch.setattr("ipvae.experiments.reproduce.version", lambda: "0.0.1")
+    assert claims_page(tmp_path).count("\n## ") == 1
 
 
 def test_means_and_comparisons() -> None:

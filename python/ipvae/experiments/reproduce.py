@@ -254,18 +254,31 @@ def page(values: Mapping[str, Any]) -> str:
 
 
 def claims_page(out: Path) -> str:
-    """Every claim whose experiment has a result in a folder: question, protocol, figure, answers, caveats."""
-    found = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    """Every claim whose experiment has a result in a folder: question, protocol, figure, answers, caveats.
+
+    Other files of JSON, and results that are not of this version, are passed over.
+    """
+    found = [values for path in sorted(out.glob("*.json")) if (values := _result_in(path)) is not None]
     lines = [
         "# Claims and answers", "",
         "Written by `ipvae reproduce`, from the results beside this page. One mean is above another where "
         f"Welch's test over the seeds says so, one-sided, p < {LEVEL:g}.",
     ]  # fmt: skip
-    for values in (v for v in found if "claims" in v):
+    for values in found:
         name = values["experiment"]
         lines += ["", f"## {name}", "", *_head(values), f"All numbers: [{name}]({name}.md).", ""]
         lines += _answers(values)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _result_in(path: Path) -> dict[str, Any] | None:
+    """What an experiment of this version wrote, or None."""
+    try:
+        values = json.loads(path.read_text())
+    except ValueError:
+        return None
+    whole = isinstance(values, dict) and {"experiment", "question", "claims", "notes"} <= values.keys()
+    return values if whole and values["version"] == version() else None
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
