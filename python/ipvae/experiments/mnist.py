@@ -151,6 +151,7 @@ def _claims(results: Results) -> list[Claim]:
             "iterative inference reconstructs better than iteratively amortised (R2)", "iP-VAE",
             "iteratively amortised P-VAE",
         ),
+        ("the same of Gaussian models (R2)", "iG-VAE", "G-VAE, linear"),
         ("the Poisson model reconstructs better than its Gaussian relative (R2)", "iP-VAE", "iG-VAE"),
         ("the iP-VAE reconstructs better than LCA (R2)", "iP-VAE", "LCA"),
         *(
@@ -179,7 +180,7 @@ def _claims(results: Results) -> list[Claim]:
 MNIST = Experiment(
     "mnist", "What does each model reach on MNIST, with 512 neurons?",
     "Every model with 512 neurons is trained on the 54,000 training images and infers test images with "
-    "hard counts, 1,000 steps where it is iterative. Updates are shared out so that models take about as "
+    "hard counts, 1,000 steps where it is iterative, a hybrid as many as in its training. Updates are shared out so that models take about as "
     "long, the two longer rows apart.",
     {"quick": 0.5, "short": 45.0, "long": 2400.0}, trials, measure, report,
 )  # fmt: skip

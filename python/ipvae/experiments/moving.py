@@ -36,8 +36,8 @@ def trials(preset: str, seeds: int) -> list[Trial]:
     """Trainings on still input are those of other experiments."""
     quick = preset == "quick"
     options: dict[str, Any] = {
-        "kinds": ["jitter", "rotation"] if quick else list(SPEEDS), "images": 40 if quick else 200,
-        "steps": 48 if quick else 256, "lags": 8 if quick else 32,
+        "kinds": ["jitter", "rotation"] if quick else list(SPEEDS), "images": 40 if quick else 50,
+        "steps": 48 if quick else 240, "lags": 8 if quick else 32,
     }  # fmt: skip
     return [
         Trial(
@@ -200,6 +200,6 @@ MOVING = Experiment(
     "moving", "How well, and how late, does inference follow input that moves, with its state carried on?",
     "iP-VAEs of 512 neurons are trained on whitened 16x16 patches, still or jittered, with T = 16. They "
     "then follow windows of 16x16 pixels that move over held-out patches of 32x32, that turn, or that a "
-    "video runs through; 200 sequences of 256 steps.",
+    "video runs through; 50 sequences of 240 steps.",
     {"quick": 0.5, "short": 10.0, "long": 60.0}, trials, measure, report,
 )  # fmt: skip
