@@ -150,7 +150,7 @@ def _figure(results: Results, first: dict[str, Any]) -> Any:
         with_grid(ax)
     axes[1].yaxis.set_major_formatter(percent)
     axes[2].set_xscale("log")
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[1].legend(frameon=False, fontsize=8, loc="upper right")
     set_heading(figure, "Inputs turned away from those of the training")
     return figure
 
