@@ -134,6 +134,8 @@ def report(results: Results) -> Report:
         "once, then K additions a spike (Gram form); of a P-VAE its encoder, then M additions a spike.",
         f"Energy is an estimate from {energies} (Horowitz, ISSCC 2014, 45 nm), without memory, which costs "
         "more than arithmetic in most machines.",
+        "Larger encoders are here for what they cost. They did not train well by this recipe, so that their R2 "
+        "says nothing of what they can.",
         "Draws, exponentials and clamps, K a step, are left out; they are additions of no synapse.",
         "The exact natural gradient is driven by rates: the events are those of its counts, while its own "
         "products are dense.",
@@ -146,7 +148,7 @@ NAMES = ("r2", "spikes", "dense", "once", "events", "dense_joules", "joules", "s
 
 
 def _claims(results: Results) -> list[Claim]:
-    ours, amortised = "iP-VAE", [label for label in results if label.startswith("P-VAE")]
+    ours, label = "iP-VAE", "P-VAE, linear encoder"
     marks = list(first_found({ours: results[ours]}))
     claims = []
     for mark in (marks[len(marks) // 2], marks[-1]):
@@ -155,20 +157,15 @@ def _claims(results: Results) -> list[Claim]:
             f"by events {int(mark):,} steps cost less energy than dense", above(dense, events),
             f"{events.show(2, 1e6)} uJ against {dense.show(2, 1e6)} uJ",
         ))  # fmt: skip
-    for label in amortised:
-        goal = found(results, label, "1", "r2")
-        enough = next((mark for mark in marks if found(results, ours, mark, "r2").mean >= goal.mean), None)
-        theirs = found(results, label, "1", "joules")
-        claim = f"the iP-VAE by events reaches the R2 of the {label} for less energy"
-        if enough is None:
-            claims.append(Claim(claim, False, f"R2 {goal.show()} is not reached"))
-            continue
-        mine = found(results, ours, enough, "joules")
-        claims.append(Claim(
-            claim, above(theirs, mine),
-            f"R2 {goal.show()} by {enough} steps: {mine.show(2, 1e6)} uJ against {theirs.show(2, 1e6)} uJ",
-        ))  # fmt: skip
-    return claims
+    goal = found(results, label, "1", "r2")
+    enough = next((mark for mark in marks if found(results, ours, mark, "r2").mean >= goal.mean), None)
+    theirs = found(results, label, "1", "joules")
+    claim = f"the iP-VAE by events reaches the R2 of the {label} for less energy"
+    if enough is None:
+        return [*claims, Claim(claim, False, f"R2 {goal.show()} is not reached")]
+    mine = found(results, ours, enough, "joules")
+    evidence = f"R2 {goal.show()} by {enough} steps: {mine.show(2, 1e6)} uJ against {theirs.show(2, 1e6)} uJ"
+    return [*claims, Claim(claim, above(theirs, mine), evidence)]
 
 
 def _figure(results: Results) -> Any:
@@ -195,5 +192,5 @@ COST = Experiment(
     "cost", "What does inference by spikes cost an image, beside dense products and beside an encoder?",
     "The iP-VAEs and P-VAEs of `mnist`, and P-VAEs with larger encoders, infer 500 test images. Spikes "
     "are counted, operations follow from them and from the sizes, energy from a table.",
-    {"quick": 0.4, "short": 8.0, "long": 600.0}, trials, measure, report,
+    {"quick": 0.4, "short": 9.0, "long": 600.0}, trials, measure, report,
 )  # fmt: skip

@@ -67,5 +67,5 @@ HORIZON = Experiment(
     "horizon", "How does the length of training bear on inference of any length?",
     "iP-VAEs that differ in T alone are trained on whitened patches by as many updates, and infer 500 "
     "held-out patches.",
-    {"quick": 0.3, "short": 20.0, "long": 300.0}, trials, measure, report,
+    {"quick": 0.3, "short": 3.0, "long": 60.0}, trials, measure, report,
 )  # fmt: skip

@@ -201,5 +201,5 @@ MOVING = Experiment(
     "iP-VAEs of 512 neurons are trained on whitened 16x16 patches, still or jittered, with T = 16. They "
     "then follow windows of 16x16 pixels that move over held-out patches of 32x32, that turn, or that a "
     "video runs through; 50 sequences of 240 steps.",
-    {"quick": 0.5, "short": 10.0, "long": 60.0}, trials, measure, report,
+    {"quick": 0.5, "short": 3.0, "long": 20.0}, trials, measure, report,
 )  # fmt: skip

@@ -101,5 +101,5 @@ RATE_DISTORTION = Experiment(
     "iP-VAEs with 512 neurons are trained on whitened patches over T and beta, with the exact natural "
     "gradient over beta, and LCAs over the penalty of their activations. R2 and silence are those of 500 "
     "held-out patches after 1,000 steps.",
-    {"quick": 0.5, "short": 45.0, "long": 600.0}, trials, measure, report,
+    {"quick": 0.5, "short": 6.0, "long": 60.0}, trials, measure, report,
 )  # fmt: skip
