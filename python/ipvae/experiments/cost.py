@@ -134,8 +134,8 @@ def report(results: Results) -> Report:
         "once, then K additions a spike (Gram form); of a P-VAE its encoder, then M additions a spike.",
         f"Energy is an estimate from {energies} (Horowitz, ISSCC 2014, 45 nm), without memory, which costs "
         "more than arithmetic in most machines.",
-        "Larger encoders are here for what they cost. They did not train well by this recipe, so that their R2 "
-        "says nothing of what they can.",
+        "Larger encoders are here for what they cost. They did not train well by this recipe, so that their "
+        "R2 says nothing of what they can.",
         "Draws, exponentials and clamps, K a step, are left out; they are additions of no synapse.",
         "The exact natural gradient is driven by rates: the events are those of its counts, while its own "
         "products are dense.",

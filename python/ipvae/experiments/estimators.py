@@ -113,5 +113,5 @@ ESTIMATORS_COMPARED = Experiment(
     "iP-VAEs that differ in the estimator alone are trained on whitened patches with T = 16, by as many "
     "updates. The gradient of the expected reconstruction term is then estimated 2,000 times in one "
     "trained state, for which it has a closed form.",
-    {"quick": 0.3, "short": 25.0, "long": 240.0}, trials, measure, report,
+    {"quick": 0.3, "short": 6.0, "long": 240.0}, trials, measure, report,
 )  # fmt: skip
