@@ -167,9 +167,11 @@ def _claims(results: Results, pairs: list[tuple[str, str]]) -> list[Claim]:
 def _figure(results: Results) -> Any:
     labels = [label for label in results if label.startswith("iP-VAE")]
     figure, axes = new_figure((4.6 * len(labels), 3.8), 1, len(labels))
+    colors: dict[str, str] = {}
     for ax, label in zip(axes, labels, strict=True):
         known = [r["found"]["kept"] for r in results[label] if "found" in r]
-        for name, color in zip(known[0] if known else [], COLORS, strict=False):
+        for name in known[0] if known else []:
+            color = colors.setdefault(name, COLORS[len(colors) % len(COLORS)])
             ax.plot(SHARES, np.mean([k[name] for k in known], axis=0), "o-", color=color, ms=3, label=name)
         ax.xaxis.set_major_formatter(percent)
         ax.yaxis.set_major_formatter(percent)
