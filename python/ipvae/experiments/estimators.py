@@ -13,7 +13,8 @@ from ipvae_kernels import poisson_rsample
 from ..evaluation.evaluate import evaluate
 from ..models.base import VAE
 from ..models.poisson import IPVAE
-from .reproduce import Claim, Experiment, Mean, Report, Results, above, found, nan_last
+from ..plots.canvas import BLUE, ORANGE, new_figure, set_heading, with_grid
+from .reproduce import Claim, Experiment, Mean, Report, Results, above, bar, found, nan_last
 from .trials import UPDATES, Trial, Workshop
 
 ESTIMATORS = ("sigmoid", "linear", "cubic", "quintic", "cosine", "fini2", "fini3")
@@ -95,12 +96,29 @@ def report(results: Results) -> Report:
               _no_higher(ours, theirs), f"{ours.show(2)} against {theirs.show(2)}; best: {best}"),
     ]  # fmt: skip
     columns = ["estimator", "-ELBO", "R2", "silent", "bias", "deviation", "cosine", "an update"]
-    return Report(columns, rows, claims, None, [
+    return Report(columns, rows, claims, _figure(results), [
         "-ELBO, R2 and silence with hard counts, at the last step.",
         "Bias, standard deviation and cosine are of the gradient of the expected reconstruction term in the "
         "log rates, against its closed form, at temperature .1 in the state after T steps of one input, "
         "relative to the size of that gradient.",
     ])  # fmt: skip
+
+
+def _figure(results: Results) -> Any:
+    """What each trains to, against what an update takes."""
+    figure, (ax,) = new_figure((6.4, 4.0), 1, 1)
+    for label in results:
+        x, y = found(results, label, "seconds"), found(results, label, "nelbo")
+        ax.errorbar(
+            1000.0 * x.mean, y.mean, xerr=1000.0 * bar(x), yerr=bar(y), fmt="o",
+            color=BLUE if label.startswith("fini") else ORANGE,
+        )  # fmt: skip
+        ax.annotate(label, (1000.0 * x.mean, y.mean), fontsize=9, xytext=(6, 4), textcoords="offset points")
+    ax.set_xlabel("an update, ms")
+    ax.set_ylabel("-ELBO, nats")
+    with_grid(ax)
+    set_heading(figure, "Estimators: what they train to, and their time")
+    return figure
 
 
 def _no_higher(ours: Mean, theirs: Mean) -> bool | None:
