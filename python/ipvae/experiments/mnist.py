@@ -164,7 +164,7 @@ def _figure(results: Results) -> Any:
     ax.xaxis.set_major_formatter(percent)
     ax.set_xlabel("silent")
     ax.set_ylabel("$R^2$")
-    ax.legend(frameon=False, fontsize=8, loc="center left")
+    ax.legend(frameon=False, fontsize=8, loc="lower left")
     with_grid(ax)
     set_heading(figure, "MNIST: reconstruction against silence")
     return figure
