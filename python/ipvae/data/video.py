@@ -66,7 +66,8 @@ def video_clips(
     """Windows that stay where they are while the video runs through them.
 
     Every frame is whitened whole (`ipvae.data.patches.whiten`); a window then loses its mean at every frame,
-    and has variance 1 over all its frames: what a model of whitened patches knows.
+    and has variance 1 at its frame of most contrast, and less at others: a model of whitened patches, whose
+    variance is 1, is not shown what is larger than all that it knows, at which its states may blow up.
 
     Args:
         path: as of `video_frames`.
@@ -96,7 +97,8 @@ def video_clips(
     if n > len(places):
         raise ValueError(f"n: expected at most {len(places)} windows of enough contrast, found {n}")
     chosen = pick(places, n, seeded(seed))
-    return SequenceFeeder(windows[:, chosen] / deviation[chosen, None])
+    most = windows.square().mean(2).sqrt().amax(0)
+    return SequenceFeeder(windows[:, chosen] / most[chosen, None])
 
 
 def _shipped() -> Path:
