@@ -188,6 +188,8 @@ def _figure(results: Results, first: dict[str, Any]) -> Any:
         anew = [found(results, next(iter(results)), kind, speed, f"anew {ANEW[-1]}").mean for speed in speeds]
         ax.plot([float(s) for s in speeds], anew, ":", color=BLUE, label=f"anew, {ANEW[-1]} steps a frame")
         ax.set_xscale("log")
+        ax.set_xticks([float(s) for s in speeds], labels=speeds)
+        ax.minorticks_off()
         ax.set_xlabel(f"speed, {kind}")
         ax.set_ylabel("$R^2$")
         with_grid(ax)
