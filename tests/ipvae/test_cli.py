@@ -192,7 +192,7 @@ def test_sigterm_saves_a_run_and_resume_continues_it(
     errors = capsys.readouterr().err
     assert errors.splitlines()[-1] == "terminated after step 2; the same command with --resume continues"
     still = call("train", *SMALL, "--eval-steps", 0, "--out", tmp_path, "--resume")
-    refused(still, "motion (frames): expected None, found ", "motion=jitter", "another out_dir")
+    refused(still, "motion (frames): expected None, found ", "motion='jitter'", "another out_dir")
     assert main(monkeypatch, *command, "--resume", "--max-steps", 6) == 0
     assert "Trained 6 steps" in capsys.readouterr().out
 
