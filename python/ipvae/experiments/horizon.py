@@ -10,7 +10,7 @@ from ..plots.canvas import BLUE, new_figure, set_heading, with_grid
 from .reproduce import Claim, Experiment, Report, Results, above, first_found, found
 from .trials import UPDATES, Trial, Workshop
 
-LENGTHS = {"quick": (2, 8), "short": (4, 8, 16, 32), "long": (4, 8, 16, 32, 64)}
+LENGTHS = {"quick": (2, 8), "short": (4, 8, 16, 32, 64), "long": (4, 8, 16, 32, 64)}
 
 
 def trials(preset: str, seeds: int) -> list[Trial]:
@@ -67,5 +67,5 @@ HORIZON = Experiment(
     "horizon", "How does the length of training bear on inference of any length?",
     "iP-VAEs that differ in T alone are trained on whitened patches by as many updates, and infer 500 "
     "held-out patches.",
-    {"quick": 0.3, "short": 3.0, "long": 60.0}, trials, measure, report,
+    {"quick": 0.3, "short": 5.0, "long": 60.0}, trials, measure, report,
 )  # fmt: skip
