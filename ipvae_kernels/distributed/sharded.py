@@ -218,7 +218,7 @@ def _prepared(
     sizes, fused = _agreed(x, params, steps, state, options, processes)
     part = Part(processes, sizes, distributed.get_rank(processes), mesh, fused)
     options["neuron_offset"] = part.first
-    decoder = ShardedDecoder(params.dictionary, processes)
+    decoder = ShardedDecoder(checks.raised(params.dictionary), processes)
     own = replace(params, dictionary=None, log_lr=shared(params.log_lr, processes))
     return part, _Local(own, decoder, state, params), options
 

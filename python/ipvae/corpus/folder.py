@@ -22,6 +22,7 @@ from ..checkpoint import atomic_file
 from ..extras import explained
 from ..inputs import whole
 from ..models.registry import load_model
+from ..training.identity import digest
 from .columns import INDEX, NEURONS, VALUES, ColumnEncoder
 from .rows import Rows, Stamp, open_rows, stamp
 
@@ -93,6 +94,17 @@ class Encoding:
     ) -> Encoding:
         """A new encoding, or the one that the folder holds.
 
+        Args:
+            model: path of a model, as of `load_model`.
+            data: as of `open_rows`.
+            out: folder for ``part-*.parquet``, with columns "index", "neurons" and "values".
+            key: as of `open_rows`.
+            steps: of inference; None: 128, and 1 where an encoder infers.
+            last: average the counts of so many steps.
+            seed: of the noise.
+            batch_size: rows inferred at a time.
+            part_rows: rows of a file.
+
         Raises:
             FileExistsError: the folder holds other codes; the message says what differs.
             TypeError, ValueError: an argument is not as described, or data and model do not fit.
@@ -137,6 +149,10 @@ class Encoding:
         """Number of files."""
         return -(-self.rows // self.part_rows)
 
+    def rows_of(self, part: int) -> int:
+        """Rows of a part's file; the last may have fewer."""
+        return min(self.part_rows, self.rows - part * self.part_rows)
+
     def path(self, part: int) -> Path:
         """The file of a part."""
         return Path(self.out) / f"part-{part:05d}.parquet"
@@ -163,7 +179,7 @@ class Encoding:
             RuntimeError: the model or the data are not those that the encoding began with.
         """
         first = checks.integer("part", part, 0, self.parts - 1) * self.part_rows
-        stop = min(first + self.part_rows, self.rows)
+        stop = first + self.rows_of(part)
         rows = _rows(self.data, self.key)
         for name, found in (("model", _model_digest(self.model)), ("data", rows.digest)):
             if found != getattr(self, f"{name}_digest"):
@@ -201,14 +217,9 @@ def encode_corpus(
     data: str | PathLike[str],
     out: str | PathLike[str],
     *,
-    key: str | None = None,
-    steps: int | None = None,
-    last: int = 1,
-    seed: int = 0,
-    batch_size: int = 1000,
-    part_rows: int = PART_ROWS,
     workers: int = 1,
     progress: bool = False,
+    **options: Any,
 ) -> Encoding:
     """Encodes a data set into a folder of sparse codes; the same call goes on where it was stopped.
 
@@ -216,17 +227,12 @@ def encode_corpus(
     place of a row in the data set.
 
     Args:
-        model: path of a model, as of `load_model`.
-        data: as of `open_rows`.
-        out: folder for ``part-*.parquet``, with columns "index", "neurons" and "values".
-        key: as of `open_rows`.
-        steps: of inference; None: 128, and 1 where an encoder infers.
-        last: average the counts of so many steps.
-        seed: of the noise.
-        batch_size: rows inferred at a time.
-        part_rows: rows of a file.
+        model: as of `Encoding.begin`, likewise the next two.
+        data: likewise.
+        out: likewise.
         workers: processes, each with its share of the threads.
         progress: draw a progress bar.
+        options: those of `Encoding.begin`.
 
     Returns:
         What was encoded; `read_codes` reads it.
@@ -236,21 +242,11 @@ def encode_corpus(
         TypeError, ValueError: an argument is not as described, or data and model do not fit.
     """
     workers = checks.integer("workers", workers, 1, 2**10)
-    plan = Encoding.begin(
-        model,
-        data,
-        out,
-        key=key,
-        steps=steps,
-        last=last,
-        seed=seed,
-        batch_size=batch_size,
-        part_rows=part_rows,
-    )
+    plan = Encoding.begin(model, data, out, **options)
     missing = plan.missing()
     threads = max(1, torch.get_num_threads() // workers)
     with tqdm(total=plan.rows, unit="row", disable=not progress) as bar:
-        bar.update(plan.rows - sum(min(plan.part_rows, plan.rows - i * plan.part_rows) for i in missing))
+        bar.update(plan.rows - sum(plan.rows_of(part) for part in missing))
         done = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(
             joblib.delayed(_encode)(plan, part, threads) for part in missing
         )
@@ -312,11 +308,8 @@ def _model_digest(path: str) -> str:
 def _model_digest_at(path: str, _: Stamp) -> str:
     """Of a model's configuration and weights."""
     net = load_model(path)
-    digest = hashlib.sha256(json.dumps(net.config.to_dict(), sort_keys=True).encode())
-    for name, tensor in sorted(net.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    what = [net.config.to_dict(), {name: digest(tensor) for name, tensor in net.state_dict().items()}]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _absolute(name: str) -> str:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..data import load_whole
+from ..data.files import BYTE
 from ..extras import explained
+from ..training.identity import digest
 
-BYTE = 255.0
 ENDINGS = (".npy", ".safetensors", ".parquet")
 # Of a large file, a digest is of its size, its beginning and its end.
 DIGEST_BYTES = 2**20
@@ -103,7 +104,7 @@ def _files(path: Path) -> list[Path]:
 class _InMemory(Rows):
     def __init__(self, x: Tensor) -> None:
         self.x, (self.n, self.width) = x, x.shape
-        self.digest = hashlib.sha256(x.contiguous().numpy().data).hexdigest()
+        self.digest = digest(x)
 
     def _read(self, start: int, stop: int) -> Tensor:
         return self.x[start:stop]
@@ -243,9 +244,9 @@ def _as_rows(x: Tensor) -> Tensor:
 def _digest(path: Path, key: str | None) -> str:
     """Of a file's size, its beginning and its end, and of what is read of it."""
     size = path.stat().st_size
-    digest = hashlib.sha256(f"{size} {key}".encode())
+    found = hashlib.sha256(f"{size} {key}".encode())
     with open(path, "rb") as file:
-        digest.update(file.read(DIGEST_BYTES))
+        found.update(file.read(DIGEST_BYTES))
         file.seek(max(0, size - DIGEST_BYTES))
-        digest.update(file.read(DIGEST_BYTES))
-    return digest.hexdigest()
+        found.update(file.read(DIGEST_BYTES))
+    return found.hexdigest()

@@ -63,7 +63,7 @@ def linear_readout(
 def fit_readout(
     train_x: Tensor, train_y: Tensor, *, C: float = 1.0, max_iter: int = 100
 ) -> Callable[[Tensor, Tensor], float]:
-    """The same for many sets of samples: fitted once.
+    """`linear_readout` for many sets of samples, fitted once.
 
     Args:
         train_x: latents it is fitted to, [L, K].
@@ -82,6 +82,7 @@ def fit_readout(
 
 
 def _fitted(x: NDArray[Any], y: NDArray[Any], C: float, max_iter: int) -> Any:
+    """scikit-learn's estimator, fitted to latents [L, K] and labels [L]."""
     from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 

@@ -11,7 +11,7 @@ from ..models.base import VAE
 from ..plots.canvas import BLUE, GREEN, MUTED, ORANGE, new_figure, percent, set_heading, with_grid
 from .mnist import CLAMP
 from .mnist import UPDATES as MNIST_UPDATES
-from .reproduce import Claim, Experiment, Report, Results, first_found, found
+from .reproduce import Claim, Experiment, Report, Results, ended, first_found, found
 from .trials import UPDATES, Trial, Workshop
 
 MODELS = {
@@ -100,10 +100,10 @@ def report(results: Results) -> Report:
 
 def _figure(results: Results, steps: list[int]) -> Any:
     figure, axes = new_figure((9.0, 3.8), 1, 2)
-    for i, (label, rows) in enumerate(results.items()):
+    for i, label in enumerate(results):
         color, style = COLORS[i % len(COLORS)], "-" if i < len(COLORS) else "--"
         for ax, name in zip(axes, ("r2", "zeros"), strict=True):
-            curves = np.array([[v[name] for v in r["found"]["at"].values()] for r in rows if "found" in r])
+            curves = np.array([[at[name] for at in v["at"].values()] for v in ended(results, label)])
             if len(curves):
                 ax.plot(steps, curves.mean(0), color=color, ls=style, lw=1.8, label=label)
                 ax.fill_between(steps, curves.min(0), curves.max(0), color=color, alpha=0.2, lw=0)

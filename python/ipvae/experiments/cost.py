@@ -13,8 +13,8 @@ from ..evaluation.evaluate import evaluate
 from ..models.amortised import AmortisedVAE
 from ..models.base import VAE
 from ..plots.canvas import BLUE, GREEN, ORANGE, new_figure, set_heading, with_grid
-from .mnist import AMORTISED, CLAMP, UPDATES
-from .reproduce import Claim, Experiment, Report, Results, above, bar, first_found, found
+from .mnist import AMORTISED, CLAMP, UPDATES, inference_steps
+from .reproduce import Claim, Experiment, Report, Results, above, bar, ended, first_found, found
 from .trials import Trial, Workshop
 
 # Energy of 32-bit floating point operations in a 45 nm process at .9 V, picojoules, without memory: Horowitz,
@@ -51,7 +51,7 @@ def trials(preset: str, seeds: int) -> list[Trial]:
 def measure(model: VAE, workshop: Workshop, trial: Trial) -> dict[str, Any]:
     """R2, spikes, operations, energy and time of an image, after some numbers of steps."""
     x = workshop.data(trial.data).test[: trial.options["images"]]
-    marks = trial.options["marks"] if model.iterative else [1]
+    marks = sorted({inference_steps(model, mark) for mark in trial.options["marks"]})
     result = evaluate(model, x, marks[-1], marks=())
     spikes = result.spikes.cumsum()
     return {
@@ -115,8 +115,8 @@ def image_seconds(model: VAE, x: torch.Tensor, steps: int) -> float:
 def report(results: Results) -> Report:
     """A row for each model and number of steps."""
     rows = []
-    for label, of_seeds in results.items():
-        for mark in next((r["found"] for r in of_seeds if "found" in r), {}):
+    for label in results:
+        for mark in next(iter(ended(results, label)), {}):
             cell = {name: found(results, label, mark, name) for name in NAMES}
             rows.append([
                 label, mark, cell["r2"].show(), cell["spikes"].show(0),
@@ -171,8 +171,8 @@ def _claims(results: Results) -> list[Claim]:
 def _figure(results: Results) -> Any:
     figure, (ax,) = new_figure((6.4, 4.0), 1, 1)
     colors = (BLUE, GREEN, ORANGE, ORANGE, ORANGE)
-    for (label, of_seeds), color, marker in zip(results.items(), colors, "oos^v", strict=False):
-        marks = list(next((r["found"] for r in of_seeds if "found" in r), ()))
+    for label, color, marker in zip(results, colors, "oos^v", strict=False):
+        marks = list(next(iter(ended(results, label)), {}))
         energy = [found(results, label, mark, "joules") for mark in marks]
         r2 = [found(results, label, mark, "r2") for mark in marks]
         ax.errorbar(

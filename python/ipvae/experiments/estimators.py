@@ -14,7 +14,7 @@ from ..evaluation.evaluate import evaluate
 from ..models.base import VAE
 from ..models.poisson import IPVAE
 from ..plots.canvas import BLUE, ORANGE, new_figure, set_heading, with_grid
-from .reproduce import Claim, Experiment, Mean, Report, Results, above, bar, found, nan_last
+from .reproduce import Claim, Experiment, Report, Results, above, bar, found, nan_last
 from .trials import UPDATES, Trial, Workshop
 
 ESTIMATORS = ("sigmoid", "linear", "cubic", "quintic", "cosine", "fini2", "fini3")
@@ -92,8 +92,8 @@ def report(results: Results) -> Report:
     best = min(results, key=lambda label: nan_last(found(results, label, "nelbo").mean))
     theirs, ours = found(results, "sigmoid", "nelbo"), found(results, "fini2", "nelbo")
     claims = [
-        Claim("fini2, on whole spikes, trains to a -ELBO no higher than the authors' sigmoid",
-              _no_higher(ours, theirs), f"{ours.show(2)} against {theirs.show(2)}; best: {best}"),
+        Claim("the authors' sigmoid trains to a lower -ELBO than fini2, on whole spikes",
+              above(ours, theirs), f"{theirs.show(2)} against {ours.show(2)}; best: {best}"),
     ]  # fmt: skip
     columns = ["estimator", "-ELBO", "R2", "silent", "bias", "deviation", "cosine", "an update"]
     return Report(columns, rows, claims, _figure(results), [
@@ -119,11 +119,6 @@ def _figure(results: Results) -> Any:
     with_grid(ax)
     set_heading(figure, "Estimators: what they train to, and their time")
     return figure
-
-
-def _no_higher(ours: Mean, theirs: Mean) -> bool | None:
-    higher = above(ours, theirs)
-    return None if higher is None else not higher
 
 
 ESTIMATORS_COMPARED = Experiment(

@@ -13,7 +13,7 @@ from ..evaluation.readout import fit_readout
 from ..models.base import VAE
 from ..plots.canvas import BLUE, GREEN, MUTED, ORANGE, new_figure, percent, set_heading, with_grid
 from .mnist import AMORTISED, CLAMP, SMALL_STEPS, UPDATES, inference_steps
-from .reproduce import Claim, Experiment, Report, Results, above, bar, first_found, found
+from .reproduce import Claim, Experiment, Report, Results, above, bar, ended, first_found, found
 from .trials import Trial, Workshop
 
 # From no amortisation to nothing else: label, model, share of the updates as in `mnist`.
@@ -75,18 +75,12 @@ def measure(model: VAE, workshop: Workshop, trial: Trial) -> dict[str, Any]:
     n = options["images"]
     images, labels = splits.images("test")[:n], splits.labels["test"][:n]
     found = {str(angle): shown(rotated(images, angle).flatten(1), labels) for angle in options["angles"]}
-    others, missing = {}, []
-    for name in options["others"]:
-        try:
-            other = workshop.data(name)
-        except FileNotFoundError:
-            if name in workshop.folders:
-                raise
-            missing.append(name)
-        else:
-            known = other.labels["test"][:n] if name in SAME_CLASSES else None
-            others[name] = shown(other.test[:n], known)
-    return {"rotated": found, "others": others, "missing": missing}
+    others, missing = workshop.sets(options["others"])
+    seen = {
+        name: shown(other.test[:n], other.labels["test"][:n] if name in SAME_CLASSES else None)
+        for name, other in others.items()
+    }
+    return {"rotated": found, "others": seen, "missing": missing}
 
 
 def rotated(images: Tensor, degrees: float) -> Tensor:
@@ -105,20 +99,14 @@ def report(results: Results) -> Report:
         for name, shown in (("r2", "R2"), ("accuracy", "accuracy")) for label in results
     ]  # fmt: skip
     heads = [f"{name}°" if kind == "rotated" else name for kind, name in places]
-    caveats = [
+    return Report(["model", *heads], rows, list(_claims(results, places)), _figure(results, first), [
         "R2, of all images together, and accuracy are at the last step; accuracy is that of logistic "
         "regression from rates, fitted to upright training images, where the classes are those of the "
         "training. Trainings are those of `mnist`.",
         "In as many minutes hybrids are far from converged, upright too: this says little of converged ones.",
         "natural-28 are patches of photographs, not whitened, each stretched from 0 to 1; digits-28 are "
         "scikit-learn's digits, enlarged.",
-    ]
-    if first["missing"]:
-        folders = ", ".join(f"{name} (`--{name.partition('-')[0]}-dir FOLDER`)" for name in first["missing"])
-        caveats.append(f"Not measured, since no folder of it was given: {folders}.")
-    return Report(
-        ["model", *heads], rows, list(_claims(results, places)), _figure(results, first), caveats
-    )  # fmt: skip
+    ])  # fmt: skip
 
 
 def _cell(results: Results, label: str, kind: str, name: str, *, measure: str) -> str:
@@ -139,7 +127,7 @@ def _figure(results: Results, first: dict[str, Any]) -> Any:
                 [float(angle) for angle in angles], [m.mean for m in curve], yerr=[bar(m) for m in curve],
                 color=color, label=label, lw=1.8,
             )  # fmt: skip
-        curves = [r["found"]["rotated"][turned]["curve"] for r in results[label] if "found" in r]
+        curves = [values["rotated"][turned]["curve"] for values in ended(results, label)]
         steps = list(curves[0]) if curves else list[str]()
         means = [found(results, label, "rotated", turned, "curve", step).mean for step in steps]
         axes[2].plot([int(step) for step in steps], means, "o-", color=color, ms=3)
@@ -160,8 +148,7 @@ def _claims(results: Results, places: list[tuple[str, str]]) -> list[Claim]:
     shifted = [place for place in places if place != ("rotated", "0")]
 
     def mean_of(label: str, measure: str) -> Any:
-        known = [r["found"] for r in results[label] if "found" in r]
-        values = [[f[kind][name][measure] for kind, name in shifted] for f in known]
+        values = [[f[kind][name][measure] for kind, name in shifted] for f in ended(results, label)]
         means = [[v for v in row if v is not None] for row in values]
         return found({label: [{"found": {"mean": sum(m) / len(m)}} for m in means]}, label, "mean")
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -120,7 +120,12 @@ Results = Mapping[str, list[dict[str, Any]]]
 
 def found(results: Results, label: str, *path: str | int) -> Mean:
     """A measure over the seeds of a label; those that diverged are left out."""
-    return Mean.of(_value(result["found"], path) for result in results[label] if "found" in result)
+    return Mean.of(_value(values, path) for values in ended(results, label))
+
+
+def ended(results: Results, label: str) -> list[dict[str, Any]]:
+    """The measures of the seeds of a label whose trainings did not diverge."""
+    return [result["found"] for result in results[label] if "found" in result]
 
 
 def _value(values: Any, path: Sequence[str | int]) -> float:
@@ -135,10 +140,9 @@ def first_found(results: Results) -> dict[str, Any]:
     Raises:
         ValueError: every trial diverged.
     """
-    for rows in results.values():
-        for result in rows:
-            if "found" in result:
-                return cast("dict[str, Any]", result["found"])
+    for label in results:
+        for values in ended(results, label):
+            return values
     raise ValueError("every training diverged: there is nothing to report")
 
 
@@ -238,13 +242,18 @@ def _result(workshop: Workshop, trial: Trial, measure: Measure, threads: int) ->
 
 
 def notes(report: Report, results: Results) -> list[str]:
-    """What a reader has to know, with the trainings that diverged."""
+    """What a reader has to know, with the trainings that diverged and the sets that were not at hand."""
     diverged = [
         f"{result['trial']['label']} seed {result['trial']['seed']}"
         for rows in results.values() for result in rows if "diverged" in result
     ]  # fmt: skip
     named = [f"Diverged, and not averaged in: {', '.join(diverged)}."] if diverged else []
-    return [*report.caveats, *named]
+    missing = {
+        name for label in results for values in ended(results, label) for name in values.get("missing", ())
+    }
+    options = ", ".join(f"{name} (`--{name.partition('-')[0]}-dir FOLDER`)" for name in sorted(missing))
+    lacking = [f"Not measured, since no folder of it was given: {options}."] if missing else []
+    return [*report.caveats, *lacking, *named]
 
 
 def page(values: Mapping[str, Any]) -> str:
@@ -262,7 +271,7 @@ def claims_page(out: Path) -> str:
     lines = [
         "# Claims and answers", "",
         "Written by `ipvae reproduce`, from the results beside this page. One mean is above another where "
-        f"Welch's test over the seeds says so, one-sided, p < {LEVEL:g}.",
+        f"Welch's test over the seeds says so, one-sided, p < {LEVEL:g}; no is that it does not.",
     ]  # fmt: skip
     for values in found:
         name = values["experiment"]

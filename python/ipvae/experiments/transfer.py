@@ -12,8 +12,8 @@ from ..evaluation.metrics import pooled_r2
 from ..extras import explained
 from ..models.base import VAE
 from ..plots.canvas import BLUE, GREEN, MUTED, ORANGE, new_figure, percent, set_heading, with_grid
-from .mnist import AMORTISED, CLAMP, UPDATES
-from .reproduce import Claim, Experiment, Mean, Report, Results, above, found
+from .mnist import AMORTISED, CLAMP, UPDATES, inference_steps
+from .reproduce import Claim, Experiment, Mean, Report, Results, above, ended, found
 from .trials import Trial, Workshop
 
 with explained():
@@ -54,18 +54,11 @@ def trials(preset: str, seeds: int) -> list[Trial]:
 def measure(model: VAE, workshop: Workshop, trial: Trial) -> dict[str, Any]:
     """R2 of each set, how its spikes spread over the features, and which features serve it."""
     options, own = trial.options, trial.data
-    steps, n = options["steps"] if model.iterative else 1, options["images"]
-    others, missing = [name for name in options["sets"] if name != own], []
+    steps = inference_steps(model, options["steps"])
+    others, missing = workshop.sets(name for name in options["sets"] if name != own)
     r2, usage = {}, {}
-    for name in (own, *others):
-        try:
-            x = workshop.data(name).test[:n]
-        except FileNotFoundError:
-            if name == own or name in workshop.folders:
-                raise
-            missing.append(name)
-        else:
-            r2[name], usage[name] = served(model, x, steps, options["last"])
+    for name, splits in {own: workshop.data(own), **others}.items():
+        r2[name], usage[name] = served(model, splits.test[: options["images"]], steps, options["last"])
     areas = area(model.dictionary.detach())
     return {
         "r2": r2,
@@ -120,11 +113,10 @@ def local(areas: Tensor, home: Tensor, abroad: Tensor) -> float:
 def report(results: Results) -> Report:
     """A row for each model and set."""
     rows, pairs = [], []
-    for label, of_seeds in results.items():
-        values: dict[str, Any] = next((r["found"] for r in of_seeds if "found" in r), {"r2": {}, "local": {}})
-        for name in values["r2"]:
+    for label in results:
+        for name in next(iter(ended(results, label)), {"r2": {}})["r2"]:
             pairs.append((label, name))
-            away = name in values["local"]
+            away = not label.endswith(f" of {name}")
             rows.append([
                 label, name, found(results, label, "r2", name).show(),
                 found(results, label, "spread", name).show(1, 100.0) + " %",
@@ -169,7 +161,7 @@ def _figure(results: Results) -> Any:
     figure, axes = new_figure((4.6 * len(labels), 3.8), 1, len(labels))
     colors: dict[str, str] = {}
     for ax, label in zip(axes, labels, strict=True):
-        known = [r["found"]["kept"] for r in results[label] if "found" in r]
+        known = [values["kept"] for values in ended(results, label)]
         for name in known[0] if known else []:
             color = colors.setdefault(name, COLORS[len(colors) % len(COLORS)])
             ax.plot(SHARES, np.mean([k[name] for k in known], axis=0), "o-", color=color, ms=3, label=name)

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -131,6 +131,22 @@ class Workshop:
             FileNotFoundError, DownloadError: its files are not there, and cannot be had.
         """
         return load_set(name, self.folders.get(name))
+
+    def sets(self, names: Iterable[str]) -> tuple[dict[str, DataSplits], list[str]]:
+        """Data sets by name, and the names of those that are not at hand and no folder was given of.
+
+        Raises:
+            FileNotFoundError: a folder that was given lacks its set.
+        """
+        found, missing = {}, []
+        for name in names:
+            try:
+                found[name] = self.data(name)
+            except FileNotFoundError:
+                if name in self.folders:
+                    raise
+                missing.append(name)
+        return found, missing
 
     def finished(self, trial: Trial) -> dict[str, Any] | None:
         """The result of a trial, if it is there, of this version, and lacks no set whose folder is given."""
