@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -144,8 +145,9 @@ def _figure(results: Results, first: dict[str, Any]) -> Any:
 
 
 def _claims(results: Results, places: list[tuple[str, str]]) -> list[Claim]:
-    """That each kind does better than the next more amortised one, on all shifted inputs together."""
+    """That each kind does better than the next more amortised one, and the first than the last, abroad."""
     shifted = [place for place in places if place != ("rotated", "0")]
+    labels = list(results)
 
     def mean_of(label: str, measure: str) -> Any:
         values = [[f[kind][name][measure] for kind, name in shifted] for f in ended(results, label)]
@@ -154,7 +156,7 @@ def _claims(results: Results, places: list[tuple[str, str]]) -> list[Claim]:
 
     claims = []
     for measure, shown in (("r2", "reconstructs better (mean R2)"), ("accuracy", "is read out better")):
-        for one, other in zip(list(results), list(results)[1:], strict=False):
+        for one, other in [*pairwise(results), (labels[0], labels[-1])]:
             a, b = mean_of(one, measure), mean_of(other, measure)
             claim = f"out of distribution, {one} {shown} than {other}"
             claims.append(Claim(claim, above(a, b), f"{a.show()} against {b.show()}"))
