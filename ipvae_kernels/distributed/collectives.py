@@ -25,7 +25,7 @@ def shared(copy: Tensor, group: ProcessGroup) -> Tensor:
 
 
 def _sum(x: Tensor, group: ProcessGroup) -> Tensor:
-    x = x.contiguous().clone()
+    x = x.clone(memory_format=torch.contiguous_format)
     distributed.all_reduce(x, group=group)
     return x
 
