@@ -44,8 +44,9 @@ SHELL := bash
 demo: $(VENV)/.installed
 	$(BIN)/ipvae demo --out demo
 
+# A test that hangs fails with the stacks of its threads, and the others go on.
 test: lint
-	$(BIN)/pytest -n $(JOBS) --dist worksteal
+	$(BIN)/pytest -n $(JOBS) --dist worksteal --timeout 900 --timeout-method thread
 
 sweep: $(VENV)/.dev
 	$(BIN)/pytest tests/test_sweep.py --calls 2000

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,31 @@ def _strict_torch() -> Iterator[None]:
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of its own for every test, so that nothing that one writes lands in the repository."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], list[Any]]:
+    """Runs a test file as a script, `FILE RANK WORLD FOLDER`, in so many processes; what each saved.
+
+    Interpreters of their own: what the tests before have started (threads of Ray, of OpenMP) harms no fork.
+    """
+
+    def run(file: str, world: int) -> list[Any]:
+        folder = tmp_path_factory.mktemp("ranks")
+        ranks = [
+            subprocess.Popen([sys.executable, "-W", "ignore", file, str(rank), str(world), str(folder)],
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for rank in range(world)
+        ]  # fmt: skip
+        try:
+            said = [rank.communicate(timeout=240)[0] for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        assert not any(rank.returncode for rank in ranks), "\n".join(said)
+        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+    return run
 
 
 @pytest.fixture(params=["eager", "cpu", "triton"])

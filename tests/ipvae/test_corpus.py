@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,30 +197,45 @@ def test_columns_in_any_order_and_split(model: Path, x: torch.Tensor) -> None:
 
 
 def test_a_local_ray_cluster(model: Path, npy: Path, x: torch.Tensor, tmp_path: Path) -> None:
-    """Two workers: columns by `map_batches`, and parts of an `Encoding` to the files of one process."""
-    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = [{"x": row, "index": i} for i, row in enumerate(x.numpy())]
-        data = ray.data.from_items(rows, override_num_blocks=5).map_batches(
-            ColumnEncoder, fn_constructor_args=[str(model)],
-            fn_constructor_kwargs={"steps": STEPS, "seed": 3}, batch_size=7, batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=2),
-        )  # fmt: skip
-        found = sorted(data.take_all(), key=lambda row: row["index"])
-        columns = {name: [row[name] for row in found] for name in ("index", "neurons", "values")}
-        expected = encode(model, x, STEPS, counts=True, seed=3).numpy()
-        np.testing.assert_array_equal(dense(columns), expected)
-        plan = Encoding.begin(model, npy, tmp_path / "ray", steps=STEPS, part_rows=9)
-        parts = ray.data.from_items(plan.missing(), override_num_blocks=plan.parts)
-        counts = parts.map(lambda row: {"rows": plan.encode(row["item"])}).sum("rows")
-    finally:
-        ray.shutdown()
-    assert counts == N
+    """Two workers: columns by `map_batches`, and parts of an `Encoding` to the files of one process.
+
+    In an interpreter of its own: Ray's threads outlive its end, and the tests after this one fork.
+    """
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    command = [sys.executable, __file__, str(model), str(npy), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          start_new_session=True) as process:  # fmt: skip
+        try:
+            said = process.communicate(timeout=240)[0]
+        finally:
+            with suppress(ProcessLookupError):  # with the workers of a cluster that hangs
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said
+    columns = torch.load(tmp_path / "columns.pt", weights_only=False)
+    expected = encode(model, x, STEPS, counts=True, seed=3).numpy()
+    np.testing.assert_array_equal(dense(columns), expected)
     encode_corpus(model, npy, tmp_path / "one", steps=STEPS, part_rows=9)
     assert files(tmp_path / "ray") == files(tmp_path / "one")
+
+
+def on_ray(model: str, npy: str, folder: Path) -> None:
+    """What a user's script does; leaves the columns and the files in a folder."""
+    import ray
+
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows = [{"x": row, "index": i} for i, row in enumerate(np.load(npy))]
+    data = ray.data.from_items(rows, override_num_blocks=5).map_batches(
+        ColumnEncoder, fn_constructor_args=[model], fn_constructor_kwargs={"steps": STEPS, "seed": 3},
+        batch_size=7, batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=2),
+    )  # fmt: skip
+    found = sorted(data.take_all(), key=lambda row: row["index"])
+    torch.save({name: [row[name] for row in found] for name in found[0]}, folder / "columns.pt")
+    plan = Encoding.begin(model, npy, folder / "ray", steps=STEPS, part_rows=9)
+    parts = ray.data.from_items(plan.missing(), override_num_blocks=plan.parts)
+    assert parts.map(lambda row: {"rows": plan.encode(row["item"])}).sum("rows") == len(rows)
+    ray.shutdown()
 
 
 # --- bad input ---
@@ -312,3 +328,7 @@ def test_bad_calls(model: Path, npy: Path, x: torch.Tensor, tmp_path: Path) -> N
     result = CliRunner().invoke(cli.app, ["encode", str(model), str(tmp_path / "wide.npy"), "--out", "codes"])
     assert result.exit_code == 2
     assert "has rows of" in result.stderr
+
+
+if __name__ == "__main__":
+    on_ray(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from ipvae import IGVAE, IPVAE, IGVAEConfig, IPVAECell, IPVAEConfig
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
 import ipvae_kernels as ik
@@ -18,8 +19,6 @@ if not distributed.is_available():
     pytest.skip("torch is built without torch.distributed", allow_module_level=True)
 
 WORLD = 2
-# Forked processes are there at once; where torch has threads for GPUs, its autograd does not survive a fork.
-START = "fork" if torch.version.cuda is None else "spawn"
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -45,8 +44,8 @@ def gradients(model: torch.nn.Module, x: Tensor, offset: int = 0) -> list[Tensor
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
-def a_rank(rank: int, folder: str) -> None:
-    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=WORLD)
+def a_rank(rank: int, world: int, folder: str) -> None:
+    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     rows = slice(3 * rank, 3 * rank + 3)
@@ -67,11 +66,9 @@ def a_rank(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(run_ranks: Callable[[str, int], list[Any]]) -> list[dict[str, Any]]:
     """What each of two processes found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.start_processes(a_rank, (str(folder),), nprocs=WORLD, start_method=START)  # type: ignore[no-untyped-call]
-    return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(WORLD)]
+    return run_ranks(__file__, WORLD)
 
 
 @pytest.mark.parametrize("name", ["poisson", "gaussian", "cell"])
@@ -97,3 +94,7 @@ def test_a_seed_that_is_given_is_that_of_all_ranks(ranks: list[dict[str, Any]]) 
 def test_rank_0_draws_what_one_process_draws(ranks: list[dict[str, Any]]) -> None:
     drawn = ik.poisson_rsample(torch.zeros(3, 200), generator=torch.Generator().manual_seed(1))
     assert torch.equal(ranks[0]["generator"], drawn)
+
+
+if __name__ == "__main__":
+    a_rank(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

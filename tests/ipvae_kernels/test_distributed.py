@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
@@ -21,7 +21,6 @@ if not distributed.is_available():
 from ipvae_kernels import distributed as sharded
 from ipvae_kernels.distributed import fused
 
-START = "fork" if torch.version.cuda is None else "spawn"
 B, M, K, T = 6, 12, 42, 4  # of 42 neurons the last process has fewer
 RECORDS = ("log_rate", "counts", "reconstruction", "recon", "kl", "squared_error", "spikes", "zeros")
 OWN = ("dictionary", "log_bias", "log_rate_init", "state_init")
@@ -220,11 +219,9 @@ def a_rank(rank: int, world: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(request: pytest.FixtureRequest, run_ranks: Callable[[str, int], list[Any]]) -> list[dict[str, Any]]:
     """What each of 1, 2 and 4 processes found."""
-    folder, world = tmp_path_factory.mktemp("ranks"), request.param
-    multiprocessing.start_processes(a_rank, (world, str(folder)), nprocs=world, start_method=START)  # type: ignore[no-untyped-call]
-    return [torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in range(world)]
+    return run_ranks(__file__, request.param)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -304,3 +301,7 @@ def test_every_process_says_what_differs(ranks: list[dict[str, Any]]) -> None:
 def test_without_a_group_the_error_says_so() -> None:
     with pytest.raises(ValueError, match=r"group: expected torch\.distributed to be initialised"):
         sharded.infer(inputs(), poisson(), T)
+
+
+if __name__ == "__main__":
+    a_rank(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
