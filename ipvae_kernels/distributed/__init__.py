@@ -1,5 +1,5 @@
 """Neurons shared by the processes of a group of ``torch.distributed``: ``infer`` and ``elbo`` of all."""
 
-from .sharded import ShardedDecoder, elbo, infer, shard
+from .sharded import ShardedDecoder, columns, elbo, infer, shard
 
-__all__ = ["ShardedDecoder", "elbo", "infer", "shard"]
+__all__ = ["ShardedDecoder", "columns", "elbo", "infer", "shard"]

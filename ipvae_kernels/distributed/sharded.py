@@ -85,6 +85,26 @@ class ShardedDecoder(LinearDecoder):
         return super().half_diagonal(shared(log_sigma, self.group))
 
 
+def columns(neurons: int, rank: int, world: int) -> slice:
+    """Which neurons are those of one of several processes: about as many each, in blocks of 4.
+
+    Args:
+        neurons: K, of all.
+        rank: of the process.
+        world: how many there are.
+
+    Raises:
+        ValueError: fewer than 4 neurons a process.
+    """
+    blocks = -(-neurons // BLOCK)
+    if blocks < world:
+        raise ValueError(
+            f"params: expected at least {BLOCK} neurons for each of {world} processes, found {neurons}"
+        )
+    first, stop = (min(BLOCK * (blocks * r // world), neurons) for r in (rank, rank + 1))
+    return slice(first, stop)
+
+
 def shard(params: Params, group: Group = None) -> Params:
     """The part of this process, of parameters that every process has whole.
 
@@ -99,21 +119,13 @@ def shard(params: Params, group: Group = None) -> Params:
         ValueError: fewer than 4 neurons a process.
     """
     processes = _group(group)
-    rank, world = distributed.get_rank(processes), distributed.get_world_size(processes)
-    neurons = len(params.log_bias)
-    blocks = -(-neurons // BLOCK)
-    if blocks < world:
-        raise ValueError(
-            f"params: expected at least {BLOCK} neurons for each of {world} processes, found {neurons}"
-        )
-    first, stop = (min(BLOCK * (blocks * r // world), neurons) for r in (rank, rank + 1))
+    part = columns(
+        len(params.log_bias), distributed.get_rank(processes), distributed.get_world_size(processes)
+    )
     state = _initial(params)
-    own: dict[str, Any] = {
-        "log_bias": params.log_bias[first:stop],
-        state: getattr(params, state)[..., first:stop],
-    }
+    own: dict[str, Any] = {"log_bias": params.log_bias[part], state: getattr(params, state)[..., part]}
     if params.dictionary is not None:
-        own["dictionary"] = params.dictionary[:, first:stop]
+        own["dictionary"] = params.dictionary[:, part]
     return replace(params, **own)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -124,6 +125,16 @@ def train(
         typer.Option(min=0, help="Inference steps of the final test (1 where an encoder infers); 0: none."),
     ] = 1000,
     device: Device = "auto",
+    devices: Annotated[
+        int, typer.Option(min=1, help="How many devices (GPUs, or processes on a CPU) share every batch.")
+    ] = 1,
+    shard_neurons: Annotated[
+        int,
+        typer.Option(min=1, help="Of the devices, how many share the neurons of a model: a divisor."),
+    ] = 1,
+    rank_timeout: Annotated[
+        float, typer.Option(min=1.0, help="With --shard-neurons, seconds to wait for another process.")
+    ] = 600.0,
     backend: Backend = "auto",
     matmul_precision: Precision = "float32",
     threads: Threads = None,
@@ -132,7 +143,8 @@ def train(
 
     Starts from a recipe; every option given overrides it.
 
-    Ctrl-C stops after the step at hand and saves; the same command with --resume continues bit for bit.
+    Ctrl-C stops after the step at hand and saves; the same command with --resume continues bit for bit, and
+    with another number of devices too.
 
     [bold]Examples:[/]
 
@@ -142,11 +154,17 @@ def train(
 
     ipvae train --data patches --recipe released --max-steps 20000 --out patches
 
+    ipvae train --data patches --latents 65536 --devices 4 --shard-neurons 2 --out wide
+
     [bold]Next:[/] ipvae eval digits --data digits --readout
     """
     from ..checkpoint import LAST
 
     place = machine(threads, backend, device, matmul_precision)
+    if devices > 1 and place.index is not None:
+        raise ValueError(f"--devices: expected 1 beside --device {device}, found {devices}")
+    if threads is not None:  # where there are several processes, Lightning shares the cores out otherwise
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     last = out / LAST
     if last.exists() and not resume:
         raise FileExistsError(f"{out} holds a run: --resume continues it, another --out starts a new one")
@@ -166,25 +184,30 @@ def train(
         train_config = dataclasses.replace(train_config, lr_min=lr)
     if max_steps is not None or epochs is not None:
         train_config = dataclasses.replace(train_config, max_steps=max_steps, epochs=epochs)
-    typer.echo(f"{splits.about}\n{_describe(model_config, train_config, len(splits.train))}")
 
     from ..models.registry import build_model
+    from ..training.folder import first_process
     from ..training.motion import moving
     from ..training.run import train as run
 
+    if first_process():
+        typer.echo(f"{splits.about}\n{_describe(model_config, train_config, len(splits.train))}")
     net = build_model(model_config)
     net.matmul_precision = matmul_precision
     frames = moving(motion.value, splits.shape, train_config.steps or net.t_train)
     try:
         result = run(
             net, splits, train_config, out, resume=resume, logger=logger.value, frames=frames,
-            backend=backend, accelerator=place.type, devices=1 if place.index is None else [place.index],
+            backend=backend, accelerator=place.type, shard_neurons=shard_neurons, rank_timeout=rank_timeout,
+            devices=devices if place.index is None else [place.index],
         )  # fmt: skip
     except KeyboardInterrupt as error:
         hint = "the same command with --resume continues" if last.exists() else "nothing was saved yet"
         raise KeyboardInterrupt(f"interrupted; {hint}") from error
     if not result.complete:  # no callback of a user's runs here: it was a SIGTERM
         fail(f"terminated after step {result.steps:,}; the same command with --resume continues", TERMINATED)
+    if not first_process():
+        return
     result.model.to(place)
     _report_training(result, splits, eval_steps, seed, backend, moving=frames is not None)
     source = f"{data} --data-dir {data_dir}" if data_dir is not None else data

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from .config import ADDED, OWN, ModelConfig
 from .decoders import reset_network
 from .layer import Layer
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 
 class IterativeVAE(VAE):
     """What the Poisson and the Gaussian model share; make one with `IPVAE`, `IGVAE` or `build_model`.
@@ -36,12 +40,15 @@ class IterativeVAE(VAE):
     Attributes:
         config: as given.
         clamp_init: of the soft clamps, before they open.
+        group: processes of `torch.distributed` that share the neurons (`ipvae.models.sharding`); None: this
+            one has all.
     """
 
     config: ModelConfig
     iterative = True
     clamp_init: ClassVar[float]
     layer: Layer
+    group: ProcessGroup | None = None
 
     def __init__(self, config: ModelConfig, *, decoder: nn.Module | None = None) -> None:
         super().__init__(config, decoder=decoder)
@@ -203,8 +210,8 @@ class IterativeVAE(VAE):
         Returns:
             loss [], recon [T, B] and kl [T, B] in nats, the final state, and the records.
         """
-        return ipvae_kernels.elbo(
-            self.flatten(x), self.params, self._steps(steps), decoder=self.flat_decoder(),
+        return self._ops().elbo(  # type: ignore[no-any-return]
+            self.flatten(x), self.params, self._steps(steps), **self._place(),
             state=state, beta=beta, truncate=truncate, checkpoint=checkpoint, record=record,
             seed=seed, sample_offset=sample_offset, backend=backend, check=check,
             **self._draw_options(estimator, temperature),
@@ -246,16 +253,24 @@ class IterativeVAE(VAE):
         """
         # Entered once: torch.export cannot save such a region within another.
         with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
-            return ipvae_kernels.infer(
-                self.flatten(x), self._ready(), self._steps(steps), decoder=self.flat_decoder(),
+            return self._ops().infer(  # type: ignore[no-any-return]
+                self.flatten(x), self._ready(), self._steps(steps), **self._place(),
                 state=state, record=record, record_every=record_every, seed=seed,
                 sample_offset=sample_offset, backend=backend, check=check,
                 **self._rollout_options(matmul_precision, single_draw),
             )  # fmt: skip
 
+    def _ops(self) -> Any:
+        """Where `infer` and `elbo` are: of this process alone, or of all that share the neurons."""
+        return ipvae_kernels if self.group is None else importlib.import_module("ipvae_kernels.distributed")
+
+    def _place(self) -> dict[str, Any]:
+        """Who decodes: a decoder, or the processes of a group."""
+        return {"decoder": self.flat_decoder()} if self.group is None else {"group": self.group}
+
     def _ready(self) -> PoissonParams | GaussianParams | Prepared:
         """The parameters for many calls: a dictionary is packed once."""
-        if self.decoder is not None:
+        if self.decoder is not None or self.group is not None:
             return self.params
         return packed.packed_once(self, lambda: self.params, self._update_rule().get("drive", "paper"))
 

@@ -19,6 +19,11 @@ with explained():
 LOCK = ".lock"
 
 
+def first_process() -> bool:
+    """Whether this is the only process of a run, or the first of those that share it."""
+    return not getattr(rank_zero_only, "rank", 0)
+
+
 @contextmanager
 def alone_in(out_dir: Path, lock: str = LOCK) -> Iterator[None]:
     """Keeps a second run out of a folder.
@@ -32,7 +37,7 @@ def alone_in(out_dir: Path, lock: str = LOCK) -> Iterator[None]:
     Raises:
         TrainingError: another process, or another call in this one, has the lock.
     """
-    if getattr(rank_zero_only, "rank", 0):  # of one run with the process of rank 0
+    if not first_process():
         yield
         return
     out_dir.mkdir(parents=True, exist_ok=True)

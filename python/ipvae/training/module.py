@@ -26,12 +26,15 @@ from ..checkpoint import LAST, atomic_file
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..extras import explained
 from ..models.base import VAE
+from ..models.iterative import IterativeVAE
 from ..models.poisson import IPVAE
+from ..models.sharding import gradient_norm
 from . import schedules
 from .batches import FRAMES, N_EXP, NOISE, Batches, mix, share
 from .config import TrainConfig
 from .identity import describe, digest, plain
 from .outcome import Outcome, TrainingError, collapse
+from .sharded import place_of, split_neurons
 from .signals import StopRequest
 
 with explained():
@@ -126,10 +129,9 @@ class Training(lightning.LightningModule):
     def train_dataloader(self) -> Batches:
         """Batches on this module's device; whole ones where `frames` makes moving input of them."""
         trainer = self.trainer
-        share = (trainer.global_rank, trainer.world_size) if self.frames is None else (0, 1)
         return Batches(
             self.x.to(self.device), self.config.batch_size, self.config.seed,
-            lambda: trainer.global_step, *share,
+            lambda: trainer.global_step, *(place_of(trainer) if self.frames is None else (0, 1)),
         )  # fmt: skip
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
@@ -139,7 +141,7 @@ class Training(lightning.LightningModule):
         """
         c, step = self.config, self.global_step
         if self.frames is not None:  # of the whole batch, so that motion does not depend on the devices
-            rows = share(len(batch), self.global_rank, self.trainer.world_size)
+            rows = share(len(batch), *place_of(self.trainer))
             batch = self.frames(batch, mix(c.seed, FRAMES, step))[:, rows]
         coefficients = self._anneal(step)
         self._renew_n_arrivals(batch, step)
@@ -172,7 +174,7 @@ class Training(lightning.LightningModule):
         try:
             result = self.model(
                 batch, self.steps, beta=beta, truncate=c.truncate, seed=mix(c.seed, NOISE, step),
-                sample_offset=self.global_rank * batch.shape[-2], backend=self.backend, check=False,
+                sample_offset=self._offset(batch), backend=self.backend, check=False,
             )  # fmt: skip
         except ValueError as error:
             # The gumbel estimator sums over counts up to a bound that it takes from the largest rate.
@@ -180,6 +182,10 @@ class Training(lightning.LightningModule):
                 raise self._diverged(f"{error} at step {step + 1} of {self.total}") from error
             raise
         return cast(ElboResult, result)
+
+    def _offset(self, batch: Tensor) -> int:
+        """Index of the first row of this process's share among those of all."""
+        return place_of(self.trainer)[0] * batch.shape[-2]
 
     def _check(self, terms: Mapping[str, float]) -> None:
         """Stops a run that diverged, before its weights are lost."""
@@ -231,7 +237,7 @@ class Training(lightning.LightningModule):
             return
         path = model.infer(
             batch, self.steps, record=("log_rate",), seed=mix(self.config.seed, N_EXP, step),
-            sample_offset=self.global_rank * batch.shape[-2], backend=self.backend, check=False,
+            sample_offset=self._offset(batch), backend=self.backend, check=False,
         ).records["log_rate"]  # fmt: skip
         largest = float(self.trainer.strategy.reduce(path.max().exp(), reduce_op="max"))
         if not 0.0 < largest < math.inf:
@@ -243,7 +249,15 @@ class Training(lightning.LightningModule):
         bound = self.config.grad_clip if self.config.grad_clip is not None else math.inf
         if schedules.warming_up(step, self.total, portion=self.config.warmup_portion):
             bound *= 3.0
+        if isinstance(self.model, IterativeVAE) and self.model.group is not None:
+            norm = gradient_norm(self.model)
+            torch.nn.utils.clip_grads_with_norm_(self._trained_parameters(), bound, norm)
+            return norm
         return torch.nn.utils.clip_grad_norm_(self._trained_parameters(), bound)
+
+    def configure_model(self) -> None:
+        """Where processes share the run: it is one, and each keeps its neurons."""
+        split_neurons(self)
 
     def on_train_start(self) -> None:
         """Starts the clock and the progress bar, and hears signals instead of Lightning's handlers."""
@@ -281,7 +295,7 @@ class Training(lightning.LightningModule):
         stopped_by = None if self.global_step >= self.total else self.stop.heard or "callback"
         seconds = time.perf_counter() - self.started
         collapsed = None
-        if stopped_by is None and self.trainer.is_global_zero:
+        if stopped_by is None and place_of(self.trainer)[0] == 0:
             collapsed = collapse(*self._r2_and_silence(), self.model.config, self.config)
         self.outcome = Outcome(self.global_step, seconds, stopped_by, self.rows, collapsed)
         if self.trainer.local_rank == 0:
@@ -299,10 +313,13 @@ class Training(lightning.LightningModule):
 
     def _asked_to_stop(self) -> bool:
         """Whether a signal came, to any of the devices' processes: all must stop at the same step."""
-        stop = self.stop.heard is not None
+        return self._anywhere(self.stop.heard is not None)
+
+    def _anywhere(self, here: bool) -> bool:
+        """Whether it is so in any process of the run."""
         if self.trainer.world_size > 1:
-            stop = self.trainer.strategy.reduce_boolean_decision(stop, all=False)
-        return stop
+            here = self.trainer.strategy.reduce_boolean_decision(here, all=False)
+        return here
 
     def close(self) -> None:
         """Closes the progress bar, however the run ended."""
@@ -367,10 +384,11 @@ class Training(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resume must agree with, and refuses to replace good weights by broken ones."""
-        for name, parameter in self.model.named_parameters():
-            if not torch.isfinite(parameter).all():
-                step = self.global_step
-                raise self._diverged(f"{name} is not finite after step {step} of {self.total}")
+        parameters = self.model.named_parameters()
+        broken = [name for name, parameter in parameters if not torch.isfinite(parameter).all()]
+        if self._anywhere(bool(broken)):
+            names = ", ".join(broken) or "the part of another process"
+            raise self._diverged(f"{names} is not finite after step {self.global_step} of {self.total}")
         checkpoint["ipvae"] = self.identity()
 
     def identity(self) -> dict[str, Any]:

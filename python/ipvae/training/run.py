@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import distributed
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from ipvae_kernels import checks
@@ -24,6 +26,8 @@ from ..checkpoint import LAST, CheckpointError, atomic_file, load_pickled
 from ..extras import explained
 from ..inputs import Source
 from ..models.base import VAE
+from ..models.iterative import IterativeVAE
+from ..models.sharding import refuse_unshardable, restore_whole, whole_state
 from . import signals
 from .config import TrainConfig
 from .folder import alone_in
@@ -32,6 +36,7 @@ from .identity import differences
 from .inputs import Splits, training_inputs
 from .module import Frames, Training
 from .outcome import CollapseWarning, Outcome, TrainingError
+from .sharded import NeuronStrategy, is_lost
 
 with explained():
     import lightning.pytorch as lightning
@@ -110,6 +115,8 @@ def train(
     backend: str = "auto",
     accelerator: str = "auto",
     devices: int | list[int] = 1,
+    shard_neurons: int = 1,
+    rank_timeout: float = 600.0,
     strategy: str = "auto",
     callbacks: Sequence[lightning.Callback] = (),
 ) -> TrainResult:
@@ -131,7 +138,10 @@ def train(
     of the first epoch if one monitors them.
 
     With several devices each takes its rows of every batch with the noise and the motion that these rows have
-    on one device.
+    on one device; with `shard_neurons`, so many devices take the same rows and share the neurons of the
+    model. Lightning starts the other processes by running the script again, or torchrun does. A checkpoint
+    goes on with any number of devices and shards. If a process is lost, the others end with a
+    `TrainingError`.
 
     Args:
         model: with either cell.
@@ -155,11 +165,14 @@ def train(
         backend: of `ipvae_kernels`.
         accelerator: of `lightning.Trainer`.
         devices: of `lightning.Trainer`: how many, or the numbers of which; they share out every batch.
-        strategy: of `lightning.Trainer`.
+        shard_neurons: devices that share the neurons of a model, a divisor of the number of devices: for
+            dictionaries that do not fit one device. Of iterative models with a linear decoder.
+        rank_timeout: with `shard_neurons`, seconds that a process waits for the others.
+        strategy: of `lightning.Trainer`; with `shard_neurons` "auto".
         callbacks: more of Lightning's.
 
     Returns:
-        Model, paths and history.
+        Model, paths and history. With `shard_neurons` the model is whole in the first process alone.
 
     Raises:
         CheckpointError: `resume` names a file that is missing, damaged, or of another run (the message says
@@ -167,8 +180,10 @@ def train(
         FileExistsError: `out_dir` holds a run and `resume` was not asked for.
         KeyboardInterrupt: after Ctrl-C, with the checkpoint to resume from in the message.
         OSError: a file cannot be written, for instance on a full disk; it names the path.
+        ConfigError: `shard_neurons` of a model whose neurons cannot be shared.
         TrainingError: the loss or the weights are no longer finite (the message names the step and the
-            checkpoint that is whole), or another process is training in `out_dir`.
+            checkpoint that is whole), another process is training in `out_dir`, or a process of this run is
+            lost.
         ValueError: for data that do not fit the model or are not finite.
 
     Warns:
@@ -190,10 +205,10 @@ def train(
         checkpoint_every=checkpoint_every or min(often, 1000), backend=backend, progress=progress,
         frames=frames,
     )  # fmt: skip
-    n_devices = devices if isinstance(devices, int) else len(devices)
-    if min(config.batch_size, len(x)) % n_devices:
+    replicas = _replicas(model, devices, shard_neurons, strategy)
+    if min(config.batch_size, len(x)) % replicas:
         raise ValueError(
-            f"devices: expected a divisor of the batch size {config.batch_size}, found {n_devices}"
+            f"devices: expected a divisor of the batch size {config.batch_size}, found {replicas}"
         )
     own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     training.progress = progress and not own_bar
@@ -203,7 +218,8 @@ def train(
         start = _resume_from(training, resume)
         trainer = lightning.Trainer(
             max_steps=total, max_epochs=-1, logger=_logger(logger, out_dir), callbacks=list(callbacks),
-            accelerator=accelerator, devices=devices, strategy=strategy, plugins=[_AtomicIO()],
+            accelerator=accelerator, devices=devices, plugins=[_AtomicIO()],
+            strategy=strategy if shard_neurons == 1 else NeuronStrategy(shard_neurons, rank_timeout),
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=own_bar, enable_model_summary=False, use_distributed_sampler=False,
             log_every_n_steps=log_every, num_sanity_val_steps=0, default_root_dir=out_dir,
@@ -213,6 +229,7 @@ def train(
         outcome = _fit(trainer, training, start)
         if outcome.stopped_by == "SIGINT":
             raise KeyboardInterrupt(_interrupted(training))
+        _make_whole(model)
         if trainer.is_global_zero:
             model.save_pretrained(out_dir / "model")
     if outcome.collapsed is not None:
@@ -238,6 +255,15 @@ def _fit(trainer: lightning.Trainer, training: Training, start: Path | None) -> 
         if "error" in told:
             raise TrainingError(told["error"]) from None
         raise
+    except RuntimeError as error:
+        if trainer.world_size == 1 or isinstance(error, TrainingError) or not is_lost(error):
+            raise
+        if training.stop.launcher is not None:  # those that it started and that hang would stay
+            training.stop.launcher.kill(signal.SIGKILL)
+        raise TrainingError(
+            f"another process of this run is gone or did not answer ({str(error).splitlines()[0]}); "
+            f"{_interrupted(training)}"
+        ) from error
     except OSError as error:
         if error.filename is not None or error.errno is None:
             raise
@@ -257,6 +283,29 @@ def _fit(trainer: lightning.Trainer, training: Training, start: Path | None) -> 
 
 def _read_mailbox(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _replicas(model: VAE, devices: int | list[int], shards: int, strategy: str) -> int:
+    """How many models the devices make, each shared by `shards` of them."""
+    n_devices = devices if isinstance(devices, int) else len(devices)
+    shards = _count("shard_neurons", shards)
+    if shards == 1:
+        return n_devices
+    refuse_unshardable(model)
+    if strategy != "auto":
+        raise ValueError(f"strategy: expected 'auto' beside shard_neurons, found {strategy!r}")
+    if n_devices % shards:
+        raise ValueError(f"shard_neurons: expected a divisor of {n_devices} devices, found {shards}")
+    return n_devices // shards
+
+
+def _make_whole(model: VAE) -> None:
+    """Brings the neurons of all processes together in the first one, where processes shared them."""
+    if not isinstance(model, IterativeVAE) or model.group is None:
+        return
+    first, state = distributed.get_rank(model.group) == 0, whole_state(model)
+    if first:
+        restore_whole(model, state)
 
 
 def _devices(value: int | list[int]) -> int | list[int]:
