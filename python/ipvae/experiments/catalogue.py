@@ -12,6 +12,9 @@ from .ood import OOD
 from .rate_distortion import RATE_DISTORTION
 from .reproduce import Experiment
 from .transfer import TRANSFER
+from .wide import WIDE
 
-_ALL = (MNIST, CONVERGENCE, RATE_DISTORTION, OOD, HORIZON, MOVING, TRANSFER, ESTIMATORS_COMPARED, COST)
+_ALL = (
+    MNIST, CONVERGENCE, RATE_DISTORTION, OOD, HORIZON, MOVING, TRANSFER, ESTIMATORS_COMPARED, COST, WIDE
+)  # fmt: skip
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in _ALL}

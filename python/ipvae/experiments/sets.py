@@ -1,4 +1,4 @@
-"""Data sets of the experiments: those of `load_dataset`, and others brought to 28x28 pixels in [0, 1]."""
+"""Data sets of the experiments: those of `load_dataset`, others brought to 28x28 pixels, known features."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import DataSplits, load_dataset
+from .worlds import SIZES, world
 
 SIDE = 28
 
@@ -45,7 +46,9 @@ SETS: dict[str, Callable[[], DataSplits]] = {
 
 @cache
 def load_set(name: str, folder: Path | None = None) -> DataSplits:
-    """A data set of `SETS` or of `load_dataset`, once a process."""
+    """A data set of `SETS`, of a world of known features, or of `load_dataset`, once a process."""
+    if name in SIZES:
+        return world(name).splits
     return SETS[name]() if name in SETS else load_dataset(name, data_dir=folder)
 
 
