@@ -9,6 +9,7 @@
 # make triton-matrix   the table of aot with every version of Triton since 3.3: hours
 # make wheels        wheels of the Pythons at hand and the sdist, in dist/; each is tested in an environment of its own
 # make test-matrix   the core tests with the oldest and the newest torch, Pythons and dependencies: gigabytes, tens of minutes
+# make test-sae    the tests that need SAELens, in an environment of their own, .venv-sae: gigabytes, five minutes
 # make scale       wide dictionaries, long sequences, single frames on this machine, beside the bounds: two minutes
 # make endurance   10^6 steps of a stream with spikes on disk: memory, a kill at a random step, the same files: a quarter of an hour
 # make docs        the site, with its tutorials and figures, in docs/_build/html; a warning is an error: three minutes
@@ -39,7 +40,7 @@ PROGRESS := { grep --line-buffered -E '^ *(\[[0-9]+/[0-9]+\] Building|-- ipvae_k
 
 SHELL := bash
 .SHELLFLAGS := -e -o pipefail -c
-.PHONY: demo test sweep scale endurance lint bench bench-quick aot triton-matrix triton-interpreter wheels test-matrix docs docs-links clean
+.PHONY: demo test test-sae sweep scale endurance lint bench bench-quick aot triton-matrix triton-interpreter wheels test-matrix docs docs-links clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ipvae demo --out demo
@@ -103,6 +104,12 @@ wheels: $(BIN)/python
 test-matrix: $(BIN)/python
 	$(BIN)/python tools/environments.py matrix $(addprefix --python ,$(PYTHONS))
 
+# SAELens does not import beside the torchaudio that NeuroBench brings.
+test-sae:
+	$(PYTHON) -m venv $(VENV)-sae
+	$(VENV)-sae/bin/python -m pip install -q --disable-pip-version-check --constraint constraints.txt '.[train,sae]' pytest
+	$(VENV)-sae/bin/pytest -q tests/ipvae/test_sae.py tests/ipvae/test_reproduce.py -k "wide or sae"
+
 scale: $(VENV)/.dev
 	$(BIN)/python tools/scale.py --out scale
 
@@ -121,4 +128,4 @@ docs-links: $(VENV)/.docs
 	$(SPHINX) -b linkcheck . docs/_build/links
 
 clean:
-	rm -rf $(VENV) build dist demo docs/_build docs/_generated .mypy_cache .ruff_cache .pytest_cache *.egg-info ipvae_kernels/_C.*.so
+	rm -rf $(VENV) $(VENV)-sae build dist demo docs/_build docs/_generated .mypy_cache .ruff_cache .pytest_cache *.egg-info ipvae_kernels/_C.*.so

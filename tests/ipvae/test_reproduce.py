@@ -123,6 +123,21 @@ def test_cost(workshop: Workshop) -> None:
     assert mlp["once"] == 2 * 64 * 256 + 64 * 128
 
 
+def test_wide(workshop: Workshop) -> None:
+    """By known features spikes are within .02 of the Lasso they settle at; learnt ones beat BatchTopK's."""
+    pytest.importorskip("sae_lens", reason="the extra 'sae' is not installed")
+    (label,) = results = results_of(workshop, "wide")
+    spikes, lasso, pursuit = (
+        found(results, label, "known", name, "f1").mean for name in ("spikes", "FISTA", "matching pursuit")
+    )
+    assert abs(spikes - lasso) < 0.02
+    assert spikes > pursuit + 0.05
+    ours, theirs = (
+        found(results, label, "learnt", name, "f1").mean for name in ("iP-VAE", "BatchTopK autoencoder")
+    )
+    assert ours > theirs + 0.1
+
+
 def test_estimators(workshop: Workshop) -> None:
     """Whole spikes have the gradient of less spread, nearer to the exact one, at temperature .1."""
     results = results_of(workshop, "estimators")

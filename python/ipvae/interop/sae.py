@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +27,18 @@ from ipvae_kernels import PoissonParams, checks
 
 from ..checkpoint import CheckpointError, atomic_file
 from ..extras import explained
-from ..models.poisson import IPVAE
 
 with explained():
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from safetensors.torch import save as safetensors_bytes
 
+if TYPE_CHECKING:
+    from ..models.poisson import IPVAE
+
 CONFIG, WEIGHTS, OWN = "cfg.json", "sae_weights.safetensors", "ipvae.safetensors"
 # What an encoding is told, and kept of it in a file.
-SETTINGS = ("steps", "last", "threshold", "seed")
+SETTINGS = ("steps", "last", "threshold", "seed", "clamp_u", "clamp_du")
 # Rows encoded at once: their log rates take 256 MiB with 65,536 neurons.
 ROWS = 1024
 
@@ -58,6 +60,8 @@ class SpikingSAE(nn.Module):
         last: how many steps at the end counts are averaged over.
         threshold: spikes a step under which a neuron counts as silent.
         seed: of the noise; the same input in the same row has the same code.
+        clamp_u: soft ceiling of the log rates.
+        clamp_du: of an update.
 
     Attributes:
         cfg: ``d_in``, ``d_sae``, ``dtype``, ``device`` and what SAELens' evaluations look for besides.
@@ -77,7 +81,7 @@ class SpikingSAE(nn.Module):
     def __init__(
         self, W_dec: Tensor, b_dec: Tensor, *, unit: Tensor, log_sigma: Tensor, log_bias: Tensor,
         log_lr: Tensor, log_rate_init: Tensor, steps: int = 128, last: int = 32, threshold: float = 1.0,
-        seed: int = 0,
+        seed: int = 0, clamp_u: float = 10.0, clamp_du: float = 10.0,
     ) -> None:  # fmt: skip
         super().__init__()
         checks.tensor("W_dec", W_dec)
@@ -101,6 +105,8 @@ class SpikingSAE(nn.Module):
         self.steps = checks.integer("steps", steps, self.last, 2**31)
         self.threshold = checks.number("threshold", threshold, 0.0)
         self.seed = checks.integer("seed", seed, -(2**63), 2**63 - 1)
+        self.clamp_u = checks.number("clamp_u", clamp_u)
+        self.clamp_du = checks.number("clamp_du", clamp_du)
 
     @property
     def cfg(self) -> SimpleNamespace:
@@ -158,6 +164,7 @@ class SpikingSAE(nn.Module):
                     result = ipvae_kernels.infer(
                         part, params, stop - done, state=state, seed=self.seed, sample_offset=first,
                         record=("counts",) if counted else (), backend=backend,
+                        clamp_u=self.clamp_u, clamp_du=self.clamp_du,
                     )  # fmt: skip
                     state, done = result.state, stop
                     if counted:
@@ -219,12 +226,12 @@ def from_model(model: IPVAE, b_dec: Tensor | None = None, **settings: Any) -> Sp
     Args:
         model: with a linear decoder and the paper's updates (``drive="paper"``, no decay).
         b_dec: what was subtracted from its training inputs, [d_in]; None: nothing.
-        settings: ``steps``, ``last``, ``threshold``, ``seed`` of `SpikingSAE`.
+        settings: ``steps``, ``last``, ``threshold``, ``seed`` of `SpikingSAE`; clamps are the model's.
 
     Raises:
         TypeError, ValueError: another model.
     """
-    if not isinstance(model, IPVAE):
+    if getattr(model, "cell", None) != "poisson":
         raise TypeError(f"model: expected an IPVAE, found {type(model).__name__}")
     config = model.config
     if config.drive != "paper" or config.decay or config.n_inner > 1:
@@ -238,7 +245,7 @@ def from_model(model: IPVAE, b_dec: Tensor | None = None, **settings: Any) -> Sp
     return SpikingSAE(
         (dictionary / unit).T, torch.zeros_like(dictionary[:, 0]) if b_dec is None else b_dec, unit=unit,
         log_sigma=params.log_sigma, log_bias=params.log_bias, log_lr=params.log_lr,
-        log_rate_init=params.log_rate_init, **settings,
+        log_rate_init=params.log_rate_init, **{**model.clamps, **settings},
     )  # fmt: skip
 
 
