@@ -18,6 +18,7 @@ import pytest
 import torch
 from ipvae import IGVAE, IPVAE, IGVAEConfig, IPVAEConfig, cli, encode
 from ipvae.corpus import ColumnEncoder, Encoding, encode_corpus, open_rows, read_codes
+from ipvae.fields import ConfigError
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -163,6 +164,32 @@ def test_killed_anywhere_it_goes_on_to_the_same_files(
     assert result.exit_code == 0
     assert f"{N} rows, {N} files" in result.output
     assert files(tmp_path / "whole") == {n: h for n, h in files(out).items() if not n.startswith(".")}
+
+
+def test_neurons_in_two_processes(model: Path, npy: Path, tmp_path: Path) -> None:
+    """The codes of one process but for draws within rounding of a threshold; and the same command goes on."""
+    out = tmp_path / "two"
+    arguments = ["encode", str(model), str(npy), "--out", str(out), "--steps", str(STEPS)]
+    arguments += ["--part-rows", "20", "--shard-neurons", "2"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    encode_corpus(model, npy, tmp_path / "one", steps=STEPS, part_rows=20)
+    one, two = (read_codes(folder).toarray() for folder in (tmp_path / "one", out))
+    assert (one != two).mean() < 0.01
+    whole = files(out)
+    (out / "part-00001.parquet").unlink()
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    assert files(out) == whole
+    with pytest.raises(FileExistsError, match="shard_neurons 2, not 1"):
+        encode_corpus(model, npy, out, steps=STEPS, part_rows=20)
+    with pytest.raises(ValueError, match="workers: expected 1 beside shard_neurons, found 2"):
+        encode_corpus(model, npy, tmp_path / "other", workers=2, shard_neurons=2)
+    with pytest.raises(ValueError, match="expected at least 4 neurons for each of 4 processes, found 9"):
+        encode_corpus(model, npy, tmp_path / "many", shard_neurons=4)
+    curved = IPVAE(IPVAEConfig(n_inputs=M, n_latents=K, decoder="mlp"))
+    curved.save_pretrained(tmp_path / "curved")
+    with pytest.raises(ConfigError, match="shard_neurons: expected an iterative model"):
+        encode_corpus(tmp_path / "curved", npy, tmp_path / "c", shard_neurons=2)
 
 
 def test_what_is_finished_is_left_alone(model: Path, npy: Path, tmp_path: Path) -> None:

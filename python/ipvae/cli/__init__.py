@@ -5,7 +5,7 @@ PyTorch and Lightning are imported when a command runs, so that ``ipvae --help``
 
 from .app import app, clear_errors, main
 
-from . import demo, train, evaluate, infer, encode, stream, plot, reproduce, info  # isort: skip  (the order of the help)
+from . import demo, train, evaluate, infer, encode, stream, plot, reproduce, plan, info  # isort: skip  (the order of the help)
 
 __all__ = [
     "app",
@@ -16,6 +16,7 @@ __all__ = [
     "infer",
     "info",
     "main",
+    "plan",
     "plot",
     "reproduce",
     "stream",

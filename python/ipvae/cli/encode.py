@@ -42,6 +42,10 @@ def encode(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes, each with its share of the threads; nor on this.")
     ] = 1,
+    shard_neurons: Annotated[
+        int,
+        typer.Option(min=1, help="Processes that share the neurons of a model too wide for one device."),
+    ] = 1,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
@@ -60,7 +64,7 @@ def encode(
 
     plan = encode_corpus(
         model, data, out, key=key, steps=steps, last=last, seed=seed, batch_size=batch_size,
-        part_rows=part_rows, workers=workers, progress=sys.stderr.isatty(),
+        part_rows=part_rows, workers=workers, shard_neurons=shard_neurons, progress=sys.stderr.isatty(),
     )  # fmt: skip
     size = sum(plan.path(part).stat().st_size for part in range(plan.parts))
     dense = 4 * plan.rows * plan.n_latents

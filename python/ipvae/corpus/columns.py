@@ -113,7 +113,7 @@ class ColumnEncoder:
         """Counts [B, K] of inputs [B, M], whose places begin at `first`; int32 where they are counts."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        net = _loaded(self.model)
+        net = self._net()
         found = torch.cat([
             net.encode(
                 x[i : i + self.batch_size].to(net.like), self.steps, last=self.last, counts=True,
@@ -127,12 +127,15 @@ class ColumnEncoder:
     @property
     def whole(self) -> bool:
         """Whether codes are whole numbers: counts of one step."""
-        return self.last == 1 and _loaded(self.model).spiking
+        return self.last == 1 and self._net().spiking
 
     @property
     def n_latents(self) -> int:
         """K of the model."""
-        return _loaded(self.model).config.n_latents
+        return self._net().config.n_latents
+
+    def _net(self) -> VAE:
+        return _loaded(self.model)
 
 
 def _loaded(path: str) -> VAE:

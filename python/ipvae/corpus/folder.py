@@ -23,6 +23,7 @@ from ..extras import explained
 from ..inputs import whole
 from ..models.registry import load_model
 from ..training.identity import digest
+from . import sharded
 from .columns import INDEX, NEURONS, VALUES, ColumnEncoder
 from .rows import Rows, Stamp, open_rows, stamp
 
@@ -61,6 +62,7 @@ class Encoding:
         part_rows: rows of a file.
         rows: N.
         n_latents: K.
+        shard_neurons: processes that share the neurons of the model.
         model_digest, data_digest: tell a change of either.
     """
 
@@ -77,6 +79,7 @@ class Encoding:
     n_latents: int
     model_digest: str
     data_digest: str
+    shard_neurons: int = 1
 
     @classmethod
     def begin(
@@ -91,6 +94,7 @@ class Encoding:
         seed: int = 0,
         batch_size: int = 1000,
         part_rows: int = PART_ROWS,
+        shard_neurons: int = 1,
     ) -> Encoding:
         """A new encoding, or the one that the folder holds.
 
@@ -104,8 +108,12 @@ class Encoding:
             seed: of the noise.
             batch_size: rows inferred at a time.
             part_rows: rows of a file.
+            shard_neurons: processes that share the neurons of the model, for those that do not fit one. The
+                order of sums differs then, and a draw near a threshold may: codes of other numbers of shards
+                are not mixed.
 
         Raises:
+            ConfigError: `shard_neurons` of a model whose neurons cannot be shared.
             FileExistsError: the folder holds other codes; the message says what differs.
             TypeError, ValueError: an argument is not as described, or data and model do not fit.
         """
@@ -120,8 +128,11 @@ class Encoding:
             steps=net.encoding_steps(steps), last=last, seed=whole("seed", seed),
             batch_size=encoder.batch_size, part_rows=checks.integer("part_rows", part_rows, 1, 2**31),
             rows=rows.n, n_latents=net.config.n_latents,
+            shard_neurons=checks.integer("shard_neurons", shard_neurons, 1, 2**16),
             model_digest=_model_digest(encoder.model), data_digest=rows.digest,
         )  # fmt: skip
+        if plan.shard_neurons > 1:
+            sharded.refuse(plan.model, plan.shard_neurons)
         plan._claim()
         return plan
 
@@ -169,8 +180,13 @@ class Encoding:
         """The parts that are not."""
         return [part for part in range(self.parts) if not self.done(part)]
 
-    def encode(self, part: int) -> int:
+    def encode(self, part: int, encoder: ColumnEncoder | None = None, *, write: bool = True) -> int:
         """Encodes a part and writes its file, whatever is there.
+
+        Args:
+            part: which.
+            encoder: of this process; None: a new one.
+            write: False where another process does.
 
         Returns:
             Its number of rows.
@@ -184,10 +200,15 @@ class Encoding:
         for name, found in (("model", _model_digest(self.model)), ("data", rows.digest)):
             if found != getattr(self, f"{name}_digest"):
                 raise RuntimeError(f"{name}: {getattr(self, name)} has changed since the encoding began")
-        encoder = ColumnEncoder(
-            self.model, steps=self.steps, last=self.last, seed=self.seed, batch_size=self.batch_size
-        )
+        if encoder is None:
+            if self.shard_neurons > 1:
+                raise ValueError(f"shard_neurons: expected 1 of a part by itself, found {self.shard_neurons}")
+            encoder = ColumnEncoder(
+                self.model, steps=self.steps, last=self.last, seed=self.seed, batch_size=self.batch_size
+            )
         codes = encoder.codes(rows.read(first, stop), first)
+        if not write:
+            return stop - first
         places, neurons = np.nonzero(codes)
         offsets = np.searchsorted(places, np.arange(len(codes) + 1)).astype(np.int32)
         table = pa.table({
@@ -230,7 +251,7 @@ def encode_corpus(
         model: as of `Encoding.begin`, likewise the next two.
         data: likewise.
         out: likewise.
-        workers: processes, each with its share of the threads.
+        workers: processes, each with its share of the threads; 1 with `shard_neurons`.
         progress: draw a progress bar.
         options: those of `Encoding.begin`.
 
@@ -243,10 +264,16 @@ def encode_corpus(
     """
     workers = checks.integer("workers", workers, 1, 2**10)
     plan = Encoding.begin(model, data, out, **options)
+    if plan.shard_neurons > 1 and workers > 1:
+        raise ValueError(f"workers: expected 1 beside shard_neurons, found {workers}")
     missing = plan.missing()
-    threads = max(1, torch.get_num_threads() // workers)
+    threads = max(1, torch.get_num_threads() // (workers * plan.shard_neurons))
     with tqdm(total=plan.rows, unit="row", disable=not progress) as bar:
         bar.update(plan.rows - sum(plan.rows_of(part) for part in missing))
+        if plan.shard_neurons > 1:
+            if missing:
+                sharded.encode_missing(plan, missing, threads, bar.update)
+            return plan
         done = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(
             joblib.delayed(_encode)(plan, part, threads) for part in missing
         )

@@ -6,6 +6,7 @@ with fewer features for minutes on a laptop.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -93,13 +94,13 @@ def world(name: str) -> World:
     return World(splits, mean, features / features.norm(dim=1, keepdim=True), activations, model)
 
 
-def _batches(model: Any, n: int) -> list[Tensor]:
-    sizes = [min(BATCH, n - first) for first in range(0, n, BATCH)]
-    return [model.activation_generator.sample(size) for size in sizes]
+def _batches(model: Any, n: int) -> Iterator[Tensor]:
+    for first in range(0, n, BATCH):
+        yield model.activation_generator.sample(min(BATCH, n - first))
 
 
 def _drawn(model: Any, n: int) -> Tensor:
-    return torch.cat(_batches(model, n))
+    return torch.cat([*_batches(model, n)])
 
 
 def _model(size: Size) -> Any:

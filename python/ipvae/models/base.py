@@ -293,6 +293,11 @@ class VAE(nn.Module):
         """Latents without noise: exp(u) of log rates [..., B, K], the activated mean of [..., 2, B, K]."""
         raise NotImplementedError
 
+    @property
+    def _neurons(self) -> int:
+        """Neurons whose latents `infer` records here."""
+        return self.config.n_latents
+
     @torch.no_grad()
     def encode(
         self,
@@ -345,7 +350,7 @@ class VAE(nn.Module):
         if steps > last:
             state = self.infer(frames(x, 0, steps - last), steps - last, **how).state
         record = "counts" if counts else "log_rate"
-        total = checks.raised(x.new_zeros(x.shape[-2], self.config.n_latents))
+        total = checks.raised(x.new_zeros(x.shape[-2], self._neurons))
         # What depends on the size of a batch would tie a traced graph to it.
         chunk = last if torch.compiler.is_compiling() else max(1, RECORD_ENTRIES // max(total.numel(), 1))
         for first in range(steps - last, steps, chunk):

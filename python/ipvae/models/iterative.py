@@ -260,6 +260,10 @@ class IterativeVAE(VAE):
                 **self._rollout_options(matmul_precision, single_draw),
             )  # fmt: skip
 
+    @property
+    def _neurons(self) -> int:
+        return self.layer.log_bias.shape[-1]
+
     def _ops(self) -> Any:
         """Where `infer` and `elbo` are: of this process alone, or of all that share the neurons."""
         return ipvae_kernels if self.group is None else importlib.import_module("ipvae_kernels.distributed")

@@ -1,0 +1,166 @@
+"""The cost model: time and bytes of a step of inference from its sizes, and constants of a machine.
+
+A step of B rows, K neurons and M inputs reads the dictionary (4 K M bytes), multiplies (4 B K M operations:
+drive and reconstruction), draws (B K counts, more time for those that are not 0), and where neurons are
+shared by r processes sums [B, M] numbers over them once. The longer of reading and multiplying hides most of
+the other; the rest adds up:
+
+    t = call + (read^p + multiply^p)^(1/p) + draw + sum
+    read = 4 K M / bandwidth * (1 + crowding (n - 1)),   n processes on the host
+    multiply = 4 B K M / rate of operations
+    draw = B K (neuron + spike * share of neurons that spike)
+    sum = (r - 1) latency + 2 (r - 1) / r * 4 B M / link
+
+The last line is a ring (Patarasu and Yuan 2009). Constants come from measurements (`ipvae.planning.fit`) or,
+where nothing was measured, from a data sheet, and then say so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ipvae_kernels import checks
+
+PROFILES = Path(__file__).parent / "profiles"
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process's part of a step.
+
+    Attributes:
+        batch: B, rows.
+        features: K, neurons of this process.
+        inputs: M.
+        rate: mean count of a neuron and step.
+        shards: processes that share the neurons.
+        neighbours: processes that compute on the same host, this one with them; of GPUs 1.
+    """
+
+    batch: int
+    features: int
+    inputs: int
+    rate: float = 0.1
+    shards: int = 1
+    neighbours: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "features", "inputs", "shards", "neighbours"):
+            checks.integer(name, getattr(self, name), 1, 2**48)
+        checks.number("rate", self.rate, 0.0)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Constants of a machine; all in seconds, bytes and operations a second.
+
+    Attributes:
+        name: of the machine.
+        source: "measured" or "data sheet".
+        call: seconds of a step that does nothing.
+        bandwidth: bytes of dictionary read a second.
+        crowding: how much longer reading takes for each neighbour.
+        operations: multiplications and additions a second.
+        hiding: p, how far the shorter of reading and multiplying hides behind the longer: 1 not at all.
+        neuron: seconds of a draw.
+        spike: seconds more of one that is not 0.
+        latency: seconds of a sum of nothing, for each further process.
+        link: bytes a second between two processes.
+        backward: times of a step of inference that a step of training takes.
+        memory: bytes of a device; None: not known.
+        fitted: smallest and largest K M and B of the runs that it was fitted on; None: none.
+        date: of the measurement.
+    """
+
+    name: str
+    source: str
+    call: float
+    bandwidth: float
+    crowding: float
+    operations: float
+    hiding: float
+    neuron: float
+    spike: float
+    latency: float
+    link: float
+    backward: float
+    memory: float | None = None
+    fitted: tuple[tuple[float, float], tuple[float, float]] | None = None
+    date: str = ""
+
+    def seconds(self, run: Run) -> float:
+        """Of a step of inference."""
+        matrix = run.features * run.inputs
+        read = FLOAT * matrix / self.bandwidth * (1.0 + self.crowding * (run.neighbours - 1))
+        multiply = 4.0 * run.batch * matrix / self.operations
+        spiking = -math.expm1(-run.rate)
+        draw = run.batch * run.features * (self.neuron + self.spike * spiking)
+        both = (read**self.hiding + multiply**self.hiding) ** (1.0 / self.hiding)
+        return float(self.call + both + draw + self.sum_seconds(run))
+
+    def sum_seconds(self, run: Run) -> float:
+        """Of the sum over the processes that share the neurons."""
+        others = run.shards - 1
+        return others * self.latency + 2.0 * others / run.shards * FLOAT * run.batch * run.inputs / self.link
+
+    def training_seconds(self, run: Run, steps: int) -> float:
+        """Of an update with `steps` of inference: forward and backward."""
+        return steps * self.backward * self.seconds(run)
+
+    def inference_bytes(self, run: Run) -> float:
+        """Of memory: the dictionary, log rates and counts, inputs and reconstruction."""
+        return FLOAT * (
+            run.features * run.inputs + 2.0 * run.batch * run.features + 3.0 * run.batch * run.inputs
+        )
+
+    def training_bytes(self, run: Run, steps: int) -> float:
+        """The same of an update: gradient and two moments besides, log rates of sqrt(T) steps twice."""
+        kept = 2.0 * math.sqrt(steps) * run.batch * (2.0 * run.features + run.inputs)
+        return self.inference_bytes(run) + FLOAT * (3.0 * run.features * run.inputs + kept)
+
+    def is_prediction(self, run: Run) -> bool:
+        """Whether a run lies outside of what the constants were fitted on."""
+        if self.source != "measured" or self.fitted is None:
+            return True
+        (low, high), (small, large) = self.fitted
+        inside = low <= run.features * run.inputs <= high and small <= run.batch <= large
+        return not inside or run.shards > 2 or run.neighbours > 2
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes a profile."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, profile: str | PathLike[str]) -> Costs:
+        """A profile by name, of those that the package has, or by file.
+
+        Raises:
+            FileNotFoundError, ValueError: there is none, or it is damaged.
+        """
+        path = Path(profile)
+        if not path.is_file():
+            path = PROFILES / f"{profile}.json"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in PROFILES.glob("*.json")))
+            raise FileNotFoundError(f"profile: expected a file or one of {known}, found {str(profile)!r}")
+        try:
+            return cls._from(json.loads(path.read_text()))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: not a profile of ipvae plan ({error})") from error
+
+    @classmethod
+    def _from(cls, values: Mapping[str, Any]) -> Costs:
+        fitted = values.get("fitted")
+        fitted = None if fitted is None else tuple((float(low), float(high)) for low, high in fitted)
+        found = cls(**{**values, "fitted": fitted})
+        for field in ("bandwidth", "operations", "hiding", "link", "backward"):
+            checks.number(field, getattr(found, field), 0.0, math.inf, above=True)
+        return found

@@ -1,0 +1,192 @@
+"""The constants of this machine, from measurements: `measure` and `fit`."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import ipvae_kernels as ik
+
+from ..extras import explained
+from .costs import Costs, Run
+
+with explained():
+    from scipy.optimize import least_squares  # type: ignore[import-untyped]
+
+# Shapes to fit on: from what the caches hold to what memory gives, one row and many, silent and not.
+ALONE = [
+    Run(batch, features, inputs, rate)
+    for batch, features, inputs in (
+        (1, 512, 256), (16, 512, 256), (200, 512, 256), (1, 4096, 256), (32, 4096, 256), (256, 4096, 128),
+        (1, 16_384, 768), (8, 16_384, 768), (64, 16_384, 768), (1, 131_072, 256), (8, 131_072, 256),
+        (64, 32_768, 256), (4, 65_536, 512), (128, 8192, 512),
+    )
+    for rate in (0.01, 0.3)
+]  # fmt: skip
+SHARED = [
+    Run(batch, features, inputs, 0.05, shards=2, neighbours=2)
+    for batch, features, inputs in (
+        (1, 4096, 256), (8, 65_536, 256), (64, 8192, 768), (256, 2048, 256), (512, 512, 1024),
+        (1, 65_536, 512),
+    )
+]  # fmt: skip
+# Shapes to check on, none of them above.
+CHECKED = [
+    Run(4, 2048, 384, 0.1), Run(100, 1024, 784, 0.1), Run(2, 50_000, 300, 0.03), Run(24, 24_576, 512, 0.1),
+    Run(48, 6000, 2304, 0.02), Run(16, 49_152, 256, 0.05, 2, 2), Run(32, 12_288, 768, 0.1, 2, 2),
+    Run(2, 40_000, 640, 0.05, 2, 2),
+]  # fmt: skip
+LEAST = 0.15  # seconds that a call takes at least
+ROUNDS = 3
+POSITIVE = (
+    "call", "bandwidth", "crowding", "operations", "neuron", "spike", "latency", "link",
+)  # fmt: skip
+START = {
+    "call": 5e-6, "bandwidth": 1e10, "crowding": 0.3, "operations": 5e10, "neuron": 1e-9, "spike": 5e-9,
+    "latency": 1e-4, "link": 1e9,
+}  # fmt: skip
+
+
+def measure(run: Run) -> float:
+    """Seconds of a step of inference here, with one thread a process; the shortest of some calls."""
+    if run.shards == 1:
+        return _timed(run, _params(run), ik.infer)
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "ipvae.planning.fit", json.dumps(vars(run)), str(rank), folder],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            for rank in range(run.shards)
+        ]
+        if any([rank.wait() for rank in ranks]):
+            raise RuntimeError(f"measure: a process ended with {[rank.returncode for rank in ranks]}")
+        return float(Path(folder, "seconds").read_text())
+
+
+def measure_training(run: Run, steps: int = 8) -> float:
+    """Seconds of an update over `steps`, forward and backward, divided by those of as many of inference."""
+    x, dictionary = torch.zeros(run.batch, run.inputs), _params(run).dictionary
+    assert dictionary is not None
+    params = replace(_params(run), dictionary=dictionary.requires_grad_())
+
+    def update() -> None:
+        loss = ik.elbo(x, params, steps, seed=0, estimator="fini2", check=False).loss
+        torch.autograd.grad(loss, dictionary)
+
+    update()
+    taken = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        update()
+        taken.append(time.perf_counter() - started)
+    return min(taken) / steps / measure(run)
+
+
+def fit(
+    runs: Sequence[Run], seconds: Sequence[float], name: str, *, backward: float, memory: float | None = None
+) -> Costs:
+    """Constants with which the model comes nearest to measured times, by their ratios.
+
+    Args:
+        runs: what was measured.
+        seconds: of a step of each.
+        name: of the machine.
+        backward: `Costs.backward`.
+        memory: bytes of the machine.
+
+    Returns:
+        A profile.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    sizes = [float(run.features * run.inputs) for run in runs]
+    batches = [float(run.batch) for run in runs]
+    blank = Costs(
+        name, "measured", **START, hiding=2.0, backward=backward, memory=memory, date=now,
+        fitted=((min(sizes), max(sizes)), (min(batches), max(batches))),
+    )  # fmt: skip
+    target = np.log(np.asarray(seconds))
+
+    def costs_of(values: Any) -> Costs:
+        found: dict[str, Any] = {n: math.exp(v) for n, v in zip(POSITIVE, values[:-1], strict=True)}
+        return replace(blank, **found, hiding=1.0 + math.exp(values[-1]))
+
+    def ratios(values: Any) -> Any:
+        costs = costs_of(values)
+        return np.log([costs.seconds(run) for run in runs]) - target
+
+    start = [math.log(START[name]) for name in POSITIVE] + [0.0]
+    solved = least_squares(ratios, start, loss="soft_l1", f_scale=0.1, bounds=(-40.0, 40.0))
+    return costs_of(solved.x)
+
+
+def errors(costs: Costs, runs: Iterable[Run], seconds: Iterable[float]) -> list[float]:
+    """How far predictions are from measured times, as fractions of those."""
+    return [costs.seconds(run) / taken - 1.0 for run, taken in zip(runs, seconds, strict=True)]
+
+
+def _params(run: Run) -> ik.PoissonParams:
+    """A network that stays at its rate: nothing moves it."""
+    features, inputs = run.features, run.inputs
+    g = torch.Generator().manual_seed(0)
+    dictionary = 1e-3 * torch.randn(inputs, features, generator=g)
+    start = torch.full((features,), math.log(max(run.rate, 1e-3)))
+    nothing = torch.tensor(-20.0)
+    return ik.PoissonParams(dictionary, torch.zeros(inputs), nothing.expand(features), nothing, start)
+
+
+def _timed(run: Run, params: ik.PoissonParams, infer: Any) -> float:
+    x = torch.zeros(run.batch, run.inputs)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def call(steps: int) -> float:
+        started = time.perf_counter()
+        infer(x, params, steps, seed=0, check=False)
+        return time.perf_counter() - started
+
+    call(2)
+    few, more = call(2), call(6)
+    steps = max(4, min(100_000, int(LEAST / max((more - few) / 4, 1e-7))))
+    if run.shards > 1:
+        steps = _agreed(steps)
+    # A call's own time, which many steps share, is taken out.
+    found = [(call(2 * steps) - call(steps)) / steps for _ in range(ROUNDS)]
+    torch.set_num_threads(threads)
+    return max(min(found), 1e-9)
+
+
+def _agreed(steps: int) -> int:
+    """The first process's number, in all."""
+    box = [steps]
+    torch.distributed.broadcast_object_list(box)
+    return box[0]
+
+
+def _a_rank(run: Run, rank: int, folder: str) -> None:
+    from ipvae_kernels import distributed as sharded
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=run.shards)
+    seconds = _timed(run, _params(run), sharded.infer)
+    torch.distributed.barrier()
+    if rank == 0:
+        Path(folder, "seconds").write_text(repr(seconds))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _a_rank(Run(**json.loads(sys.argv[1])), int(sys.argv[2]), sys.argv[3])
