@@ -108,7 +108,7 @@ test-matrix: $(BIN)/python
 test-sae:
 	$(PYTHON) -m venv $(VENV)-sae
 	$(VENV)-sae/bin/python -m pip install -q --disable-pip-version-check --constraint constraints.txt '.[train,sae]' pytest
-	$(VENV)-sae/bin/pytest -q tests/ipvae/test_sae.py tests/ipvae/test_reproduce.py -k "wide or sae"
+	$(VENV)-sae/bin/pytest -q tests/ipvae/test_sae.py tests/ipvae/test_reproduce.py -k "wide or activations or sae"
 
 scale: $(VENV)/.dev
 	$(BIN)/python tools/scale.py --out scale

@@ -563,6 +563,7 @@ CONFIG = {
     "fit_prior": Of(True, "flag"),
     "init_scale": Of(0.1, "real"),
     "init_log_bias": Of(-3.0, "real"),
+    "init_log_lr": Of(0.0, "real"),
     "seed": Of(0, "word"),
 }
 OF_POISSON = {

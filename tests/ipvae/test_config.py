@@ -120,6 +120,7 @@ def test_from_dict_says_what_is_missing() -> None:
 def test_the_released_recipe_starts_and_clamps_as_the_authors_code() -> None:
     config, _ = released_recipe("patches")
     assert (config.clamp_u, config.clamp_du) == (10.0, 10.0)
+    assert config.init_log_lr == 0.0
     assert (config.init_log_bias, config.init_scale, config.init_log_rate) == (-3.0, 1e-4, (-6.0, -4.0))
     gaussian, _ = released_recipe("patches", "gaussian")
     assert (gaussian.clamp_u, gaussian.clamp_du) == ((7.0, 2.0), (7.0, 3.0))

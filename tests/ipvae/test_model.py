@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from inspect import signature
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -589,3 +590,20 @@ class _Infers(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model.infer(x, 3, seed=1).state.log_rate
+
+
+@pytest.mark.parametrize(
+    ("kind", "config_kind", "numbers"), [(IPVAE, IPVAEConfig, 1), (IGVAE, IGVAEConfig, 2)]
+)
+def test_the_step_size_starts_where_it_is_told(
+    kind: Any, config_kind: Any, numbers: int, tmp_path: Path
+) -> None:
+    """In the configuration's file only where it is not the paper's; weights load whatever it says."""
+    config = config_kind(n_inputs=6, n_latents=8, init_log_lr=-3.0)
+    model = kind(config)
+    assert [float(value) for value in model.layer.log_lr] == [-3.0] * numbers
+    model.save_pretrained(tmp_path)
+    assert kind.from_pretrained(tmp_path).config == config
+    assert "init_log_lr" not in config_kind(n_inputs=6, n_latents=8).to_dict()
+    with pytest.raises(ConfigError, match="init_log_lr: expected a finite number"):
+        config_kind(n_inputs=6, n_latents=8, init_log_lr=float("nan"))

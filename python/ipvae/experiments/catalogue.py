@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .activations import ACTIVATIONS
 from .convergence import CONVERGENCE
 from .cost import COST
 from .estimators import ESTIMATORS_COMPARED
@@ -15,6 +16,7 @@ from .transfer import TRANSFER
 from .wide import WIDE
 
 _ALL = (
-    MNIST, CONVERGENCE, RATE_DISTORTION, OOD, HORIZON, MOVING, TRANSFER, ESTIMATORS_COMPARED, COST, WIDE
+    MNIST, CONVERGENCE, RATE_DISTORTION, OOD, HORIZON, MOVING, TRANSFER, ESTIMATORS_COMPARED, COST, WIDE,
+    ACTIVATIONS,
 )  # fmt: skip
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in _ALL}

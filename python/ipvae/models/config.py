@@ -22,6 +22,8 @@ ESTIMATORS = ("sigmoid", "linear", "cubic", "quintic", "cosine", "fini2", "fini3
 DRIVES = ("paper", "sampled", "expected")
 # Later versions added these; a file or a run with what they are by default is that of the versions before.
 ADDED = {"single_draw": False, "drive": "paper", "decay": 0.0}
+# Likewise, but of where training starts alone: weights say the rest.
+ADDED_STARTS = {"init_log_lr": 0.0}
 # Sizes of a model: the product of two, in bytes, does not overflow.
 _MODEL_SIZE_MAX = 2**28
 OWN = "module"
@@ -143,7 +145,8 @@ class VAEConfig:
         versions that had no other.
         """
         values = dataclasses.asdict(self)
-        values = {name: value for name, value in values.items() if name not in ADDED or value != ADDED[name]}
+        added = ADDED | ADDED_STARTS
+        values = {name: value for name, value in values.items() if name not in added or value != added[name]}
         if self.decoder == "linear":
             del values["decoder"], values["decoder_width"]
         return {"cell": self.cell, **values}
@@ -221,6 +224,8 @@ class ModelConfig(VAEConfig):
         fit_prior: whether the initial state, the prior of the first step, is learned.
         init_scale: standard deviation of the initial dictionary; of another decoder, of its last layer.
         init_log_bias: initial log bias.
+        init_log_lr: initial log step size, 0 in the paper; -3 for inputs of a length of 10 and more, where
+            whole steps swing from the first on and none is learned from.
         seed: of the initial weights.
     """
 
@@ -234,6 +239,7 @@ class ModelConfig(VAEConfig):
     fit_prior: bool = True
     init_scale: float = 1e-4
     init_log_bias: float = -3.0
+    init_log_lr: float = field(default=0.0, kw_only=True)
     seed: int = 0
 
     described = Description(
@@ -252,7 +258,8 @@ class ModelConfig(VAEConfig):
         integer(self, "seed", low=-(2**63), high=2**63 - 1)
         for name in ("beta_inner", "init_scale"):
             number(self, name, low=0.0)
-        number(self, "init_log_bias")
+        for name in ("init_log_bias", "init_log_lr"):
+            number(self, name)
         choice(self, "kl", ("exact", "released"))
         for name in ("fit_prior", "single_draw"):
             if not isinstance(getattr(self, name), bool):

@@ -71,8 +71,9 @@ class IterativeVAE(VAE):
         layer.reset_constants(config)
         if layer.dec_log_sigma.is_meta:
             return
-        for parameter in (layer.dec_log_sigma, *layer.log_lr):
-            parameter.zero_()
+        layer.dec_log_sigma.zero_()
+        for log_lr in layer.log_lr:
+            log_lr.fill_(config.init_log_lr)
         if layer.has_gain:
             layer.activation.log_gain.zero_()
         layer.log_bias.fill_(config.init_log_bias)
