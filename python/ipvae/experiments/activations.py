@@ -23,8 +23,8 @@ L0S = (20, 50, 100, 200)
 IP_VAE, BATCH_TOP_K, OMP = "iP-VAE", "BatchTopK autoencoder", "matching pursuit, iP-VAE's features"
 SOLVED = 200  # test tokens that matching pursuit codes
 PRESETS = {"quick": (384, 60), "short": (1536, 500), "long": (12_288, 20_000)}
-# Whole steps (init_log_lr 0) never learn here: R2 stays below -1,000. After 300 updates with 384 neurons all codes
-# explain .861 at beta 2, .850 at 8 (lr .01), .868 at .3 (lr .02).
+# Whole steps (init_log_lr 0) never learn here: R2 stays below -1,000. After 300 updates with 384 neurons all
+# codes explain .861 at beta 2, .850 at 8 (lr .01), .868 at .3 (lr .02).
 TRAIN = {"lr": 0.02, "beta_outer": 0.3, "batch_size": 200}
 FIELDS = {
     "clamp_u": 6.0, "init_log_rate": [-2.5, -1.5], "init_log_bias": -1.0, "init_log_lr": -3.0,
