@@ -7,6 +7,7 @@ import pytest
 import torch
 from ipvae import figures
 from ipvae.plots import canvas
+from joblib.externals.loky import reusable_executor
 
 mpl.use("Agg")
 
@@ -18,6 +19,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _no_workers() -> Iterator[None]:
+    """Joblib's workers end with the test: its threads would hold their locks in the forks of later ones."""
+    yield
+    if (executor := reusable_executor._executor) is not None:
+        executor.shutdown(wait=True, kill_workers=True)
 
 
 @pytest.fixture

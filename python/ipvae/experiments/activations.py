@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..data import DataSplits
 from ..evaluation.sparse_coding import sparse_codes
-from ..extras import explained
 from ..interop.sae import from_model
 from ..models.base import VAE
 from ..models.poisson import IPVAE
 from ..plots.canvas import BLUE, ORANGE, new_figure, set_heading, with_grid
+from .autoencoders import autoencoder, explained_variance
 from .reproduce import Claim, Experiment, Report, Results, above, bar, ended, found
 from .trials import Trial, Workshop
 from .worlds import MINILM, MINILM_INPUTS
@@ -69,39 +69,17 @@ def _strongest(codes: Tensor, l0: int) -> Tensor:
 
 
 def _explained(x: Tensor, codes: Tensor, features: Tensor) -> float:
-    return _variance(x, codes @ features.detach())
-
-
-def _variance(x: Tensor, shown: Tensor) -> float:
-    error, variation = (x - shown).square().sum(), (x - x.mean(0)).square().sum()
-    return float(1.0 - error / variation)
+    return explained_variance(x, codes @ features.detach())
 
 
 def _autoencoder(splits: DataSplits, trial: Trial, l0: int, seconds: float) -> float:
-    """Explained variance of a BatchTopK autoencoder of as many neurons, trained as long."""
-    with explained():
-        import sae_lens  # type: ignore[import-not-found]
-        from sae_lens import synthetic
-
-    def trained(samples: int) -> tuple[Any, float]:
-        torch.manual_seed(trial.seed)
-        config = sae_lens.BatchTopKTrainingSAEConfig(
-            d_in=MINILM_INPUTS, d_sae=int(trial.fields["n_latents"]), k=float(l0)
-        )
-        sae = sae_lens.BatchTopKTrainingSAE(config)
-        started = time.perf_counter()
-        synthetic.train_toy_sae(
-            sae, _Same(splits.train), _Draws(splits.train), training_samples=samples, batch_size=1024, lr=1e-3
-        )
-        return sae, time.perf_counter() - started
-
-    with torch.random.fork_rng([]):
-        trained(1024 * 5)
-        probe = 1024 * 40
-        each = trained(probe)[1] / probe
-        sae = trained(max(probe, int(seconds / each)))[0].eval()
+    """Explained variance of an autoencoder of as many latents, trained as long."""
+    sae, _ = autoencoder(
+        BATCH_TOP_K, l0, _Same(splits.train), _Draws(splits.train), latents=int(trial.fields["n_latents"]),
+        inputs=MINILM_INPUTS, seed=trial.seed, seconds=seconds,
+    )  # fmt: skip
     with torch.no_grad():
-        return _variance(splits.test, sae.decode(sae.encode(splits.test)))
+        return explained_variance(splits.test, sae.decode(sae.encode(splits.test)))
 
 
 class _Same(torch.nn.Identity):

@@ -17,6 +17,7 @@ from ..models.base import VAE
 from ..models.config import IPVAEConfig
 from ..models.poisson import IPVAE
 from ..plots.canvas import BLUE, ORANGE, new_figure, set_heading, with_grid
+from .autoencoders import KINDS, autoencoder, explained_variance
 from .reproduce import Claim, Experiment, Report, Results, above, bar, ended, found
 from .trials import Trial, Workshop
 from .worlds import SIZES, World, world
@@ -36,7 +37,7 @@ PENALTY = 1.0
 ITERATIONS = 100  # of FISTA
 LEARNT, KNOWN = "learnt", "known"
 SPIKES, FISTA, OMP = "spikes", "FISTA", "matching pursuit"
-IP_VAE, BATCH_TOP_K, TOP_K = "iP-VAE", "BatchTopK autoencoder", "top-k autoencoder"
+IP_VAE, BATCH_TOP_K = "iP-VAE", "BatchTopK autoencoder"
 COLUMNS = ("mcc", "f1", "rare_f1", "l0", "dead", "ev")
 
 
@@ -66,7 +67,7 @@ def _learnt(model: IPVAE, made: World, trial: Trial, seconds: float) -> dict[str
     """The model, and autoencoders that get as long to learn."""
     ours = from_model(model, seed=trial.seed, threshold=0.0)
     found = {IP_VAE: _scores(ours.W_dec, lambda x: _loud(ours.encode(x)), made) | {"seconds": seconds}}
-    for name in (BATCH_TOP_K, TOP_K):
+    for name in KINDS:
         found[name] = _autoencoder(name, made, trial.seed, seconds)
     return found
 
@@ -104,35 +105,14 @@ def _loud(activations: Tensor) -> Tensor:
 
 
 def _autoencoder(name: str, made: World, seed: int, seconds: float) -> dict[str, Any]:
-    """An autoencoder of SAELens, trained by its trainer for about as many seconds."""
-    with explained():
-        import sae_lens  # type: ignore[import-not-found]
-        from sae_lens import synthetic
-
-    kind = "BatchTopKTraining" if name == BATCH_TOP_K else "TopKTraining"
-    neurons, inputs = made.features.shape
-    active = max(1, round(_l0(made.activations)))
-    generator = made.model.activation_generator
-
-    def trained(samples: int) -> tuple[Any, float]:
-        torch.manual_seed(seed)
-        config = getattr(sae_lens, f"{kind}SAEConfig")(d_in=inputs, d_sae=neurons, k=active)
-        sae = getattr(sae_lens, f"{kind}SAE")(config)
-        started = time.perf_counter()
-        synthetic.train_toy_sae(
-            sae, made.model.feature_dict, generator, training_samples=samples, batch_size=1024, lr=1e-3
-        )
-        return sae, time.perf_counter() - started
-
-    with torch.random.fork_rng([]):
-        trained(1024 * 5)
-        probe = 1024 * 40
-        each = trained(probe)[1] / probe
-        sae, took = trained(max(probe, int(seconds / each)))
-    sae.eval()
-    return _scores(sae.W_dec.detach(), lambda x: sae.encode(x + made.mean).detach(), made, sae) | {
-        "seconds": took
-    }
+    """An autoencoder of as many latents as there are features, trained as long."""
+    latents, inputs = made.features.shape
+    sae, took = autoencoder(
+        name, max(1, round(_l0(made.activations))), made.model.feature_dict, made.model.activation_generator,
+        latents=latents, inputs=inputs, seed=seed, seconds=seconds,
+    )  # fmt: skip
+    features = sae.W_dec.detach()
+    return _scores(features, lambda x: sae.encode(x + made.mean).detach(), made, sae) | {"seconds": took}
 
 
 def _scores(
@@ -140,7 +120,7 @@ def _scores(
 ) -> dict[str, float]:
     """How well features and codes are those of the world, by the measures of SynthSAEBench."""
     with explained():
-        from sae_lens import synthetic
+        from sae_lens import synthetic  # type: ignore[import-not-found]
         from sae_lens.synthetic.evals import ClassificationMetricsCalculator  # type: ignore[import-not-found]
 
     x, true = made.splits.test, made.activations
@@ -148,7 +128,6 @@ def _scores(
     codes = encode(x)
     seconds = time.perf_counter() - started
     shown = codes @ features if sae is None else sae.decode(codes).detach() - made.mean
-    error, variation = (x - shown).square().sum(), (x - x.mean(0)).square().sum()
     counted = ClassificationMetricsCalculator(features, made.features)
     counted.add_batch(codes, true)
     both = counted.compute()
@@ -160,7 +139,7 @@ def _scores(
         "f1": float(both.f1_score), "precision": float(both.precision), "recall": float(both.recall),
         "rare_f1": float(f1[rare].mean()) if bool(rare.any()) else 0.0,
         "l0": _l0(codes), "dead": float((codes == 0).all(0).float().mean()),
-        "ev": float(1.0 - error / variation), "rows_per_second": len(x) / seconds,
+        "ev": explained_variance(x, shown), "rows_per_second": len(x) / seconds,
     }  # fmt: skip
 
 
