@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,9 +75,10 @@ def plan(
         values = [dataclasses.asdict(layout) for layout in found]
         typer.echo(json.dumps({"layouts": values, "advice": said, "profile": costs.name}, indent=1))
         return
-    source = (
-        f"measured {costs.date}" if costs.source == "measured" else "from its data sheet, nothing measured"
-    )
+    off = max(map(abs, costs.errors), default=math.inf)
+    source = "from its data sheet, nothing measured"
+    if costs.source == "measured":
+        source = f"measured {costs.date}, within {100 * off:.0f} % of {len(costs.checked)} other runs"
     typer.echo(
         f"{costs.name} ({source}); K {features:,}, M {inputs:,}, B {batch:,}, T {steps}, rate {rate:g}"
     )
@@ -107,25 +109,19 @@ def _rows(found: list[Layout], batch: int) -> list[tuple[str, ...]]:
 
 
 def _fitted(path: Path) -> Path:
-    """Measures this machine and writes its profile; says how far it is from runs it was not fitted on."""
+    """Measures this machine and writes its profile."""
     import sys
 
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-    from ..planning.fit import ALONE, CHECKED, SHARED, errors, fit, measure, measure_training
+    from ..planning.fit import ALONE, CHECKED, SHARED, fit, measure, measure_training
 
     runs = [*ALONE, *SHARED]
     shown = tqdm([*runs, *CHECKED], desc="measuring", unit="run", disable=not sys.stderr.isatty())
     seconds = [measure(run) for run in shown]
     costs = fit(runs, seconds[: len(runs)], path.stem, backward=measure_training(ALONE[4]), memory=_memory())
-    costs.save(path)
-    off = errors(costs, CHECKED, seconds[len(runs) :])
-    for run, error, taken in zip(CHECKED, off, seconds[len(runs) :], strict=True):
-        shape = f"B {run.batch}, K {run.features:,}, M {run.inputs:,}, {run.shards} processes"
-        typer.echo(
-            f"checked on {shape}: {1e3 * taken:.3g} ms measured, prediction off by {100 * error:+.0f} %"
-        )
-    typer.echo(f"{path}: off by {100 * max(map(abs, off)):.0f} % at most on {len(off)} runs not fitted on")
+    checked = tuple(zip(CHECKED, seconds[len(runs) :], strict=True))
+    dataclasses.replace(costs, checked=checked).save(path)
     return path
 
 

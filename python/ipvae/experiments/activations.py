@@ -14,7 +14,7 @@ from ..interop.sae import from_model
 from ..models.base import VAE
 from ..models.poisson import IPVAE
 from ..plots.canvas import BLUE, ORANGE, new_figure, set_heading, with_grid
-from .autoencoders import autoencoder, explained_variance
+from .autoencoders import batch_top_k, explained_variance
 from .reproduce import Claim, Experiment, Report, Results, above, bar, ended, found
 from .trials import Trial, Workshop
 from .worlds import MINILM, MINILM_INPUTS
@@ -74,8 +74,8 @@ def _explained(x: Tensor, codes: Tensor, features: Tensor) -> float:
 
 def _autoencoder(splits: DataSplits, trial: Trial, l0: int, seconds: float) -> float:
     """Explained variance of an autoencoder of as many latents, trained as long."""
-    sae, _ = autoencoder(
-        BATCH_TOP_K, l0, _Same(splits.train), _Draws(splits.train), latents=int(trial.fields["n_latents"]),
+    sae, _ = batch_top_k(
+        l0, _Same(splits.train), _Draws(splits.train), latents=int(trial.fields["n_latents"]),
         inputs=MINILM_INPUTS, seed=trial.seed, seconds=seconds,
     )  # fmt: skip
     with torch.no_grad():

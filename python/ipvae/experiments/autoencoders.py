@@ -1,8 +1,9 @@
-"""Autoencoders of SAELens to compare with: trained by its trainer, as long as ours."""
+"""An autoencoder of SAELens to compare with: trained by its trainer, as long as ours."""
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,25 +12,48 @@ from torch import Tensor
 from ..extras import explained
 
 BATCH, LEARNING_RATE = 1024, 1e-3
-PROBED = 40  # batches whose time tells how many there is time for
-KINDS = {"BatchTopK autoencoder": "BatchTopKTraining", "top-k autoencoder": "TopKTraining"}
+ENDLESS = 10**12  # samples
 
 
-def autoencoder(
-    name: str, active: int, features: Any, generator: Any, *, latents: int, inputs: int, seed: int,
-    seconds: float,
-) -> tuple[Any, float]:  # fmt: skip
-    """An autoencoder, ready to encode, and the seconds that its training took.
+class _TimeIsUp(Exception):
+    """Ends a training whose trainer counts samples alone."""
+
+
+class _Clock:
+    """A generator of samples that stops after some seconds, counted from its first."""
+
+    def __init__(self, generator: Any, seconds: float) -> None:
+        self.generator, self.seconds = generator, seconds
+        self.started: float | None = None
+
+    @property
+    def taken(self) -> float:
+        """Seconds since the first samples."""
+        return 0.0 if self.started is None else time.perf_counter() - self.started
+
+    def __call__(self, n: int) -> Tensor:
+        self.started = time.perf_counter() if self.started is None else self.started
+        if self.taken > self.seconds:
+            raise _TimeIsUp
+        samples: Tensor = self.generator(n)
+        return samples
+
+
+def batch_top_k(
+    active: int, features: Any, generator: Any, *, latents: int, inputs: int, seed: int, seconds: float
+) -> tuple[Any, float]:
+    """A BatchTopK autoencoder, ready to encode, and the seconds that its training took.
+
+    Its learning rate is constant, so that the end can come at any step.
 
     Args:
-        name: one of `KINDS`.
         active: k, latents of an input.
         features: from a generator's samples to inputs, as SAELens has it.
         generator: called with a number of samples.
         latents: of the autoencoder.
         inputs: likewise.
         seed: of weights and samples.
-        seconds: that it gets, about.
+        seconds: that it gets.
 
     Raises:
         MissingExtra: SAELens is not installed.
@@ -38,23 +62,15 @@ def autoencoder(
         import sae_lens  # type: ignore[import-not-found]
         from sae_lens import synthetic
 
-    kind = KINDS[name]
-
-    def trained(batches: int) -> tuple[Any, float]:
-        torch.manual_seed(seed)
-        config = getattr(sae_lens, f"{kind}SAEConfig")(d_in=inputs, d_sae=latents, k=active)
-        sae = getattr(sae_lens, f"{kind}SAE")(config)
-        started = time.perf_counter()
-        synthetic.train_toy_sae(
-            sae, features, generator, training_samples=BATCH * batches, batch_size=BATCH, lr=LEARNING_RATE
-        )
-        return sae, time.perf_counter() - started
-
     with torch.random.fork_rng([]):
-        trained(5)
-        each = trained(PROBED)[1] / PROBED
-        sae, took = trained(max(PROBED, int(seconds / each)))
-    return sae.eval(), took
+        torch.manual_seed(seed)
+        config = sae_lens.BatchTopKTrainingSAEConfig(d_in=inputs, d_sae=latents, k=float(active))
+        sae, clock = sae_lens.BatchTopKTrainingSAE(config), _Clock(generator, seconds)
+        with suppress(_TimeIsUp):
+            synthetic.train_toy_sae(
+                sae, features, clock, training_samples=ENDLESS, batch_size=BATCH, lr=LEARNING_RATE
+            )
+    return sae.eval(), clock.taken
 
 
 def explained_variance(x: Tensor, shown: Tensor) -> float:

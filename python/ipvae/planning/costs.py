@@ -1,18 +1,22 @@
 """The cost model: time and bytes of a step of inference from its sizes, and constants of a machine.
 
-A step of B rows, K neurons and M inputs reads the dictionary (4 K M bytes), multiplies (4 B K M operations:
-drive and reconstruction), draws (B K counts, more time for those that are not 0), and where neurons are
-shared by r processes sums [B, M] numbers over them once. The longer of reading and multiplying hides most of
-the other; the rest adds up:
+A step of B rows, K neurons and M inputs multiplies the residual with the dictionary (2 B K M operations),
+draws B K counts, and adds up the features of those that spike (2 B K M operations, times their share). CPUs
+pack a dictionary that caches hold; a larger one is read where it lies, 4 K M bytes a step, behind which the
+product hides, and the columns of neurons that spike in any row are gathered from it. Where neurons are shared
+by r processes, [B, M] numbers are summed over them once, in a ring (Patarasu and Yuan 2009):
 
-    t = call + (read^p + multiply^p)^(1/p) + draw + sum
-    read = 4 K M / bandwidth * (1 + crowding (n - 1)),   n processes on the host
-    multiply = 4 B K M / rate of operations
-    draw = B K (neuron + spike * share of neurons that spike)
-    sum = (r - 1) latency + 2 (r - 1) / r * 4 B M / link
+    t = call + (read^p + multiply^p)^(1/p) + gather + decode + draw + sum
+    read     = 4 K M / (packed: cached, else: bandwidth) * busy
+    multiply = 2 B K M / operations                            of packed or other dictionaries
+    gather   = K M (1 - silent^B) gathering * busy             of others only
+    decode   = 2 B K M share / events                          likewise
+    draw     = B K neuron
+    sum      = (r - 1) latency + 2 (r - 1) / r * 4 B M / link
+    busy     = 1 + crowding (n - 1),  n processes on the host;  share = 1 - silent = 1 - exp(-rate)
 
-The last line is a ring (Patarasu and Yuan 2009). Constants come from measurements (`ipvae.planning.fit`) or,
-where nothing was measured, from a data sheet, and then say so.
+Constants come from measurements (`ipvae.planning.fit`) or, where nothing was measured, from a data sheet, and
+then say so.
 """
 
 from __future__ import annotations
@@ -66,45 +70,72 @@ class Costs:
         name: of the machine.
         source: "measured" or "data sheet".
         call: seconds of a step that does nothing.
-        bandwidth: bytes of dictionary read a second.
+        bandwidth: bytes of dictionary read a second, from memory.
+        cached: the same of a packed one.
         crowding: how much longer reading takes for each neighbour.
-        operations: multiplications and additions a second.
+        operations: multiplications and additions a second of the product.
+        packed_operations: the same of a packed dictionary.
+        events: the same of adding up features.
+        packed_events: the same of a packed dictionary.
+        gathering: seconds for each number of a column that spikes.
         hiding: p, how far the shorter of reading and multiplying hides behind the longer: 1 not at all.
         neuron: seconds of a draw.
-        spike: seconds more of one that is not 0.
         latency: seconds of a sum of nothing, for each further process.
         link: bytes a second between two processes.
         backward: times of a step of inference that a step of training takes.
+        packs_below: bytes of a dictionary from which on none is packed; 0: never.
+        least_share: of the neurons that decoding adds up: 1 where it is a dense product, else 0.
         memory: bytes of a device; None: not known.
         fitted: smallest and largest K M and B of the runs that it was fitted on; None: none.
         date: of the measurement.
+        checked: runs that it was not fitted on, and their measured seconds.
     """
 
     name: str
     source: str
     call: float
     bandwidth: float
+    cached: float
     crowding: float
     operations: float
+    packed_operations: float
+    events: float
+    packed_events: float
+    gathering: float
     hiding: float
     neuron: float
-    spike: float
     latency: float
     link: float
     backward: float
+    packs_below: float = 2.0**23
+    least_share: float = 0.0
     memory: float | None = None
     fitted: tuple[tuple[float, float], tuple[float, float]] | None = None
     date: str = ""
+    checked: tuple[tuple[Run, float], ...] = ()
+
+    @property
+    def errors(self) -> list[float]:
+        """How far predictions of the checked runs are from their measured times, as fractions of those."""
+        return [self.seconds(run) / taken - 1.0 for run, taken in self.checked]
 
     def seconds(self, run: Run) -> float:
         """Of a step of inference."""
         matrix = run.features * run.inputs
-        read = FLOAT * matrix / self.bandwidth * (1.0 + self.crowding * (run.neighbours - 1))
-        multiply = 4.0 * run.batch * matrix / self.operations
-        spiking = -math.expm1(-run.rate)
-        draw = run.batch * run.features * (self.neuron + self.spike * spiking)
-        both = (read**self.hiding + multiply**self.hiding) ** (1.0 / self.hiding)
-        return float(self.call + both + draw + self.sum_seconds(run))
+        products = 2.0 * run.batch * matrix
+        share, busy = -math.expm1(-run.rate), 1.0 + self.crowding * (run.neighbours - 1)
+        decoded = products * max(share, self.least_share)
+        if FLOAT * matrix < self.packs_below:
+            read, multiply = FLOAT * matrix / self.cached, products / self.packed_operations
+            events = decoded / self.packed_events
+        else:
+            read, multiply = FLOAT * matrix / self.bandwidth * busy, products / self.operations
+            columns = -math.expm1(-run.rate * run.batch)  # neurons that spike in any row
+            events = matrix * columns * self.gathering * busy + decoded / self.events
+        longer, shorter = max(read, multiply), min(read, multiply)
+        both = longer * (1.0 + (shorter / longer) ** self.hiding) ** (1.0 / self.hiding)
+        draw = run.batch * run.features * self.neuron
+        return float(self.call + both + events + draw + self.sum_seconds(run))
 
     def sum_seconds(self, run: Run) -> float:
         """Of the sum over the processes that share the neurons."""
@@ -160,7 +191,9 @@ class Costs:
     def _from(cls, values: Mapping[str, Any]) -> Costs:
         fitted = values.get("fitted")
         fitted = None if fitted is None else tuple((float(low), float(high)) for low, high in fitted)
-        found = cls(**{**values, "fitted": fitted})
-        for field in ("bandwidth", "operations", "hiding", "link", "backward"):
+        checked = tuple((Run(**run), float(taken)) for run, taken in values.get("checked", ()))
+        found = cls(**{**values, "fitted": fitted, "checked": checked})
+        divisors = ("bandwidth", "cached", "operations", "packed_operations", "events", "packed_events")
+        for field in (*divisors, "hiding", "link", "backward"):
             checks.number(field, getattr(found, field), 0.0, math.inf, above=True)
         return found

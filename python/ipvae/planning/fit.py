@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,11 @@ CHECKED = [
 ]  # fmt: skip
 LEAST = 0.15  # seconds that a call takes at least
 ROUNDS = 3
-POSITIVE = (
-    "call", "bandwidth", "crowding", "operations", "neuron", "spike", "latency", "link",
-)  # fmt: skip
+# Where the fit starts: what is within a factor of ten of any CPU.
 START = {
-    "call": 5e-6, "bandwidth": 1e10, "crowding": 0.3, "operations": 5e10, "neuron": 1e-9, "spike": 5e-9,
-    "latency": 1e-4, "link": 1e9,
+    "call": 2e-6, "bandwidth": 1.2e10, "cached": 1e11, "crowding": 0.5, "operations": 8e10,
+    "packed_operations": 1.5e11, "events": 2e10, "packed_events": 5e10, "gathering": 5e-10, "neuron": 5e-10,
+    "latency": 5e-4, "link": 2e8,
 }  # fmt: skip
 
 
@@ -114,28 +113,24 @@ def fit(
     now = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     sizes = [float(run.features * run.inputs) for run in runs]
     batches = [float(run.batch) for run in runs]
+    start: dict[str, Any] = START
     blank = Costs(
-        name, "measured", **START, hiding=2.0, backward=backward, memory=memory, date=now,
+        name, "measured", **start, hiding=2.0, backward=backward, memory=memory, date=now,
         fitted=((min(sizes), max(sizes)), (min(batches), max(batches))),
     )  # fmt: skip
     target = np.log(np.asarray(seconds))
 
     def costs_of(values: Any) -> Costs:
-        found: dict[str, Any] = {n: math.exp(v) for n, v in zip(POSITIVE, values[:-1], strict=True)}
+        found: dict[str, Any] = {n: math.exp(v) for n, v in zip(START, values[:-1], strict=True)}
         return replace(blank, **found, hiding=1.0 + math.exp(values[-1]))
 
     def ratios(values: Any) -> Any:
         costs = costs_of(values)
         return np.log([costs.seconds(run) for run in runs]) - target
 
-    start = [math.log(START[name]) for name in POSITIVE] + [0.0]
-    solved = least_squares(ratios, start, loss="soft_l1", f_scale=0.1, bounds=(-40.0, 40.0))
+    first = [*map(math.log, START.values()), 0.0]
+    solved = least_squares(ratios, first, loss="soft_l1", f_scale=0.1, bounds=(-40.0, 40.0))
     return costs_of(solved.x)
-
-
-def errors(costs: Costs, runs: Iterable[Run], seconds: Iterable[float]) -> list[float]:
-    """How far predictions are from measured times, as fractions of those."""
-    return [costs.seconds(run) / taken - 1.0 for run, taken in zip(runs, seconds, strict=True)]
 
 
 def _params(run: Run) -> ik.PoissonParams:
@@ -158,21 +153,21 @@ def _timed(run: Run, params: ik.PoissonParams, infer: Any) -> float:
         infer(x, params, steps, seed=0, check=False)
         return time.perf_counter() - started
 
-    call(2)
-    few, more = call(2), call(6)
-    steps = max(4, min(100_000, int(LEAST / max((more - few) / 4, 1e-7))))
-    if run.shards > 1:
-        steps = _agreed(steps)
-    # A call's own time, which many steps share, is taken out.
-    found = [(call(2 * steps) - call(steps)) / steps for _ in range(ROUNDS)]
+    steps = 2
+    while _agreed(call(steps) < LEAST, run):
+        steps *= 2
+    # A call's own time is in both, and falls out; the shortest of each, since others use the machine too.
+    taken = [(call(steps), call(3 * steps)) for _ in range(ROUNDS)]
+    few, many = (min(times) for times in zip(*taken, strict=True))
     torch.set_num_threads(threads)
-    return max(min(found), 1e-9)
+    return float(max((many - few) / (2 * steps), 1e-9))
 
 
-def _agreed(steps: int) -> int:
-    """The first process's number, in all."""
-    box = [steps]
-    torch.distributed.broadcast_object_list(box)
+def _agreed(said: bool, run: Run) -> bool:
+    """What the first process says, in all."""
+    box = [said]
+    if run.shards > 1:
+        torch.distributed.broadcast_object_list(box)
     return box[0]
 
 
