@@ -45,18 +45,24 @@ def a_process(rank: int, args: argparse.Namespace, folder: str) -> None:
     part = ik.PoissonParams(*(tensor.clone() for tensor in vars(part).values()))
     x = torch.randn(args.batch, args.inputs, generator=torch.Generator().manual_seed(1))
 
-    def together(record: tuple[str, ...] = ()) -> Any:
-        return sharded.infer(x, part, args.steps, seed=0, record=record, record_every=args.steps)
+    def together(record: tuple[str, ...] = (), overlap: bool = False) -> Any:
+        return sharded.infer(
+            x, part, args.steps, seed=0, overlap=overlap, record=record, record_every=args.steps
+        )
 
     def alone(record: tuple[str, ...] = ()) -> Any:
         return ik.infer(x, whole, args.steps, seed=0, record=record, record_every=args.steps)
 
     shares: list[Any] = [None] * PROCESSES
     distributed.all_gather_object(shares, together(("counts",)).records["counts"])
-    times: dict[str, list[float]] = {"two processes": [], "one, one thread": [], "one, two threads": []}
+    times: dict[str, list[float]] = {
+        "two processes": [], "two processes, halves overlap": [], "one, one thread": [], "one, two threads": []
+    }  # fmt: skip
+    together(overlap=True)
     for _ in range(args.rounds):
-        distributed.barrier()
-        times["two processes"].append(seconds(together))
+        for name, overlap in (("two processes", False), ("two processes, halves overlap", True)):
+            distributed.barrier()
+            times[name].append(seconds(lambda o=overlap: together(overlap=o)))  # type: ignore[misc]
         distributed.barrier()
         if rank == 0:
             for threads, name in ((1, "one, one thread"), (2, "one, two threads")):

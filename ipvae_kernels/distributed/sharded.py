@@ -8,6 +8,7 @@ moves a draw across a threshold.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,7 +25,7 @@ from ..rollout.op import ElboResult, InferResult
 from ..rollout.op import elbo as elbo_alone
 from ..rollout.op import infer as infer_alone
 from .collectives import shared, summed
-from .fused import infer_fused, serves
+from .fused import infer_fused, infer_halves, serves
 
 Params = TypeVar("Params", PoissonParams, GaussianParams)
 Group = ProcessGroup | DeviceMesh | None
@@ -116,12 +117,15 @@ def shard(params: Params, group: Group = None) -> Params:
         Parameters of K / world neurons, rounded to multiples of 4; views, so that gradients reach `params`.
 
     Raises:
-        ValueError: fewer than 4 neurons a process.
+        ValueError: fewer than 4 neurons a process; or processes have different parameters, in each of them.
     """
     processes = _group(group)
     part = columns(
         len(params.log_bias), distributed.get_rank(processes), distributed.get_world_size(processes)
     )
+    tensors = {name: value for name, value in vars(params).items() if isinstance(value, Tensor)}
+    sums = {n: f"{list(v.shape)}, sum {float(v.detach().double().sum())!r}" for n, v in tensors.items()}
+    _compare(_gathered(sums, processes), "params.")
     state = _initial(params)
     own: dict[str, Any] = {"log_bias": params.log_bias[part], state: getattr(params, state)[..., part]}
     if params.dictionary is not None:
@@ -130,8 +134,9 @@ def shard(params: Params, group: Group = None) -> Params:
 
 
 def infer(
-    x: Tensor, params: Params, steps: int, *, group: Group = None, state: State | None = None, **options: Any
-) -> InferResult:
+    x: Tensor, params: Params, steps: int, *, group: Group = None, state: State | None = None,
+    overlap: bool = False, **options: Any,
+) -> InferResult:  # fmt: skip
     """:func:`ipvae_kernels.infer` of a dictionary whose columns lie in several processes.
 
     Every process of the group calls it with the same inputs and options; a draw costs one sum of [B, M] over
@@ -146,6 +151,8 @@ def infer(
         group: of the processes; a mesh whose dimension "model" is it, beside "data" or others; None: all of
             them, or the mesh of distributed tensors.
         state: continue from here.
+        overlap: infer the two halves of the batch side by side, so that one computes while the other's sum is
+            on its way. For slow links and many rows: each half reads the dictionary. Of fused calls alone.
         options: those of `ipvae_kernels.infer` but ``decoder`` and ``neuron_offset``. Without a seed or a
             state the first process draws one for all.
 
@@ -154,11 +161,16 @@ def infer(
         those of all neurons. Distributed tensors where the parameters are.
 
     Raises:
-        TypeError, ValueError: as there; or processes differ in what they call with, which each says.
+        TypeError, ValueError: as there; or processes differ in what they call with, which each says; or
+            ``overlap`` of a call that is not fused.
     """
-    part, local, options = _prepared(x, params, steps, group, state, options)
+    overlap = checks.flag("overlap", overlap)
+    part, local, options = _prepared(x, params, steps, group, state, options, overlap=overlap)
+    if overlap and not part.fused:
+        raise ValueError("overlap: expected False but of float32 on CPUs with the compiled kernels")
     if part.fused:
-        found = infer_fused(x, local.whole, steps, local.state, part.group, options)
+        fused = infer_halves if overlap else infer_fused
+        found = fused(x, local.whole, steps, local.state, part.group, options)
     else:
         found = infer_alone(x, local.params, steps, decoder=local.decoder, state=local.state, **options)
     records = {name: _whole(name, record, part) for name, record in found.records.items()}
@@ -212,8 +224,9 @@ class _Local:
 
 
 def _prepared(
-    x: Tensor, params: Params, steps: int, group: Group, state: State | None, options: dict[str, Any]
-) -> tuple[Part, _Local, dict[str, Any]]:
+    x: Tensor, params: Params, steps: int, group: Group, state: State | None, options: dict[str, Any],
+    **more: Any,
+) -> tuple[Part, _Local, dict[str, Any]]:  # fmt: skip
     """The part of this process, and the arguments of its call, alike in all processes."""
     for name in ("decoder", "neuron_offset"):
         if name in options:
@@ -229,7 +242,7 @@ def _prepared(
         state = replace(state, log_rate=state.log_rate.to_local())
     processes = mesh[0].get_group(mesh[1]) if mesh and group is None else _group(group)
     options["seed"] = _seed(x, state, options.get("seed"), processes)
-    sizes, fused = _agreed(x, params, steps, state, options, processes)
+    sizes, fused = _agreed(x, params, steps, state, {**options, **more}, processes)
     part = Part(processes, sizes, distributed.get_rank(processes), mesh, fused)
     options["neuron_offset"] = part.first
     decoder = ShardedDecoder(checks.raised(params.dictionary), processes)
@@ -253,18 +266,31 @@ def _agreed(
         "state": None if state is None else (state.step, state.sample_offset),
         "seed": int(options["seed"]), **plain,
     }  # fmt: skip
-    found: list[Any] = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(found, (len(params.log_bias), serves(x, options), own), group=group)
+    found = _gathered((len(params.log_bias), serves(x, options), own), group)
     sizes, fused, calls = zip(*found, strict=True)
-    for name in dict.fromkeys(name for call in calls for name in call):
-        values = [call.get(name) for call in calls]
-        if any(value != values[0] for value in values):
-            raise ValueError(f"{name}: expected the same in all processes of the group, found {values}")
+    _compare(calls)
     if any(size % BLOCK for size in sizes[:-1]):
         raise ValueError(
             f"params: expected a multiple of {BLOCK} neurons in each process but the last, found {[*sizes]}"
         )
     return sizes, all(fused)
+
+
+def _gathered(value: Any, group: ProcessGroup) -> list[Any]:
+    """The values of all processes."""
+    found: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(found, value, group=group)
+    return found
+
+
+def _compare(calls: Sequence[Mapping[str, Any]], prefix: str = "") -> None:
+    """Refuses what is not the same in all processes, in each of them."""
+    for name in dict.fromkeys(name for call in calls for name in call):
+        values = [call.get(name) for call in calls]
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"{prefix}{name}: expected the same in all processes of the group, found {values}"
+            )
 
 
 def _seed(x: Tensor, state: State | None, seed: int | Tensor | None, group: ProcessGroup) -> Tensor:

@@ -108,7 +108,8 @@ SINGLE: dict[str, tuple[dict[str, Any], bool, bool]] = {
     "poisson": ({}, False, False), "composed": ({"backend": "eager"}, False, False),
     "expected": ({"drive": "expected"}, False, False), "inner": ({"n_inner": 3}, False, False),
     "single draw": ({"single_draw": True}, False, True), "some steps": ({"record_every": 3}, False, True),
-    "gaussian": ({}, True, False), "wide": ({}, False, False),
+    "gaussian": ({}, True, False), "wide": ({}, False, False), "halves": ({"overlap": True}, False, True),
+    "halves, gaussian": ({"overlap": True}, True, False),
 }  # fmt: skip
 
 
@@ -123,6 +124,8 @@ def single(ops: Ops, name: str) -> dict[str, Tensor]:
     x = inputs(torch.float32)
     frames = torch.stack([x * (t + 1) for t in range(T)]) if moving else x
     own = part_of(params, ops)
+    if ops is ik:
+        options = {name: value for name, value in options.items() if name != "overlap"}
     first = ops.infer(frames, own, T, seed=3, **options)
     result = ops.infer(frames, own, T, state=first.state, record=(n for n in RECORDS), **options)
     torch.set_num_threads(threads)
@@ -163,6 +166,8 @@ def refusals(rank: int) -> dict[str, str]:
         ),
         "few": lambda: sharded.shard(replace(poisson(), log_bias=torch.zeros(3))),
         "group": lambda: sharded.infer(inputs(), part, T, group="all"),  # type: ignore[arg-type]
+        "overlap": lambda: sharded.infer(inputs(), part, T, overlap=True),
+        "log_bias": lambda: sharded.shard(replace(poisson(), log_bias=torch.full((K,), float(rank)))),
     }  # fmt: skip
     found = {}
     for name, call in calls.items():
@@ -293,7 +298,9 @@ def test_every_process_says_what_differs(ranks: list[dict[str, Any]]) -> None:
             for name in ("x", "steps", "seed", "kl"):
                 assert refused[name].startswith(f"{name}: expected the same in all processes"), name
             assert refused["params"].startswith("params: expected a multiple of 4 neurons")
+            assert refused["log_bias"].startswith("params.log_bias: expected the same in all processes")
             assert refused["few"].startswith("params: expected at least 4 neurons for each of")
+        assert refused["overlap"].startswith("overlap: expected False but of float32")
         assert refused["decoder"].startswith("decoder: not an option of a sharded call")
         assert refused["group"].startswith("group: expected a ProcessGroup, a DeviceMesh or None")
 
