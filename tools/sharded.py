@@ -56,13 +56,13 @@ def a_process(rank: int, args: argparse.Namespace, folder: str) -> None:
     shares: list[Any] = [None] * PROCESSES
     distributed.all_gather_object(shares, together(("counts",)).records["counts"])
     times: dict[str, list[float]] = {
-        "two processes": [], "two processes, halves overlap": [], "one, one thread": [], "one, two threads": []
-    }  # fmt: skip
+        name: [] for name in ("two processes", "two, halves overlap", "one, one thread", "one, two threads")
+    }
     together(overlap=True)
     for _ in range(args.rounds):
-        for name, overlap in (("two processes", False), ("two processes, halves overlap", True)):
+        for name, overlap in (("two processes", False), ("two, halves overlap", True)):
             distributed.barrier()
-            times[name].append(seconds(lambda o=overlap: together(overlap=o)))  # type: ignore[misc]
+            times[name].append(seconds(lambda o=overlap: together(overlap=o)))
         distributed.barrier()
         if rank == 0:
             for threads, name in ((1, "one, one thread"), (2, "one, two threads")):
