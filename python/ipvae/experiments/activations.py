@@ -22,7 +22,7 @@ from .worlds import MINILM, MINILM_INPUTS
 L0S = (20, 50, 100, 200)
 IP_VAE, BATCH_TOP_K, OMP = "iP-VAE", "BatchTopK autoencoder", "matching pursuit, iP-VAE's features"
 SOLVED = 200  # test tokens that matching pursuit codes
-PRESETS = {"quick": (384, 60), "short": (1536, 500), "long": (12_288, 20_000)}
+PRESETS = {"quick": (384, 60), "short": (768, 300), "long": (12_288, 20_000)}
 # Whole steps (init_log_lr 0) never learn here: R2 stays below -1,000. After 300 updates with 384 neurons all
 # codes explain .861 at beta 2, .850 at 8 (lr .01), .868 at .3 (lr .02).
 TRAIN = {"lr": 0.02, "beta_outer": 0.3, "batch_size": 200}
@@ -144,5 +144,5 @@ ACTIVATIONS = Experiment(
     "activations", "How much of a language model's activations do so many active neurons explain?",
     "Hidden states of all-MiniLM-L6-v2 (layer 3, 384 numbers) of Python's manual. An iP-VAE is trained with "
     "T = 16; BatchTopK autoencoders of SAELens, one for each L0, get as long.",
-    {"quick": 3.0, "short": 60.0, "long": 3000.0}, trials, measure, report,
+    {"quick": 1.0, "short": 30.0, "long": 3000.0}, trials, measure, report,
 )  # fmt: skip

@@ -221,5 +221,5 @@ WIDE = Experiment(
     "Activations with known features (SynthSAEBench's settings) are made by SAELens. An iP-VAE with as many "
     "neurons as there are features is trained with T = 16; a BatchTopK autoencoder of SAELens gets as long. "
     "By the true features, spikes, FISTA and orthogonal matching pursuit (with the true L0) infer codes.",
-    {"quick": 1.0, "short": 45.0, "long": 3000.0}, trials, measure, report,
+    {"quick": 0.5, "short": 45.0, "long": 3000.0}, trials, measure, report,
 )  # fmt: skip
