@@ -209,3 +209,13 @@ def test_saelens_reads_what_was_written_and_measures_it(tmp_path: Path) -> None:
     x = torch.randn(3, M)
     expected = ((x - bias) @ vectors.T - 1.0).relu()  # the first step: a product with the dictionary, less 1
     torch.testing.assert_close(theirs.encode(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_empty_and_single_rows_and_other_precision(tmp_path: Path) -> None:
+    network = sae.load(written(tmp_path / "sae"), steps=8, last=3)
+    assert network.encode(torch.zeros(0, M)).shape == (0, K)
+    x = activations()[0] @ features() + B_DEC
+    assert network.encode(x).shape == (K,)
+    assert network(x.double()).dtype == torch.float32
+    eager = network.encode(x[None], backend="eager")
+    assert float((eager != network.encode(x[None])).float().mean()) < 0.05

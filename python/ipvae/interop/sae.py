@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import ipvae_kernels
-from ipvae_kernels import PoissonParams, checks
+from ipvae_kernels import InferResult, PoissonParams, State, checks
 
 from ..checkpoint import CheckpointError, atomic_file
 from ..extras import explained
@@ -41,6 +41,8 @@ CONFIG, WEIGHTS, OWN = "cfg.json", "sae_weights.safetensors", "ipvae.safetensors
 SETTINGS = ("steps", "last", "threshold", "seed", "clamp_u", "clamp_du")
 # Rows encoded at once: their log rates take 256 MiB with 65,536 neurons.
 ROWS = 1024
+# Counts held at once: 64 MiB.
+ENTRIES = 2**24
 
 
 class SpikingSAE(nn.Module):
@@ -150,28 +152,34 @@ class SpikingSAE(nn.Module):
             TypeError, ValueError: other inputs, or such that are not finite.
         """
         rows = self._rows("x", x, self.W_dec.shape[1]).to(self.device, self.dtype) - self.b_dec
-        found = torch.empty(len(rows), self.W_dec.shape[0], dtype=self.dtype, device=self.device)
         params: Any = self.params
-        if self.device.type == "cpu" and len(rows) > ROWS:
+        if self.dtype == torch.float32 and backend in ("auto", "cpu") and self.device.type == "cpu":
             params = ipvae_kernels.prepare(params)
-        for first in range(0, len(rows), ROWS):
-            part = rows[first : first + ROWS]
-            state, done = None, 0
-            spikes = torch.zeros(len(part), self.W_dec.shape[0], device=self.device, dtype=torch.float32)
-            for stop in (self.steps - self.last, *range(self.steps - self.last + 1, self.steps + 1)):
-                if stop > done:
-                    counted = stop > self.steps - self.last
-                    result = ipvae_kernels.infer(
-                        part, params, stop - done, state=state, seed=self.seed, sample_offset=first,
-                        record=("counts",) if counted else (), backend=backend,
-                        clamp_u=self.clamp_u, clamp_du=self.clamp_du,
-                    )  # fmt: skip
-                    state, done = result.state, stop
-                    if counted:
-                        spikes += result.records["counts"][0]
-            mean = spikes / self.last
-            found[first : first + ROWS] = torch.where(mean >= self.threshold, mean, 0.0) * self.unit
-        return found.reshape(*x.shape[:-1], -1)
+        found = [
+            self._mean_counts(part, params, ROWS * i, backend)
+            for i, part in enumerate(torch.split(rows, ROWS))
+        ]
+        mean = torch.cat(found) if len(rows) else rows.new_zeros(0, len(self.unit))
+        codes = torch.where(mean >= self.threshold, mean, 0.0).to(self.dtype) * self.unit
+        return codes.reshape(*x.shape[:-1], -1)
+
+    def _mean_counts(self, x: Tensor, params: Any, first: int, backend: str) -> Tensor:
+        """Counts of rows from the first on, averaged over the last steps, [B, K]."""
+
+        def infer(steps: int, state: State | None, record: tuple[str, ...]) -> InferResult:
+            return ipvae_kernels.infer(
+                x, params, steps, state=state, seed=self.seed, sample_offset=first, record=record,
+                clamp_u=self.clamp_u, clamp_du=self.clamp_du, backend=backend,
+            )  # fmt: skip
+
+        state = infer(self.steps - self.last, None, ()).state if self.steps > self.last else None
+        total = torch.zeros(len(x), len(self.unit), device=x.device)
+        chunk = max(1, ENTRIES // total.numel())
+        for done in range(0, self.last, chunk):
+            result = infer(min(chunk, self.last - done), state, ("counts",))
+            state = result.state
+            total += result.records["counts"].sum(0)
+        return total / self.last
 
     def decode(self, feature_acts: Tensor) -> Tensor:
         """Reconstructions: [..., d_sae] to [..., d_in]."""

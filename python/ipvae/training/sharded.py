@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from ..extras import explained
 from ..models.iterative import IterativeVAE
 from ..models.sharding import own_names, own_part, shard_neurons, whole, whole_state
+from .identity import digest
 
 with explained():
     import lightning.pytorch as lightning
@@ -135,6 +136,4 @@ def is_lost(error: BaseException) -> bool:
 
 def _sum(state: Mapping[str, Tensor]) -> str:
     """A digest of parameters and buffers."""
-    from .identity import digest
-
     return " ".join(digest(value) for value in state.values())
