@@ -155,13 +155,11 @@ class SpikingSAE(nn.Module):
         params: Any = self.params
         if self.dtype == torch.float32 and backend in ("auto", "cpu") and self.device.type == "cpu":
             params = ipvae_kernels.prepare(params)
-        found = [
-            self._mean_counts(part, params, ROWS * i, backend)
-            for i, part in enumerate(torch.split(rows, ROWS))
-        ]
-        mean = torch.cat(found) if len(rows) else rows.new_zeros(0, len(self.unit))
+        starts = range(0, len(rows), ROWS)
+        found = [self._mean_counts(rows[i : i + ROWS], params, i, backend) for i in starts]
+        mean = torch.cat(found) if found else rows.new_zeros(0, len(self.unit))
         codes = torch.where(mean >= self.threshold, mean, 0.0).to(self.dtype) * self.unit
-        return codes.reshape(*x.shape[:-1], -1)
+        return codes.reshape(*x.shape[:-1], len(self.unit))
 
     def _mean_counts(self, x: Tensor, params: Any, first: int, backend: str) -> Tensor:
         """Counts of rows from the first on, averaged over the last steps, [B, K]."""
@@ -184,7 +182,7 @@ class SpikingSAE(nn.Module):
     def decode(self, feature_acts: Tensor) -> Tensor:
         """Reconstructions: [..., d_sae] to [..., d_in]."""
         codes = self._rows("feature_acts", feature_acts, self.W_dec.shape[0]).to(self.device, self.dtype)
-        return (codes @ self.W_dec + self.b_dec).reshape(*feature_acts.shape[:-1], -1)
+        return (codes @ self.W_dec + self.b_dec).reshape(*feature_acts.shape[:-1], len(self.b_dec))
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstructions of inputs, [..., d_in]."""
