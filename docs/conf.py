@@ -80,7 +80,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(collections|pathlib|typing|enum|os|dataclasses|types|datetime|abc)\..*"),
     (r"py:class", r"(ipvae|ipvae_kernels)(\.[a-z_]+)+\.\w+"),
     (r"py:exc", r"[A-Z]\w+Error"),
-    (r"py:.*", r"optional|Path|PathLike|Tensor|Frames|Inputs|Source|NotFittedError|csr_array"),
+    (r"py:.*", r"optional|Path|PathLike|ProcessGroup|Tensor|Frames|Inputs|Source|NotFittedError|csr_array"),
 ]
 
 sphinx_gallery_conf = {

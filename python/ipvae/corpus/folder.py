@@ -58,12 +58,16 @@ class Encoding:
         data: name or path of the data set.
         out: the folder.
         key: as of `open_rows`.
-        steps, last, seed, batch_size: as of `ColumnEncoder`.
+        steps: as of `ColumnEncoder`.
+        last: likewise.
+        seed: likewise.
+        batch_size: likewise.
         part_rows: rows of a file.
         rows: N.
         n_latents: K.
         shard_neurons: processes that share the neurons of the model.
-        model_digest, data_digest: tell a change of either.
+        model_digest: tells a change of the model.
+        data_digest: likewise of the data.
     """
 
     model: str
