@@ -8,7 +8,6 @@ moves a draw across a threshold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,7 +23,7 @@ from ..rollout.decoders import Decoded, LinearDecoder
 from ..rollout.op import ElboResult, InferResult
 from ..rollout.op import elbo as elbo_alone
 from ..rollout.op import infer as infer_alone
-from .collectives import shared, summed
+from .collectives import gathered, same_everywhere, shared, summed
 from .fused import infer_fused, infer_halves, serves
 
 Params = TypeVar("Params", PoissonParams, GaussianParams)
@@ -125,7 +124,7 @@ def shard(params: Params, group: Group = None) -> Params:
     )
     tensors = {name: value for name, value in vars(params).items() if isinstance(value, Tensor)}
     sums = {n: f"{list(v.shape)}, sum {float(v.detach().double().sum())!r}" for n, v in tensors.items()}
-    _compare(_gathered(sums, processes), "params.")
+    same_everywhere(gathered(sums, processes), "params.")
     state = _initial(params)
     own: dict[str, Any] = {"log_bias": params.log_bias[part], state: getattr(params, state)[..., part]}
     if params.dictionary is not None:
@@ -266,31 +265,14 @@ def _agreed(
         "state": None if state is None else (state.step, state.sample_offset),
         "seed": int(options["seed"]), **plain,
     }  # fmt: skip
-    found = _gathered((len(params.log_bias), serves(x, options), own), group)
+    found = gathered((len(params.log_bias), serves(x, options), own), group)
     sizes, fused, calls = zip(*found, strict=True)
-    _compare(calls)
+    same_everywhere(calls)
     if any(size % BLOCK for size in sizes[:-1]):
         raise ValueError(
             f"params: expected a multiple of {BLOCK} neurons in each process but the last, found {[*sizes]}"
         )
     return sizes, all(fused)
-
-
-def _gathered(value: Any, group: ProcessGroup) -> list[Any]:
-    """The values of all processes."""
-    found: list[Any] = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(found, value, group=group)
-    return found
-
-
-def _compare(calls: Sequence[Mapping[str, Any]], prefix: str = "") -> None:
-    """Refuses what is not the same in all processes, in each of them."""
-    for name in dict.fromkeys(name for call in calls for name in call):
-        values = [call.get(name) for call in calls]
-        if any(value != values[0] for value in values):
-            raise ValueError(
-                f"{prefix}{name}: expected the same in all processes of the group, found {values}"
-            )
 
 
 def _seed(x: Tensor, state: State | None, seed: int | Tensor | None, group: ProcessGroup) -> Tensor:

@@ -122,7 +122,7 @@ def test_a_model_of_ours(tmp_path: Path) -> None:
     found = network.encode(x + B_DEC)
     assert float(((found - counts * network.unit).abs() > 1e-3).float().mean()) < 0.01
     torch.testing.assert_close(
-        network.decode(counts * network.unit), model.decode(counts) + B_DEC, rtol=1e-4, atol=1e-3
+        network.decode(counts * network.unit), model.decode(counts) + B_DEC, rtol=2e-5, atol=5e-4
     )
     assert torch.equal(network.encode(x[None]), network.encode(x)[None])
     with pytest.raises(TypeError, match="model: expected an IPVAE, found IGVAE"):
@@ -208,7 +208,7 @@ def test_saelens_reads_what_was_written_and_measures_it(tmp_path: Path) -> None:
     torch.testing.assert_close(theirs.W_dec, network.W_dec)
     x = torch.randn(3, M)
     expected = ((x - bias) @ vectors.T - 1.0).relu()  # the first step: a product with the dictionary, less 1
-    torch.testing.assert_close(theirs.encode(x), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(theirs.encode(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_empty_and_single_rows_and_other_precision(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def plan(
     ] = None,
     fit: Annotated[
         Path | None,
-        typer.Option(help="First measure this machine's CPU, five minutes, and write its profile."),
+        typer.Option(help="First measure this machine's CPU, four minutes, and write its profile."),
     ] = None,
     curve: Annotated[
         Path | None, typer.Option(help="Draw time against features, to sizes beyond what was measured.")

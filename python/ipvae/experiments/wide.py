@@ -38,7 +38,6 @@ ITERATIONS = 100  # of FISTA
 LEARNT, KNOWN = "learnt", "known"
 SPIKES, FISTA, OMP = "spikes", "FISTA", "matching pursuit"
 IP_VAE, BATCH_TOP_K = "iP-VAE", "BatchTopK autoencoder"
-COLUMNS = ("mcc", "f1", "rare_f1", "l0", "dead", "ev")
 
 
 def trials(preset: str, seeds: int) -> list[Trial]:
@@ -150,7 +149,8 @@ def report(results: Results) -> Report:
         return Report(("method",), (), (), None, ())
     rows = [
         [
-            f"{part}: {name}", *(found(results, label, part, name, key).show() for key in COLUMNS[:3]),
+            f"{part}: {name}",
+            *(found(results, label, part, name, key).show() for key in ("mcc", "f1", "rare_f1")),
             found(results, label, part, name, "l0").show(1),
             found(results, label, part, name, "dead").show(1, 100.0) + " %",
             found(results, label, part, name, "ev").show(),

@@ -45,16 +45,17 @@ def shard_neurons(model: IterativeVAE, group: ProcessGroup) -> None:
         ConfigError: a model that cannot be shared.
         ValueError: fewer than 4 neurons a process.
     """
-    from ipvae_kernels.distributed import columns
-
     refuse_unshardable(model)
-    part = columns(model.config.n_latents, distributed.get_rank(group), distributed.get_world_size(group))
-    for name in own_names(model):
-        place, _, leaf = name.rpartition(".")
-        parameter = model.get_parameter(name)
-        own = parameter.detach()[..., part].clone(memory_format=torch.contiguous_format)
-        setattr(model.get_submodule(place), leaf, nn.Parameter(own, requires_grad=parameter.requires_grad))
     model.group = group
+    for name in own_names(model):
+        _replace(model, name, own_part(model.get_parameter(name).detach(), model))
+
+
+def _replace(model: nn.Module, name: str, value: Tensor) -> None:
+    """Another parameter in place of one; its size may differ."""
+    place, _, leaf = name.rpartition(".")
+    wanted = model.get_parameter(name).requires_grad
+    setattr(model.get_submodule(place), leaf, nn.Parameter(value, requires_grad=wanted))
 
 
 def own_names(model: nn.Module) -> list[str]:
@@ -114,9 +115,7 @@ def restore_whole(model: IterativeVAE, state: Mapping[str, Tensor]) -> None:
     """Makes a shared model a whole one again, on the CPU, with the tensors of `whole_state`."""
     model.group = None
     for name in own_names(model):
-        place, _, leaf = name.rpartition(".")
-        wanted = model.get_parameter(name).requires_grad
-        setattr(model.get_submodule(place), leaf, nn.Parameter(state[name], requires_grad=wanted))
+        _replace(model, name, state[name])
     model.to("cpu")
 
 

@@ -8,6 +8,7 @@ from ipvae_kernels import checks
 
 from .costs import Costs, Run
 
+# Times this near are one: what the model predicts is no better.
 ALIKE = 1.05
 
 
@@ -50,7 +51,7 @@ def layouts(
     """Every layout of a run on some devices, the best first.
 
     What fits in training comes before what fits in inference alone, and that before what does not fit; then
-    the faster is better, and of those within 5 % the one with fewer shards, which need fewer sums.
+    the faster is better, and of those within 5 % the one with fewer shards, then with fewer devices.
 
     Args:
         costs: of a device.
@@ -77,14 +78,13 @@ def layouts(
         ):
             replicas = devices // shards
             found.append(_layout(costs, features, inputs, batch, replicas, shards, steps, rate, per_host))
-    found.sort(key=lambda layout: (not layout.training_fits, not layout.fits, layout.step))
-    first = found[0]
-    alike = [
-        layout for layout in found
-        if layout.step <= ALIKE * first.step and layout.training_fits == first.training_fits
-        and layout.fits == first.fits
-    ]  # fmt: skip
-    best = min(alike, key=lambda layout: layout.shards * layout.replicas**0.5)
+
+    def room(layout: Layout) -> tuple[bool, bool]:
+        return not layout.training_fits, not layout.fits
+
+    found.sort(key=lambda layout: (*room(layout), layout.step))
+    alike = [x for x in found if room(x) == room(found[0]) and x.step <= ALIKE * found[0].step]
+    best = min(alike, key=lambda layout: (layout.shards, layout.replicas))
     return [best, *(layout for layout in found if layout is not best)]
 
 

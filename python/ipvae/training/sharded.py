@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 
 from ..extras import explained
@@ -106,15 +106,10 @@ def split_neurons(module: Training) -> None:
     trainer = module.trainer
     if trainer.world_size == 1:
         return
-    own = {**module.identity(), "parameters": _sum(module.model.state_dict())}
-    found: list[Any] = [None] * trainer.world_size
-    distributed.all_gather_object(found, own)
-    for name, value in found[0].items():
-        if any(other[name] != value for other in found):
-            raise ValueError(
-                f"{name}: expected the same in all processes of the run, found "
-                f"{[other[name] for other in found]}"
-            )
+    from ipvae_kernels.distributed.collectives import gathered, same_everywhere
+
+    parameters = [digest(value) for value in module.model.state_dict().values()]
+    same_everywhere(gathered({**module.identity(), "parameters": parameters}))
     group = getattr(trainer.strategy, "group", None)
     if group is not None and isinstance(module.model, IterativeVAE) and module.model.group is None:
         shard_neurons(module.model, group)
@@ -132,8 +127,3 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, lost) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
     )
-
-
-def _sum(state: Mapping[str, Tensor]) -> str:
-    """A digest of parameters and buffers."""
-    return " ".join(digest(value) for value in state.values())
