@@ -45,7 +45,10 @@ def shard_neurons(model: IterativeVAE, group: ProcessGroup) -> None:
         ConfigError: a model that cannot be shared.
         ValueError: fewer than 4 neurons a process.
     """
+    from ipvae_kernels.distributed import columns
+
     refuse_unshardable(model)
+    columns(model.config.n_latents, 0, distributed.get_world_size(group))  # or nothing is changed
     model.group = group
     for name in own_names(model):
         _replace(model, name, own_part(model.get_parameter(name).detach(), model))
