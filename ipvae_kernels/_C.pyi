@@ -153,6 +153,13 @@ class RolloutGradArgs:
 def rollout_grad(
     args: RolloutGradArgs, parameters: Parameters, grads: ParameterGrads, n_threads: int
 ) -> None: ...
+def rollout_grad_shared(
+    args: RolloutGradArgs,
+    parameters: Parameters,
+    grads: ParameterGrads,
+    n_threads: int,
+    exchange: Callable[[int, int], None],
+) -> None: ...
 
 class Launch:
     device: int

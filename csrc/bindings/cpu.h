@@ -6,6 +6,14 @@
 
 namespace ipvae {
 
+// Python's exchange(address, n), to be called without the interpreter's lock.
+inline cpu::Exchange exchange_by(const py::function& exchange) {
+    return [&](float* sums, int64_t n) {
+        py::gil_scoped_acquire gil;
+        exchange(reinterpret_cast<uintptr_t>(sums), n);
+    };
+}
+
 inline void bind_cpu_kernels(py::module_& m) {
     using Release = py::call_guard<py::gil_scoped_release>;
     m.def("poisson", &cpu::poisson, py::arg("args"), py::arg("n_threads"), Release());
@@ -20,12 +28,8 @@ inline void bind_cpu_kernels(py::module_& m) {
     m.def(
         "rollout_shared",
         [](const RolloutArgs& args, const Parameters& parameters, int64_t n_threads, const py::function& exchange) {
-            cpu::Exchange sum = [&](float* sums, int64_t n) {
-                py::gil_scoped_acquire gil;
-                exchange(reinterpret_cast<uintptr_t>(sums), n);
-            };
             py::gil_scoped_release release;
-            cpu::rollout_shared(args, parameters, n_threads, sum);
+            cpu::rollout_shared(args, parameters, n_threads, exchange_by(exchange));
         },
         py::arg("args"), py::arg("parameters"), py::arg("n_threads"), py::arg("exchange"));
     py::class_<cpu::Prepared>(m, "Prepared", py::module_local())
@@ -35,8 +39,20 @@ inline void bind_cpu_kernels(py::module_& m) {
         .def_property_readonly("bytes", &cpu::Prepared::bytes);
     m.def("rollout_prepared", &cpu::rollout_prepared, py::arg("args"), py::arg("prepared"), py::arg("n_threads"), Release());
     m.def("packs", &cpu::packs, py::arg("n_inputs"), py::arg("n_latents"));
-    m.def("rollout_grad", &cpu::rollout_grad, py::arg("args"), py::arg("parameters"), py::arg("grads"),
-          py::arg("n_threads"), Release());
+    m.def(
+        "rollout_grad",
+        [](const RolloutGradArgs& args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads) {
+            cpu::rollout_grad(args, parameters, grads, n_threads, {});
+        },
+        py::arg("args"), py::arg("parameters"), py::arg("grads"), py::arg("n_threads"), Release());
+    m.def(
+        "rollout_grad_shared",
+        [](const RolloutGradArgs& args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads,
+           const py::function& exchange) {
+            py::gil_scoped_release release;
+            cpu::rollout_grad(args, parameters, grads, n_threads, exchange_by(exchange));
+        },
+        py::arg("args"), py::arg("parameters"), py::arg("grads"), py::arg("n_threads"), py::arg("exchange"));
 }
 
 inline void bind_cpu_tools(py::module_& m) {

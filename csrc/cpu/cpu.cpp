@@ -207,6 +207,20 @@ void rollout_by_neurons(const Kernels& k, const RolloutArgs& args, int64_t n_thr
     meeting.rethrow();
 }
 
+// From the last update to the first: all rows come to its seam, and what they decoded there is added up over processes.
+void rollout_grad_by_updates(const Kernels& k, const RolloutGradArgs& args, int64_t n_threads, const Exchange& exchange) {
+    const RolloutArgs& a = args.forward;
+    int64_t size = k.rollout_grad_kept(a), n = a.n_rows * a.n_inputs;
+    Buffer kept = allocate(row_blocks(a) * size);
+    for (int64_t update = a.n_steps * a.n_inner - 1; update >= -1; --update) {
+        watched(row_blocks(a), kRowGrain, n_threads, k.rollout_grad_scratch(a),
+                [&](int64_t begin, int64_t end, float* scratch) {
+                    k.rollout_grad_to_seam(args, update, begin, end, kept.get() + begin * size, scratch);
+                });
+        if (update >= 0) exchange(args.grad_errors + (update + update / a.n_inner) * n, n);
+    }
+}
+
 // Column sums of partial [n_partials, n], in order, so that they do not depend on the threads.
 std::vector<double> column_sums(const float* partial, int64_t n_partials, int64_t n) {
     std::vector<double> sums(n, 0.0);
@@ -346,7 +360,8 @@ void rollout_prepared(RolloutArgs args, const Prepared& prepared, int64_t n_thre
     by_neurons ? rollout_by_neurons(k, args, std::min(blocks, n_threads), {}) : rollout_by_rows(k, args, n_threads);
 }
 
-void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads) {
+void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads,
+                  const Exchange& exchange) {
     const Kernels& k = *current().load();
     RolloutArgs& a = args.forward;
     a.draws_counts = k.draws_counts(a);
@@ -361,8 +376,12 @@ void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const Para
     args.grad_drives = grad_drives.get();
     args.partial = partial.get();
     args.grad_dictionary = grads.dictionary;
-    watched(n_blocks, kRowGrain, n_threads, k.rollout_grad_scratch(a),
-            [&](int64_t begin, int64_t end, float* scratch) { k.rollout_grad(args, begin, end, scratch); });
+    int64_t kept = kRowGrain * k.rollout_grad_kept(a);
+    if (exchange)
+        rollout_grad_by_updates(k, args, n_threads, exchange);
+    else
+        watched(n_blocks, kRowGrain, n_threads, kept + k.rollout_grad_scratch(a),
+                [&](int64_t begin, int64_t end, float* scratch) { k.rollout_grad(args, begin, end, scratch, scratch + kept); });
     parallel((a.n_latents + k.panel - 1) / k.panel, n_threads, [&](int64_t begin, int64_t end) {
         Buffer scratch = allocate(k.dictionary_grad_scratch(a, end - begin));
         k.dictionary_grad(args, begin, end, scratch.get());

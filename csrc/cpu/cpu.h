@@ -60,7 +60,11 @@ void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads);
 // kl, spikes and zeros are those of this process.
 void rollout_shared(RolloutArgs args, const Parameters& parameters, int64_t n_threads, const Exchange& exchange);
 void rollout_prepared(RolloutArgs args, const Prepared& prepared, int64_t n_threads);
-void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads);
+// With an exchange: of the neurons of this process, where `args` is what rollout_shared found; what the gradients of drives
+// decode to is summed over processes, on the caller's thread, once for all rows of an update. The gradients of x and log_sigma
+// are then the whole ones, that of log_lr is this process's part.
+void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads,
+                  const Exchange& exchange);
 
 // Whether |v| < limit for every element v; false where there is a NaN.
 bool all_below(const float* data, int64_t n, float limit, int64_t n_threads);

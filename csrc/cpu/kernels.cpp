@@ -127,12 +127,31 @@ static int64_t rollout_grad_scratch(const RolloutArgs& a) {
     return by_cell(a.cell, [&] { return backward_scratch<PoissonCell>(a); }, [&] { return backward_scratch<GaussianCell>(a); });
 }
 
-static void rollout_grad(const RolloutGradArgs& g, int64_t begin, int64_t end, float* scratch) {
+static int64_t rollout_grad_kept(const RolloutArgs& a) {
+    return by_cell(a.cell, [&] { return backward_kept<PoissonCell>(a); }, [&] { return backward_kept<GaussianCell>(a); });
+}
+
+// Calls tile(first row, rows, what its row blocks keep) for the tiles of a range of row blocks.
+template <class Function>
+static void for_grad_tiles(const RolloutArgs& a, int64_t begin, int64_t end, float* kept, Function tile) {
+    int64_t last = end * kRowBlock < a.n_rows ? end * kRowBlock : a.n_rows, size = rollout_grad_kept(a);
+    for (int64_t first = begin * kRowBlock; first < last; first += kTileRows)
+        tile(first, (int)(last - first < kTileRows ? last - first : kTileRows), kept + (first / kRowBlock - begin) * size);
+}
+
+static void rollout_grad(const RolloutGradArgs& g, int64_t begin, int64_t end, float* kept, float* scratch) {
     auto tile = by_cell(
         g.forward.cell, [] { return &rollout_grad_tile<PoissonCell>; }, [] { return &rollout_grad_tile<GaussianCell>; });
-    int64_t last = end * kRowBlock < g.forward.n_rows ? end * kRowBlock : g.forward.n_rows;
-    for (int64_t first = begin * kRowBlock; first < last; first += kTileRows)
-        tile(g, first, (int)(last - first < kTileRows ? last - first : kTileRows), scratch);
+    for_grad_tiles(g.forward, begin, end, kept,
+                   [&](int64_t first, int rows, float* own) { tile(g, first, rows, own, scratch); });
+}
+
+static void rollout_grad_to_seam(const RolloutGradArgs& g, int64_t update, int64_t begin, int64_t end, float* kept,
+                                 float* scratch) {
+    auto tile = by_cell(
+        g.forward.cell, [] { return &rollout_grad_seam<PoissonCell>; }, [] { return &rollout_grad_seam<GaussianCell>; });
+    for_grad_tiles(g.forward, begin, end, kept,
+                   [&](int64_t first, int rows, float* own) { tile(g, update, first, rows, own, scratch); });
 }
 
 // ---- checks -------------------------------------------------------------------------------------------------------
@@ -193,8 +212,8 @@ static void known_philox(const uint32_t* counter, const uint32_t* key, int round
 extern const Kernels kernels;
 const Kernels kernels = {
     IPVAE_STRING(IPVAE_TARGET), kPanel, poisson_scratch, poisson, update, update_grad, packed_floats,
-    pack, draws_counts, kReadsDictionary, kPackedBytes, kNeuronBlock, kTileRows, kTeamRows, rollout_scratch, rollout_team_floats, rollout, rollout_grad_scratch, rollout_grad, grad_product_scratch, dictionary_grad_panels,
-    all_below, evaluate, known_philox,
+    pack, draws_counts, kReadsDictionary, kPackedBytes, kNeuronBlock, kTileRows, kTeamRows, rollout_scratch, rollout_team_floats, rollout, rollout_grad_kept, rollout_grad_scratch, rollout_grad,
+    rollout_grad_to_seam, grad_product_scratch, dictionary_grad_panels, all_below, evaluate, known_philox,
 };
 
 IPVAE_END

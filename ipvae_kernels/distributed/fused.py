@@ -1,98 +1,170 @@
-"""Inference of sharded neurons by the compiled CPU kernels: one call, which asks for a sum once a draw."""
+"""Sharded neurons by the compiled CPU kernels: a call asks for a sum once a draw or an update."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import MutableMapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from .. import checks
 from ..backend import choice
-from ..params import GaussianParams, PoissonParams, State
-from ..rollout import cpu, library
+from ..rollout import checkpointing, cpu, library
+from ..rollout.config import RolloutConfig
+from ..rollout.decoders import RolloutDecoder
 from ..rollout.eager import RECORDS
-from ..rollout.op import InferResult, infer
-from ..rollout.task import task_of
+from ..rollout.problem import PARAMETERS, Inputs, Trajectory, Upstream
+from ..rollout.task import Task
+from .collectives import halves
+from .decoder import ShardedDecoder
+from .turns import Turns
 
-_TWINS: MutableMapping[ProcessGroup, Any] = WeakKeyDictionary()
-_DEFAULTS = {name: p.default for name, p in inspect.signature(infer).parameters.items()}
-_OF_TASK = [name for name in inspect.signature(task_of).parameters if name not in ("x", "params", "steps")]
+Found = TypeVar("Found")
+# What has a number for each sample in its last dimension; all else has it in the last but one.
+_BY_SAMPLE = ("recon", "kl", "squared_error", "spikes", "zeros")
 
 
-def serves(x: Tensor, options: dict[str, Any]) -> bool:
-    """Whether this process can: float32 on a CPU, where the kernels were compiled, records that are dense."""
-    backend = choice.select(options.get("backend", "auto"))
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not set(options["record"]) <= set(RECORDS):
+def serves(x: Tensor, options: dict[str, Any], loss: bool) -> bool:
+    """Whether this process can: float32 on a CPU where the kernels were compiled.
+
+    Args:
+        x: input.
+        options: of the call.
+        loss: of ``elbo``, whose records are composed, rather than of ``infer``, whose dense ones are not.
+    """
+    backend, record = choice.select(options.get("backend", "auto")), options.get("record", ())
+    composed = options.get("estimator") == "gumbel" or not set(record) <= set(() if loss else RECORDS)
+    if composed or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
     return backend in ("auto", "cpu") and choice.resolve(backend, [x]) == "cpu"
 
 
-def infer_fused(
-    x: Tensor, params: PoissonParams | GaussianParams, steps: int, state: State | None, group: ProcessGroup,
-    options: dict[str, Any],
-) -> InferResult:  # fmt: skip
-    """:func:`ipvae_kernels.infer` of this process's neurons, with means of all; options are checked."""
-    options = {**_DEFAULTS, **options, "decoder": None, "state": state}
-    task = task_of(x, params, steps, **{name: options[name] for name in _OF_TASK})
-    every = checks.integer("record_every", options["record_every"], 1, 2**32)
-    names = tuple(name for name in RECORDS if name in options["record"])
-    if options["check"]:
-        library.check_finite(task.tensors)
-    inputs = type(task.tensors)(*(tensor.detach().contiguous() for tensor in task.tensors))
-    final, *rows = cpu.infer_shared(
-        inputs, task.seed, task.cfg, names, every, lambda sums: distributed.all_reduce(sums, group=group)
-    )
-    found = dict(zip(names, rows, strict=True))
-    if options["check"]:
-        checks.finite_result(library.DIVERGED, state=final, **found)
-    records = {name: found[name] for name in options["record"]}
-    return InferResult(State(final, task.cfg.step + steps, task.seed, task.cfg.sample_offset), records)
+class Rows(NamedTuple):
+    """A part of a batch: which rows, their tensors, detached and dense, and the constants for them."""
+
+    part: slice
+    inputs: Inputs
+    cfg: RolloutConfig
 
 
-def infer_halves(
-    x: Tensor, params: PoissonParams | GaussianParams, steps: int, state: State | None, group: ProcessGroup,
-    options: dict[str, Any],
-) -> InferResult:  # fmt: skip
-    """:func:`infer_fused` of two halves of the batch in two threads, each with sums of a group of its own."""
-    rows = x.shape[-2]
-    if rows < 2:
-        return infer_fused(x, params, steps, state, group, options)
-    half = rows // 2
-    offset = options.get("sample_offset")
-    if offset is None:
-        offset = 0 if state is None else state.sample_offset
+class FusedDecoder(ShardedDecoder, RolloutDecoder):
+    """Phi z, by whole rollouts of this process's neurons.
 
-    def run(part: slice, own: ProcessGroup) -> InferResult:
-        begun = None
-        if state is not None:
-            begun = replace(
-                state, log_rate=state.log_rate[..., part, :], sample_offset=state.sample_offset + part.start
-            )
-        found = {**options, "sample_offset": offset + part.start}
-        return infer_fused(x[..., part, :], params, steps, begun, own, found)
+    Args:
+        dictionary: columns of this process, [M, K_local].
+        group: of the processes.
+        overlap: as of its base.
+        widest: neurons of the process that has the most.
+    """
 
-    parts = (slice(0, half), group), (slice(half, rows), _twin(group))
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda part: run(*part), parts)
-    records = {
-        name: torch.cat([record, second.records[name]], -1 if record.ndim == 2 else -2)  # [R, B], [..., B, N]
-        for name, record in first.records.items()
-    }
-    log_rate = torch.cat([first.state.log_rate, second.state.log_rate], -2)
-    return InferResult(replace(first.state, log_rate=log_rate), records)
+    def __init__(self, dictionary: Tensor, group: ProcessGroup, overlap: bool, widest: int) -> None:
+        super().__init__(dictionary, group, overlap)
+        self.widest = widest
+
+    def infer(self, task: Task, names: tuple[str, ...], record_every: int, check: bool) -> list[Tensor]:
+        """As the op; kl, spikes and zeros are of this process's neurons."""
+        if check:
+            library.check_finite(task.tensors)
+        parts = self.side_by_side(
+            lambda kernels, rows: kernels.infer(rows.inputs, task.seed, rows.cfg, names, record_every),
+            [(rows,) for rows in self.rows(task.tensors, task.cfg)],
+        )
+        found = _joined(("state", *names), parts)
+        if check:
+            checks.finite_result(library.DIVERGED, **found)
+        return list(found.values())
+
+    def elbo(self, task: Task, checkpoint: int | None, check: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """As the op; kl is of this process's neurons, and so is the gradient of log_lr."""
+        if check:
+            library.check_finite(task.tensors)
+        tensors = task.tensors._replace(dictionary=self.dictionary)
+        recon, kl, state = _Elbo.apply(  # type: ignore[no-untyped-call]
+            self, task.seed, task.cfg, checkpoint or self._steps_kept(tensors, task.cfg), *tensors
+        )
+        if check:
+            library.check_loss(recon, kl, state)
+        return recon, kl, state
+
+    def rows(self, inputs: Inputs, cfg: RolloutConfig) -> list[Rows]:
+        """The batch, or its two halves where they overlap."""
+        x, dense = (
+            inputs.x,
+            Inputs(*(tensor.detach() for tensor in inputs._replace(dictionary=self.dictionary))),
+        )
+        parts = halves(x.shape[-2]) if self.overlap and x.shape[-2] else [slice(0, x.shape[-2])]
+        found = []
+        for part in parts:
+            own = dense._replace(x=dense.x[..., part, :], log_rate=dense.log_rate[..., part, :])
+            here = cfg._replace(sample_offset=cfg.sample_offset + part.start)
+            found.append(Rows(part, Inputs(*(tensor.contiguous() for tensor in own)), here))
+        return found
+
+    def side_by_side(self, run: Callable[..., Found], parts: Sequence[tuple[Any, ...]]) -> list[Found]:
+        """What run(kernels, *part) finds for each of one or two parts."""
+
+        def of(part: tuple[Any, ...]) -> Callable[[cpu.Exchange], Found]:
+            return lambda exchange: run(cpu.shared(exchange), *part)
+
+        if len(parts) == 1:
+            return [of(parts[0])(lambda sums: distributed.all_reduce(sums, group=self.group))]
+        return Turns(self.group).both(*map(of, parts))
+
+    def _steps_kept(self, inputs: Inputs, cfg: RolloutConfig) -> int:
+        """Of a segment: the same in all processes, which come to their sums together."""
+        sizes = torch.empty((len(self.dictionary), self.widest), device="meta")
+        return checkpointing.steps_kept(cfg, inputs._replace(dictionary=sizes))
 
 
-def _twin(group: ProcessGroup) -> ProcessGroup:
-    """A second group of the same processes, made once."""
-    if group not in _TWINS:
-        ranks = distributed.get_process_group_ranks(group)
-        _TWINS[group] = distributed.new_group(ranks, backend="gloo", use_local_synchronization=True)
-    twin: ProcessGroup = _TWINS[group]
-    return twin
+class _Elbo(torch.autograd.Function):
+    """recon, kl and the final state, with the gradient by hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, decoder: FusedDecoder, seed: Tensor, cfg: RolloutConfig, steps: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        parts = decoder.side_by_side(
+            lambda kernels, rows: checkpointing.elbo(kernels, rows.inputs, seed, rows.cfg, steps),
+            [(rows,) for rows in decoder.rows(Inputs(*tensors), cfg)],
+        )
+        ctx.save_for_backward(seed, *tensors, *(tensor for part in parts for tensor in part.trajectory))
+        ctx.call = decoder, cfg, steps
+        return tuple(_joined(("recon", "kl", "log_rate"), [part[:3] for part in parts]).values())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (decoder, cfg, steps), (seed, *saved) = ctx.call, ctx.saved_tensors
+        inputs, kept = Inputs(*saved[: len(Inputs._fields)]), saved[len(Inputs._fields) :]
+        recon, kl, log_rate = grads
+        calls, size = [], len(Trajectory._fields)
+        for i, rows in enumerate(decoder.rows(inputs, cfg)):
+            part = recon[:, rows.part], kl[:, rows.part], log_rate[..., rows.part, :]
+            above = Upstream(*(tensor.contiguous() for tensor in part))
+            calls.append((rows, above, Trajectory(*kept[i * size : (i + 1) * size])))
+        parts = decoder.side_by_side(
+            lambda kernels, rows, above, trajectory: checkpointing.elbo_backward(
+                kernels, above, rows.inputs, trajectory, seed, rows.cfg, steps
+            ),
+            calls,
+        )
+        found = _joined(Inputs._fields, parts, PARAMETERS)
+        return None, None, None, None, *found.values()
+
+
+def _joined(
+    names: Sequence[str], parts: Sequence[Sequence[Tensor]], summed: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Tensors by name, of the rows of all parts; some of them are sums over rows."""
+    found = {}
+    for name, *of_parts in zip(names, *parts, strict=True):
+        if len(of_parts) == 1:
+            found[name] = of_parts[0]
+        elif name in summed:
+            found[name] = torch.stack(of_parts).sum(0)
+        else:
+            found[name] = torch.cat(of_parts, -1 if name in _BY_SAMPLE else -2)
+    return found

@@ -8,7 +8,8 @@ moves a draw across a threshold.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,13 +20,16 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from .. import checks
 from ..params import GaussianParams, PoissonParams, State
-from ..rollout.decoders import Decoded, LinearDecoder
+from ..rollout.library import check_finite
 from ..rollout.op import ElboResult, InferResult
 from ..rollout.op import elbo as elbo_alone
 from ..rollout.op import infer as infer_alone
+from ..rollout.shapes import tensors_of
 from .collectives import gathered, same_everywhere, shared, summed
-from .fused import infer_fused, infer_halves, serves
+from .decoder import ShardedDecoder
+from .fused import FusedDecoder, serves
 
+Found = TypeVar("Found")
 Params = TypeVar("Params", PoissonParams, GaussianParams)
 Group = ProcessGroup | DeviceMesh | None
 # Four neighbours share a block of random words, so parts begin at multiples.
@@ -43,7 +47,7 @@ class Part(NamedTuple):
         sizes: neurons of each process.
         rank: of this one.
         mesh: where tensors are distributed ones, the mesh and its dimension.
-        fused: whether the compiled CPU kernels of all processes serve inference.
+        fused: whether the compiled CPU kernels of all processes serve the call.
     """
 
     group: ProcessGroup
@@ -61,28 +65,6 @@ class Part(NamedTuple):
     def neurons(self) -> int:
         """K, of all processes."""
         return sum(self.sizes)
-
-
-class ShardedDecoder(LinearDecoder):
-    """Phi z, where each process has some columns of Phi and the same numbers of z.
-
-    Args:
-        dictionary: columns of this process, [M, K_local].
-        group: of the processes.
-    """
-
-    def __init__(self, dictionary: Tensor, group: ProcessGroup) -> None:
-        super().__init__(dictionary)
-        self.group = group
-
-    def __call__(self, code: Tensor) -> Decoded:
-        """The mean of all, and the drive of this process's neurons."""
-        mean = summed(code @ self.dictionary.T, self.group)
-        return Decoded(mean, lambda weighted: shared(weighted, self.group) @ self.dictionary)
-
-    def half_diagonal(self, log_sigma: Tensor) -> Tensor:
-        """Of this process's neurons."""
-        return super().half_diagonal(shared(log_sigma, self.group))
 
 
 def columns(neurons: int, rank: int, world: int) -> slice:
@@ -150,8 +132,8 @@ def infer(
         group: of the processes; a mesh whose dimension "model" is it, beside "data" or others; None: all of
             them, or the mesh of distributed tensors.
         state: continue from here.
-        overlap: infer the two halves of the batch side by side, so that one computes while the other's sum is
-            on its way. For slow links and many rows: each half reads the dictionary. Of fused calls alone.
+        overlap: take the two halves of the batch in turns: one is computed while the other's sum is on its
+            way. For slow links and many rows: each half reads the dictionary.
         options: those of `ipvae_kernels.infer` but ``decoder`` and ``neuron_offset``. Without a seed or a
             state the first process draws one for all.
 
@@ -160,18 +142,11 @@ def infer(
         those of all neurons. Distributed tensors where the parameters are.
 
     Raises:
-        TypeError, ValueError: as there; or processes differ in what they call with, which each says; or
-            ``overlap`` of a call that is not fused.
+        TypeError, ValueError: as there, in all processes where it is so in one; or they differ in what they
+            call with.
     """
-    overlap = checks.flag("overlap", overlap)
-    part, local, options = _prepared(x, params, steps, group, state, options, overlap=overlap)
-    if overlap and not part.fused:
-        raise ValueError("overlap: expected False but of float32 on CPUs with the compiled kernels")
-    if part.fused:
-        fused = infer_halves if overlap else infer_fused
-        found = fused(x, local.whole, steps, local.state, part.group, options)
-    else:
-        found = infer_alone(x, local.params, steps, decoder=local.decoder, state=local.state, **options)
+    part, own, decoder, options = _prepared(x, params, steps, group, state, options, overlap)
+    found = infer_alone(x, own.params, steps, decoder=decoder, state=own.state, **options)
     records = {name: _whole(name, record, part) for name, record in found.records.items()}
     placed = {name: _placed(record, name, part) for name, record in records.items()}
     return InferResult(_placed_state(found.state, part), placed)
@@ -179,12 +154,13 @@ def infer(
 
 def elbo(
     x: Tensor, params: Params, steps: int, *, group: Group = None, state: State | None = None,
-    beta: float = 1.0, **options: Any,
+    beta: float = 1.0, overlap: bool = False, **options: Any,
 ) -> ElboResult:  # fmt: skip
     """:func:`ipvae_kernels.elbo` of a dictionary whose columns lie in several processes; differentiable.
 
     The loss is that of all neurons, in every process. Its gradient in what a process has alone is there; in
-    what all have (x, log_sigma, log_lr) it is the whole one in each, so nothing is left to be summed.
+    what all have (x, log_sigma, log_lr) it is the whole one in each, so nothing is left to be summed. Fused
+    where :func:`infer` is, but for records and "gumbel"; the backward then costs a sum of [B, M] an update.
 
     Args:
         x: as in :func:`infer`, like all but the next.
@@ -193,6 +169,7 @@ def elbo(
         group: likewise.
         state: likewise.
         beta: weight of the KL term, >= 0.
+        overlap: as in :func:`infer`; in the backward too.
         options: those of `ipvae_kernels.elbo` but ``decoder`` and ``neuron_offset``.
 
     Returns:
@@ -202,8 +179,9 @@ def elbo(
     Raises:
         TypeError, ValueError: as :func:`infer`.
     """
-    part, local, options = _prepared(x, params, steps, group, state, {**options, "beta": beta})
-    found = elbo_alone(x, local.params, steps, decoder=local.decoder, state=local.state, **options)
+    options["beta"] = beta
+    part, own, decoder, options = _prepared(x, params, steps, group, state, options, overlap, loss=True)
+    found = elbo_alone(x, own.params, steps, decoder=decoder, state=own.state, **options)
     divergence = summed(found.kl, part.group)
     loss = found.loss + beta * (divergence - found.kl).sum() * (
         256.0 / (x.shape[-1] * max(found.kl.numel(), 1))
@@ -212,77 +190,119 @@ def elbo(
     return ElboResult(loss, found.recon, divergence, _placed_state(found.state, part), placed)
 
 
-@dataclass(frozen=True)
-class _Local:
-    """What this process calls the ops with."""
+class _Own(NamedTuple):
+    """What a process calls with, of its neurons; local tensors for distributed ones."""
 
     params: PoissonParams | GaussianParams
-    decoder: ShardedDecoder
+    dictionary: Tensor
     state: State | None
-    whole: PoissonParams | GaussianParams  # with the dictionary
+    seed: Tensor
+
+
+class _Told(NamedTuple):
+    """What it tells the others.
+
+    Attributes:
+        neurons: how many it has.
+        fused: whether its compiled CPU kernels serve the call.
+        seed: of the caller, of the state, or one that was drawn.
+        call: what has to be the same in all, by name.
+    """
+
+    neurons: int
+    fused: bool
+    seed: int
+    call: dict[str, Any]
 
 
 def _prepared(
     x: Tensor, params: Params, steps: int, group: Group, state: State | None, options: dict[str, Any],
-    **more: Any,
-) -> tuple[Part, _Local, dict[str, Any]]:  # fmt: skip
+    overlap: bool, loss: bool = False,
+) -> tuple[Part, _Own, ShardedDecoder, dict[str, Any]]:  # fmt: skip
     """The part of this process, and the arguments of its call, alike in all processes."""
     for name in ("decoder", "neuron_offset"):
         if name in options:
             raise TypeError(f"{name}: not an option of a sharded call, found {options[name]!r}")
-    checks.tensor("x", x)
     if not isinstance(record := options.get("record", ()), str):
         options["record"] = tuple(record)
     mesh = _mesh(params)
+    processes = mesh[0].get_group(mesh[1]) if mesh and group is None else _group(group)
+    own, told = _told_all(lambda: _own(x, params, steps, state, overlap, options, loss), processes)
+    sizes, fused = _alike(told)
+    options["seed"] = own.seed.new_tensor(told[0].seed)
+    part = Part(processes, sizes, distributed.get_rank(processes), mesh, fused)
+    options["neuron_offset"] = part.first
+    decoder = (
+        FusedDecoder(own.dictionary, processes, overlap, max(sizes))
+        if fused
+        else ShardedDecoder(own.dictionary, processes, overlap)
+    )
+    log_lr = shared(own.params.log_lr, processes)
+    return part, own._replace(params=replace(own.params, dictionary=None, log_lr=log_lr)), decoder, options
+
+
+def _own(
+    x: Tensor, params: Params, steps: int, state: State | None, overlap: bool, options: dict[str, Any],
+    loss: bool,
+) -> tuple[_Own, _Told]:  # fmt: skip
+    """The arguments of this process, with the checks that an op would make too late for the others."""
+    checks.flag("overlap", overlap)
+    checks.tensor("x", x)
     params = _local_params(params)
     if params.dictionary is None:
         raise ValueError("params.dictionary: expected this process's columns [M, K_local], found None")
     if state is not None and isinstance(state.log_rate, DTensor):
         state = replace(state, log_rate=state.log_rate.to_local())
-    processes = mesh[0].get_group(mesh[1]) if mesh and group is None else _group(group)
-    options["seed"] = _seed(x, state, options.get("seed"), processes)
-    sizes, fused = _agreed(x, params, steps, state, {**options, **more}, processes)
-    part = Part(processes, sizes, distributed.get_rank(processes), mesh, fused)
-    options["neuron_offset"] = part.first
-    decoder = ShardedDecoder(checks.raised(params.dictionary), processes)
-    own = replace(params, dictionary=None, log_lr=shared(params.log_lr, processes))
-    return part, _Local(own, decoder, state, params), options
+    tensors, _ = tensors_of(x, params, steps, True, state)
+    if checks.flag("check", options.get("check", True)):
+        check_finite(tensors)
+    given = options.get("seed")
+    if given is None and state is not None:
+        given = state.seed
+    seed = checks.seed(given, x.device)
+    plain = {name: str(value) for name, value in sorted(options.items()) if not isinstance(value, Tensor)}
+    call = {
+        **plain, "overlap": overlap, "steps": steps, "seed": None if given is None else int(seed),
+        "x": f"{x.dtype} {list(x.shape)}, sum {float(x.detach().double().sum())!r}",
+        "state": None if state is None else (state.step, state.sample_offset),
+    }  # fmt: skip
+    told = _Told(len(params.log_bias), serves(x, options, loss), int(seed), call)
+    return _Own(params, tensors.dictionary, state, seed), told
 
 
-def _agreed(
-    x: Tensor, params: PoissonParams | GaussianParams, steps: int, state: State | None,
-    options: dict[str, Any], group: ProcessGroup,
-) -> tuple[tuple[int, ...], bool]:  # fmt: skip
-    """The neurons of each process, where processes call alike, and whether all can serve fused inference.
+def _told_all(make: Callable[[], tuple[_Own, _Told]], group: ProcessGroup) -> tuple[_Own, list[_Told]]:
+    """What is made here, and what every process tells, if all could.
+
+    Raises:
+        TypeError, ValueError: as in this process; or in another one, whose error is told.
+    """
+    problem: Exception | None = None
+    try:
+        own, here = make()
+    except (TypeError, ValueError) as error:
+        problem = error
+    told = gathered(here if problem is None else str(problem), group)
+    if problem is not None:
+        raise problem
+    for rank, found in enumerate(told):
+        if isinstance(found, str):
+            raise ValueError(f"process {rank} of the group: {found}")
+    return own, told
+
+
+def _alike(told: list[_Told]) -> tuple[tuple[int, ...], bool]:
+    """The neurons of each process, where processes call alike, and whether all can serve a fused call.
 
     Raises:
         ValueError: they do not, in every process.
     """
-    plain = {name: str(value) for name, value in sorted(options.items()) if not isinstance(value, Tensor)}
-    total = float(x.detach().double().sum())
-    own = {
-        "x": f"{x.dtype} {list(x.shape)}, sum {total!r}", "steps": steps,
-        "state": None if state is None else (state.step, state.sample_offset),
-        "seed": int(options["seed"]), **plain,
-    }  # fmt: skip
-    found = gathered((len(params.log_bias), serves(x, options), own), group)
-    sizes, fused, calls = zip(*found, strict=True)
-    same_everywhere(calls)
+    same_everywhere([found.call for found in told])
+    sizes = tuple(found.neurons for found in told)
     if any(size % BLOCK for size in sizes[:-1]):
         raise ValueError(
             f"params: expected a multiple of {BLOCK} neurons in each process but the last, found {[*sizes]}"
         )
-    return sizes, all(fused)
-
-
-def _seed(x: Tensor, state: State | None, seed: int | Tensor | None, group: ProcessGroup) -> Tensor:
-    """The caller's or the state's; else one that the first process draws."""
-    if seed is None and state is not None:
-        seed = state.seed
-    own = checks.seed(seed, x.device)
-    if seed is None:
-        distributed.broadcast(own, group_src=0, group=group)
-    return own
+    return sizes, all(found.fused for found in told)
 
 
 def _group(group: Group) -> ProcessGroup:

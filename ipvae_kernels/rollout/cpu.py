@@ -6,7 +6,9 @@ Signatures as in ``eager.py``; tensors are contiguous and float32.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,63 +20,77 @@ from . import structs
 from .config import RolloutConfig
 from .problem import Forward, Inputs, Trajectory, Upstream
 
+Exchange = Callable[[Tensor], None]
+"""Adds up a tensor over the processes that have a layer's neurons, in place."""
+
 
 def infer(
-    inputs: Inputs, seed: Tensor, cfg: RolloutConfig, record: tuple[str, ...], record_every: int
-) -> list[Tensor]:
-    """Inference with hard counts: the final log rate, then the records in canonical order."""
-    args, results = structs.infer(load(), inputs, cfg, record, record_every)
-    _run(args, inputs, seed)
-    return results
-
-
-def infer_shared(
     inputs: Inputs,
     seed: Tensor,
     cfg: RolloutConfig,
     record: tuple[str, ...],
     record_every: int,
-    exchange: Callable[[Tensor], None],
+    exchange: Exchange | None = None,
 ) -> list[Tensor]:
-    """:func:`infer` of the neurons of this process; kl, spikes and zeros are those of this process.
-
-    Args:
-        inputs: as there, likewise the next four.
-        seed: likewise.
-        cfg: likewise.
-        record: likewise.
-        record_every: likewise.
-        exchange: adds up a tensor over the processes, in place.
-    """
-    module = load()
-    args, results = structs.infer(module, inputs, cfg, record, record_every)
-    fill(args, seed=unsigned_seed(seed))
-
-    def at(address: int, n: int) -> None:
-        exchange(torch.frombuffer((ctypes.c_float * n).from_address(address), dtype=torch.float32))
-
-    module.rollout_shared(args, structs.parameters(module, inputs), torch.get_num_threads(), at)
+    """Inference with hard counts: the final log rate, then the records in canonical order."""
+    args, results = structs.infer(load(), inputs, cfg, record, record_every)
+    _run(args, inputs, seed, exchange)
     return results
 
 
-def elbo(inputs: Inputs, seed: Tensor, cfg: RolloutConfig) -> Forward:
+def elbo(inputs: Inputs, seed: Tensor, cfg: RolloutConfig, exchange: Exchange | None = None) -> Forward:
     """Both halves of the loss at every step, and what their gradient needs."""
     args, results = structs.elbo(load(), inputs, cfg)
-    _run(args, inputs, seed)
+    _run(args, inputs, seed, exchange)
     return results
 
 
-def elbo_backward(upstream: Upstream, inputs: Inputs, trajectory: Trajectory, cfg: RolloutConfig) -> Inputs:
+def elbo_backward(
+    upstream: Upstream,
+    inputs: Inputs,
+    trajectory: Trajectory,
+    cfg: RolloutConfig,
+    exchange: Exchange | None = None,
+) -> Inputs:
     """The gradient of each input."""
     module = load()
     grads = Inputs(*map(torch.empty_like, inputs))
     args = structs.backward(module, upstream, inputs, trajectory, grads, cfg)
-    of_parameters = structs.parameter_grads(module, grads)
-    module.rollout_grad(args, structs.parameters(module, inputs), of_parameters, torch.get_num_threads())
+    call = args, structs.parameters(module, inputs), structs.parameter_grads(module, grads)
+    if exchange is None:
+        module.rollout_grad(*call, torch.get_num_threads())
+    else:
+        module.rollout_grad_shared(*call, torch.get_num_threads(), _by_address(exchange))
     return grads
 
 
-def _run(args: Any, inputs: Inputs, seed: Tensor) -> None:
+def shared(exchange: Exchange) -> SimpleNamespace:
+    """The functions of this module for the neurons of one process.
+
+    kl, spikes, zeros and the gradient of log_lr are those of this process; means, and with them all that has
+    pixels, are those of all neurons.
+
+    Args:
+        exchange: called once a draw for some rows, and in the backward once an update for all.
+    """
+    functions = (infer, elbo, elbo_backward)
+    return SimpleNamespace(**{f.__name__: functools.partial(f, exchange=exchange) for f in functions})
+
+
+def _run(args: Any, inputs: Inputs, seed: Tensor, exchange: Exchange | None) -> None:
     module = load()
     fill(args, seed=unsigned_seed(seed))
-    module.rollout(args, structs.parameters(module, inputs), torch.get_num_threads())
+    call = args, structs.parameters(module, inputs), torch.get_num_threads()
+    if exchange is None:
+        module.rollout(*call)
+    else:
+        module.rollout_shared(*call, _by_address(exchange))
+
+
+def _by_address(exchange: Exchange) -> Callable[[int, int], None]:
+    """The same of n floats that lie in memory of the kernels."""
+
+    def at(address: int, n: int) -> None:
+        exchange(torch.frombuffer((ctypes.c_float * n).from_address(address), dtype=torch.float32))
+
+    return at

@@ -26,7 +26,7 @@ from ..backend import choice
 from ..params import State
 from ..poisson.op import check_estimator
 from . import composed, eager, library, loss_records, records, sparse, stretches
-from .decoders import Decoder
+from .decoders import Decoder, RolloutDecoder
 from .problem import constants
 from .task import Clamp, Params, Task, task_of, unprepared
 
@@ -365,6 +365,8 @@ def _inferred(
         wide = task.tensors.dictionary.to(task.tensors.log_sigma.dtype)
         task = task._replace(tensors=task.tensors._replace(dictionary=wide))
     with _transforms.no_grad():
+        if isinstance(task.decoder, RolloutDecoder):
+            return task.decoder.infer(task, names, record_every, check)
         if task.decoder is not None or composed.by_autograd(backend, task.cfg):
             return _composed(task, names, record_every, backend, check)
         return _fused(task, names, record_every, backend, check)
@@ -408,6 +410,8 @@ def _elbo_part(
         _, kl, _ = found
         cell = composed.plain_cell(task)
         return *found, *loss_records.of_trajectory(record, kl, task.tensors.x, trajectory, cell, task.cfg)
+    if isinstance(task.decoder, RolloutDecoder):
+        return task.decoder.elbo(task, checkpoint, check)
     if check:
         library.check_finite(task.tensors)
     cell = composed.cell_for("elbo", task, backend)

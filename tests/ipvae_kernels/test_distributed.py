@@ -20,6 +20,7 @@ if not distributed.is_available():
 
 from ipvae_kernels import distributed as sharded
 from ipvae_kernels.distributed import fused
+from ipvae_kernels.distributed.collectives import summed
 
 B, M, K, T = 6, 12, 42, 4  # of 42 neurons the last process has fewer
 RECORDS = ("log_rate", "counts", "reconstruction", "recon", "kl", "squared_error", "spikes", "zeros")
@@ -132,6 +133,43 @@ def single(ops: Ops, name: str) -> dict[str, Tensor]:
     return {"state": result.state.log_rate, **result.records}
 
 
+# Cases of the fused loss; the first is composed, to be compared with.
+LOSSES: dict[str, dict[str, Any]] = {
+    "composed": {"backend": "eager"}, "composed, halves": {"backend": "eager", "overlap": True}, "fused": {},
+    "halves": {"overlap": True}, "segments": {"checkpoint": 3, "overlap": True}, "moving": {}, "wide": {},
+    "expected": {"drive": "expected"}, "inner": {"n_inner": 3, "overlap": True}, "truncated": {"truncate": 2},
+    "gaussian": {"overlap": True},
+}  # fmt: skip
+
+
+def loss_of(ops: Ops, name: str) -> dict[str, Tensor]:
+    """A loss in float32 and its gradients, by samples of unlike weights, and of a state that is used on."""
+    options, threads = dict(LOSSES[name]), torch.get_num_threads()
+    if ops is ik:
+        options.pop("overlap", None)
+    params = narrowed(gaussian()) if name == "gaussian" else poisson(torch.float32)
+    if name == "wide":
+        params = repeated(params, 30)
+        torch.set_num_threads(2)
+    x = inputs(torch.float32)
+    if name == "moving":
+        x = torch.stack([x * (t + 1) for t in range(T)])
+    params, x = leaves(params), x.clone().requires_grad_()
+    own = part_of(params, ops)
+    result = ops.elbo(
+        x, own, T, seed=3, beta=2.0, estimator="sigmoid", temperature=0.5, n_arrivals=6, **options
+    )
+    weights = torch.linspace(0.5, 2.0, B)
+    state = result.state.log_rate.square().sum()
+    loss = result.loss + (result.recon * weights + result.kl * weights.flip(0)).sum()
+    if ops is sharded:  # every process has its neurons' part
+        state = summed(state, distributed.group.WORLD)
+    found = {"recon": result.recon, "kl": result.kl, "state": result.state.log_rate, "loss": loss + state}
+    of = gradients(params, loss + state, x)
+    torch.set_num_threads(threads)
+    return {n: v.detach() for n, v in found.items()} | {f"grad {n}": v for n, v in of.items()}
+
+
 def halved() -> ik.PoissonParams:
     """Parameters in bfloat16, with which calls compute in float32."""
     return ik.PoissonParams(*(value.bfloat16() for value in vars(poisson()).values()))
@@ -166,7 +204,18 @@ def refusals(rank: int) -> dict[str, str]:
         ),
         "few": lambda: sharded.shard(replace(poisson(), log_bias=torch.zeros(3))),
         "group": lambda: sharded.infer(inputs(), part, T, group="all"),  # type: ignore[arg-type]
-        "overlap": lambda: sharded.infer(inputs(), part, T, overlap=True),
+        "overlap": lambda: sharded.infer(inputs(), part, T, overlap=rank == 0),
+        "a flag": lambda: sharded.infer(inputs(), part, T, overlap=1),  # type: ignore[arg-type]
+        "seeds": lambda: sharded.infer(inputs(), part, T, seed=None if rank else 3),
+        # What is wrong in one process alone, which the others must not wait for.
+        "nan": lambda: sharded.elbo(
+            inputs(), replace(part, dictionary=part.dictionary / (rank != 0)), T, seed=3
+        ),
+        "type": lambda: sharded.infer(
+            inputs(), part if rank != 1 else replace(part, dictionary=part.dictionary.float()), T,
+        ),
+        "shape": lambda: sharded.infer(inputs(), replace(part, dictionary=part.dictionary[: M - rank]), T),
+        "mine": lambda: sharded.infer(inputs(), part, T, seed="one" if rank == 0 else 3),  # type: ignore[arg-type]
         "log_bias": lambda: sharded.shard(replace(poisson(), log_bias=torch.full((K,), float(rank)))),
     }  # fmt: skip
     found = {}
@@ -211,6 +260,7 @@ def a_rank(rank: int, world: int, folder: str) -> None:
     distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
     found: dict[str, Any] = {name: case(sharded) for name, case in CASES.items()}
     found["float32"] = {name: single(sharded, name) for name in SINGLE}
+    found["losses"] = {name: loss_of(sharded, name) for name in LOSSES}
     found["refused"] = refusals(rank)
     found["dtensor"] = distributed_tensors(world)
     torch.manual_seed(rank)
@@ -261,12 +311,31 @@ def test_fused_inference_is_that_of_one_process_but_for_a_counted_share(
         assert expected["counts"].sum() > 100
 
 
-def test_fused_inference_serves_where_the_kernels_are() -> None:
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_and_its_gradients_are_those_of_one_process(name: str, ranks: list[dict[str, Any]]) -> None:
+    """In float32, where no draw of these lies within rounding of a threshold; by the seams of the kernels."""
+    expected = loss_of(ik, name)
+    for key, value in expected.items():
+        parts = [found["losses"][name][key] for found in ranks]
+        if key == "state":
+            parts = [torch.cat(parts, -1)]
+        elif key.removeprefix("grad ") in OWN:
+            parts = [torch.stack(parts).sum(0)]
+        for part in parts:
+            error = (part - value).abs().max() / value.abs().max()
+            assert float(error) < 5e-6, key
+
+
+def test_fused_calls_serve_where_the_kernels_are() -> None:
     on_cpu = ik.backends()["cpu"] == "available"
-    assert fused.serves(inputs(torch.float32), {"record": ("kl",)}) == on_cpu
-    assert not fused.serves(inputs(torch.float32), {"record": ("sparse_counts",)})
-    assert not fused.serves(inputs(torch.float32), {"record": (), "backend": "eager"})
-    assert not fused.serves(inputs(), {"record": ()})
+    x = inputs(torch.float32)
+    assert fused.serves(x, {"record": ("kl",)}, loss=False) == on_cpu
+    assert fused.serves(x, {}, loss=True) == on_cpu
+    assert not fused.serves(x, {"record": ("sparse_counts",)}, loss=False)
+    assert not fused.serves(x, {"record": ("counts",)}, loss=True)
+    assert not fused.serves(x, {"estimator": "gumbel"}, loss=True)
+    assert not fused.serves(x, {"record": (), "backend": "eager"}, loss=False)
+    assert not fused.serves(inputs(), {"record": ()}, loss=False)
 
 
 def test_a_seed_is_drawn_for_all_and_sequences_continue(ranks: list[dict[str, Any]]) -> None:
@@ -299,10 +368,27 @@ def test_every_process_says_what_differs(ranks: list[dict[str, Any]]) -> None:
                 assert refused[name].startswith(f"{name}: expected the same in all processes"), name
             assert refused["params"].startswith("params: expected a multiple of 4 neurons")
             assert refused["log_bias"].startswith("params.log_bias: expected the same in all processes")
+            assert refused["overlap"].startswith("overlap: expected the same in all processes")
+            assert refused["seeds"].startswith(
+                "seed: expected the same in all processes of the group, found [3"
+            )
             assert refused["few"].startswith("params: expected at least 4 neurons for each of")
-        assert refused["overlap"].startswith("overlap: expected False but of float32")
+        assert refused["a flag"].startswith("overlap: expected")
         assert refused["decoder"].startswith("decoder: not an option of a sharded call")
         assert refused["group"].startswith("group: expected a ProcessGroup, a DeviceMesh or None")
+
+
+def test_what_is_wrong_in_one_process_ends_the_call_in_all(ranks: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(ranks):
+        refused = found["refused"]
+        mine = "" if rank == 0 else "process 0 of the group: "
+        assert refused["nan"].startswith(f"{mine}params.dictionary: expected finite values"), refused["nan"]
+        assert refused["mine"].startswith(f"{mine}seed: expected an int"), refused["mine"]
+        if len(ranks) > 1:
+            theirs = "" if rank == 1 else "process 1 of the group: "
+            assert refused["type"].startswith(f"{theirs}x: expected dtype"), refused["type"]
+            other = "" if rank else "process 1 of the group: "
+            assert refused["shape"].startswith(f"{other}x: expected last dimension M = "), refused["shape"]
 
 
 def test_without_a_group_the_error_says_so() -> None:
