@@ -27,11 +27,12 @@ inline void bind_cpu_kernels(py::module_& m) {
     m.def("rollout", &cpu::rollout, py::arg("args"), py::arg("parameters"), py::arg("n_threads"), Release());
     m.def(
         "rollout_shared",
-        [](const RolloutArgs& args, const Parameters& parameters, int64_t n_threads, const py::function& exchange) {
+        [](const RolloutArgs& args, const Parameters& parameters, int64_t rows, int64_t n_threads, const py::function& exchange) {
             py::gil_scoped_release release;
-            cpu::rollout_shared(args, parameters, n_threads, exchange_by(exchange));
+            cpu::rollout_shared(args, parameters, rows, n_threads, exchange_by(exchange));
         },
-        py::arg("args"), py::arg("parameters"), py::arg("n_threads"), py::arg("exchange"));
+        py::arg("args"), py::arg("parameters"), py::arg("rows"), py::arg("n_threads"), py::arg("exchange"));
+    m.def("shared_rows", &cpu::shared_rows);
     py::class_<cpu::Prepared>(m, "Prepared", py::module_local())
         .def(py::init<const Parameters&, int64_t, int64_t, int, bool, bool, int64_t>(), py::arg("parameters"),
              py::arg("n_inputs"), py::arg("n_latents"), py::arg("cell"), py::arg("counts"), py::arg("pack"),

@@ -186,10 +186,10 @@ void rollout_by_rows(const Kernels& k, const RolloutArgs& args, int64_t n_thread
             });
 }
 
-// Tile after tile of rows, each by all threads.
-void rollout_by_neurons(const Kernels& k, const RolloutArgs& args, int64_t n_threads, const Exchange& exchange) {
-    int64_t n_blocks = (args.n_latents - 1) / k.neuron_block + 1;
-    int tile = static_cast<int>(std::min<int64_t>(k.team_rows, args.n_rows));
+// Tile after tile of rows, about as many each and `most` at most, each by all threads.
+void rollout_by_neurons(const Kernels& k, const RolloutArgs& args, int64_t most, int64_t n_threads, const Exchange& exchange) {
+    int64_t n_blocks = (args.n_latents - 1) / k.neuron_block + 1, n_tiles = std::max<int64_t>(1, (args.n_rows + most - 1) / most);
+    int tile = static_cast<int>((args.n_rows + n_tiles - 1) / n_tiles);
     TeamFloats sizes = k.team_floats(args, tile);
     Buffer blocks = allocate(sizes.blocks), parts = allocate(sizes.parts), terms = allocate(sizes.terms);
     std::vector<Buffer> scratch;
@@ -339,7 +339,9 @@ void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads) 
     rollout_prepared(args, Prepared(parameters, args.n_inputs, args.n_latents, args.cell, counts, pack, n_threads), n_threads);
 }
 
-void rollout_shared(RolloutArgs args, const Parameters& parameters, int64_t n_threads, const Exchange& exchange) {
+int64_t shared_rows() { return current().load()->wide_rows; }
+
+void rollout_shared(RolloutArgs args, const Parameters& parameters, int64_t rows, int64_t n_threads, const Exchange& exchange) {
     bool counts = current().load()->draws_counts(args);
     bool pack = packs(args.n_inputs, args.n_latents);
     Prepared prepared(parameters, args.n_inputs, args.n_latents, args.cell, counts, pack, n_threads);
@@ -347,7 +349,7 @@ void rollout_shared(RolloutArgs args, const Parameters& parameters, int64_t n_th
     args.draws_counts = k.draws_counts(args);
     prepared.apply(args);
     int64_t blocks = (args.n_latents - 1) / k.neuron_block + 1;
-    rollout_by_neurons(k, args, std::min(blocks, n_threads), exchange);
+    rollout_by_neurons(k, args, rows, std::min(blocks, n_threads), exchange);
 }
 
 void rollout_prepared(RolloutArgs args, const Prepared& prepared, int64_t n_threads) {
@@ -355,9 +357,10 @@ void rollout_prepared(RolloutArgs args, const Prepared& prepared, int64_t n_thre
     args.draws_counts = k.draws_counts(args);
     prepared.apply(args);
     // Threads share the neurons where that keeps more of them busy than sharing the rows.
-    int64_t blocks = (args.n_latents - 1) / k.neuron_block + 1, tiles = (args.n_rows + k.team_rows - 1) / k.team_rows;
+    int64_t rows = prepared.packs() ? k.team_rows : k.wide_rows, tiles = (args.n_rows + rows - 1) / rows;
+    int64_t blocks = (args.n_latents - 1) / k.neuron_block + 1;
     bool by_neurons = blocks > 1 && std::min(blocks, n_threads) >= std::min(tiles, n_threads);
-    by_neurons ? rollout_by_neurons(k, args, std::min(blocks, n_threads), {}) : rollout_by_rows(k, args, n_threads);
+    by_neurons ? rollout_by_neurons(k, args, rows, std::min(blocks, n_threads), {}) : rollout_by_rows(k, args, n_threads);
 }
 
 void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const ParameterGrads& grads, int64_t n_threads,

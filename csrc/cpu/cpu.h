@@ -40,6 +40,7 @@ class Prepared {
     void apply_to_any(RolloutArgs& args) const;
     int64_t bytes() const { return bytes_; }
     const Kernels& kernels() const { return *kernels_; }
+    bool packs() const { return encoder_ != nullptr; }
 
   private:
     const Kernels *set_, *kernels_;  // in force when it was made; what computes with it
@@ -57,8 +58,10 @@ using Exchange = std::function<void(float* sums, int64_t n)>;
 
 void rollout(RolloutArgs args, const Parameters& parameters, int64_t n_threads);
 // Of the neurons of this process: means are summed over processes, on the caller's thread, once for the draws of a state;
-// kl, spikes and zeros are those of this process.
-void rollout_shared(RolloutArgs args, const Parameters& parameters, int64_t n_threads, const Exchange& exchange);
+// kl, spikes and zeros are those of this process. The sums are of tiles of `rows` at most, alike in all processes and no more
+// than shared_rows() in any.
+void rollout_shared(RolloutArgs args, const Parameters& parameters, int64_t rows, int64_t n_threads, const Exchange& exchange);
+int64_t shared_rows();
 void rollout_prepared(RolloutArgs args, const Prepared& prepared, int64_t n_threads);
 // With an exchange: of the neurons of this process, where `args` is what rollout_shared found; what the gradients of drives
 // decode to is summed over processes, on the caller's thread, once for all rows of an update. The gradients of x and log_sigma

@@ -212,8 +212,8 @@ static void known_philox(const uint32_t* counter, const uint32_t* key, int round
 extern const Kernels kernels;
 const Kernels kernels = {
     IPVAE_STRING(IPVAE_TARGET), kPanel, poisson_scratch, poisson, update, update_grad, packed_floats,
-    pack, draws_counts, kReadsDictionary, kPackedBytes, kNeuronBlock, kTileRows, kTeamRows, rollout_scratch, rollout_team_floats, rollout, rollout_grad_kept, rollout_grad_scratch, rollout_grad,
-    rollout_grad_to_seam, grad_product_scratch, dictionary_grad_panels, all_below, evaluate, known_philox,
+    pack, draws_counts, kReadsDictionary, kPackedBytes, kNeuronBlock, kTileRows, kTeamRows, kWideRows, rollout_scratch, rollout_team_floats, rollout, rollout_grad_kept,
+    rollout_grad_scratch, rollout_grad, rollout_grad_to_seam, grad_product_scratch, dictionary_grad_panels, all_below, evaluate, known_philox,
 };
 
 IPVAE_END

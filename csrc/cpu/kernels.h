@@ -51,6 +51,7 @@ struct Kernels {
     int64_t packed_bytes;         // size of a dictionary below which it is worth packing
     int64_t neuron_block;         // neurons of a block of a rollout
     int tile_rows, team_rows;     // rows that a thread, and a team, takes at a time
+    int wide_rows;                // the same of a team that reads the dictionary, or shares neurons with other processes
     int64_t (*rollout_scratch)(const RolloutArgs&, int rows, bool alone);
     TeamFloats (*team_floats)(const RolloutArgs&, int rows);
     bool (*rollout)(const RolloutArgs&, int64_t first, int rows, const Share&, float* scratch);

@@ -27,8 +27,8 @@ Found = TypeVar("Found")
 _BY_SAMPLE = ("recon", "kl", "squared_error", "spikes", "zeros")
 
 
-def serves(x: Tensor, options: dict[str, Any], loss: bool) -> bool:
-    """Whether this process can: float32 on a CPU where the kernels were compiled.
+def rows_served(x: Tensor, options: dict[str, Any], loss: bool) -> int:
+    """Rows that this process can take at a time: float32 on a CPU where the kernels were compiled; or 0.
 
     Args:
         x: input.
@@ -38,8 +38,9 @@ def serves(x: Tensor, options: dict[str, Any], loss: bool) -> bool:
     backend, record = choice.select(options.get("backend", "auto")), options.get("record", ())
     composed = options.get("estimator") == "gumbel" or not set(record) <= set(() if loss else RECORDS)
     if composed or x.device.type != "cpu" or x.dtype != torch.float32:
-        return False
-    return backend in ("auto", "cpu") and choice.resolve(backend, [x]) == "cpu"
+        return 0
+    served = backend in ("auto", "cpu") and choice.resolve(backend, [x]) == "cpu"
+    return cpu.shared_rows() if served else 0
 
 
 class Rows(NamedTuple):
@@ -57,12 +58,15 @@ class FusedDecoder(ShardedDecoder, RolloutDecoder):
         dictionary: columns of this process, [M, K_local].
         group: of the processes.
         overlap: as of its base.
+        rows: that all processes can take at a time.
         widest: neurons of the process that has the most.
     """
 
-    def __init__(self, dictionary: Tensor, group: ProcessGroup, overlap: bool, widest: int) -> None:
+    def __init__(
+        self, dictionary: Tensor, group: ProcessGroup, overlap: bool, rows: int, widest: int
+    ) -> None:
         super().__init__(dictionary, group, overlap)
-        self.widest = widest
+        self.tile, self.widest = rows, widest
 
     def infer(self, task: Task, names: tuple[str, ...], record_every: int, check: bool) -> list[Tensor]:
         """As the op; kl, spikes and zeros are of this process's neurons."""
@@ -107,7 +111,7 @@ class FusedDecoder(ShardedDecoder, RolloutDecoder):
         """What run(kernels, *part) finds for each of one or two parts."""
 
         def of(part: tuple[Any, ...]) -> Callable[[cpu.Exchange], Found]:
-            return lambda exchange: run(cpu.shared(exchange), *part)
+            return lambda exchange: run(cpu.shared(cpu.Link(exchange, self.tile)), *part)
 
         if len(parts) == 1:
             return [of(parts[0])(lambda sums: distributed.all_reduce(sums, group=self.group))]

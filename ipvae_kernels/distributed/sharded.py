@@ -27,7 +27,7 @@ from ..rollout.op import infer as infer_alone
 from ..rollout.shapes import tensors_of
 from .collectives import gathered, same_everywhere, shared, summed
 from .decoder import ShardedDecoder
-from .fused import FusedDecoder, serves
+from .fused import FusedDecoder, rows_served
 
 Found = TypeVar("Found")
 Params = TypeVar("Params", PoissonParams, GaussianParams)
@@ -47,14 +47,12 @@ class Part(NamedTuple):
         sizes: neurons of each process.
         rank: of this one.
         mesh: where tensors are distributed ones, the mesh and its dimension.
-        fused: whether the compiled CPU kernels of all processes serve the call.
     """
 
     group: ProcessGroup
     sizes: tuple[int, ...]
     rank: int
     mesh: tuple[DeviceMesh, int] | None = None
-    fused: bool = False
 
     @property
     def first(self) -> int:
@@ -204,13 +202,13 @@ class _Told(NamedTuple):
 
     Attributes:
         neurons: how many it has.
-        fused: whether its compiled CPU kernels serve the call.
+        rows: that its compiled CPU kernels take at a time; 0 where they do not serve the call.
         seed: of the caller, of the state, or one that was drawn.
         call: what has to be the same in all, by name.
     """
 
     neurons: int
-    fused: bool
+    rows: int
     seed: int
     call: dict[str, Any]
 
@@ -228,13 +226,13 @@ def _prepared(
     mesh = _mesh(params)
     processes = mesh[0].get_group(mesh[1]) if mesh and group is None else _group(group)
     own, told = _told_all(lambda: _own(x, params, steps, state, overlap, options, loss), processes)
-    sizes, fused = _alike(told)
+    sizes, rows = _alike(told)
     options["seed"] = own.seed.new_tensor(told[0].seed)
-    part = Part(processes, sizes, distributed.get_rank(processes), mesh, fused)
+    part = Part(processes, sizes, distributed.get_rank(processes), mesh)
     options["neuron_offset"] = part.first
     decoder = (
-        FusedDecoder(own.dictionary, processes, overlap, max(sizes))
-        if fused
+        FusedDecoder(own.dictionary, processes, overlap, rows, max(sizes))
+        if rows
         else ShardedDecoder(own.dictionary, processes, overlap)
     )
     log_lr = shared(own.params.log_lr, processes)
@@ -266,7 +264,7 @@ def _own(
         "x": f"{x.dtype} {list(x.shape)}, sum {float(x.detach().double().sum())!r}",
         "state": None if state is None else (state.step, state.sample_offset),
     }  # fmt: skip
-    told = _Told(len(params.log_bias), serves(x, options, loss), int(seed), call)
+    told = _Told(len(params.log_bias), rows_served(x, options, loss), int(seed), call)
     return _Own(params, tensors.dictionary, state, seed), told
 
 
@@ -290,8 +288,8 @@ def _told_all(make: Callable[[], tuple[_Own, _Told]], group: ProcessGroup) -> tu
     return own, told
 
 
-def _alike(told: list[_Told]) -> tuple[tuple[int, ...], bool]:
-    """The neurons of each process, where processes call alike, and whether all can serve a fused call.
+def _alike(told: list[_Told]) -> tuple[tuple[int, ...], int]:
+    """The neurons of each process, where processes call alike, and the rows that all take in a fused call.
 
     Raises:
         ValueError: they do not, in every process.
@@ -302,7 +300,7 @@ def _alike(told: list[_Told]) -> tuple[tuple[int, ...], bool]:
         raise ValueError(
             f"params: expected a multiple of {BLOCK} neurons in each process but the last, found {[*sizes]}"
         )
-    return sizes, all(found.fused for found in told)
+    return sizes, min(found.rows for found in told)
 
 
 def _group(group: Group) -> ProcessGroup:

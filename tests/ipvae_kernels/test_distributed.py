@@ -329,13 +329,13 @@ def test_a_loss_and_its_gradients_are_those_of_one_process(name: str, ranks: lis
 def test_fused_calls_serve_where_the_kernels_are() -> None:
     on_cpu = ik.backends()["cpu"] == "available"
     x = inputs(torch.float32)
-    assert fused.serves(x, {"record": ("kl",)}, loss=False) == on_cpu
-    assert fused.serves(x, {}, loss=True) == on_cpu
-    assert not fused.serves(x, {"record": ("sparse_counts",)}, loss=False)
-    assert not fused.serves(x, {"record": ("counts",)}, loss=True)
-    assert not fused.serves(x, {"estimator": "gumbel"}, loss=True)
-    assert not fused.serves(x, {"record": (), "backend": "eager"}, loss=False)
-    assert not fused.serves(inputs(), {"record": ()}, loss=False)
+    assert bool(fused.rows_served(x, {"record": ("kl",)}, loss=False)) == on_cpu
+    assert bool(fused.rows_served(x, {}, loss=True)) == on_cpu
+    assert not fused.rows_served(x, {"record": ("sparse_counts",)}, loss=False)
+    assert not fused.rows_served(x, {"record": ("counts",)}, loss=True)
+    assert not fused.rows_served(x, {"estimator": "gumbel"}, loss=True)
+    assert not fused.rows_served(x, {"record": (), "backend": "eager"}, loss=False)
+    assert not fused.rows_served(inputs(), {"record": ()}, loss=False)
 
 
 def test_a_seed_is_drawn_for_all_and_sequences_continue(ranks: list[dict[str, Any]]) -> None:

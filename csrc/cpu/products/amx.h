@@ -7,7 +7,7 @@ IPVAE_BEGIN
 
 constexpr int kTileRows = 32;  // rows of a product: two tiles share each tile of B
 // Neurons are one block here, for any number of them, and so threads share rows alone.
-constexpr int kTeamRows = kTileRows;
+constexpr int kTeamRows = kTileRows, kWideRows = kTileRows;
 constexpr int64_t kNeuronBlock = int64_t{1} << 40;
 constexpr bool kReadsDictionary = false;
 // From so many bytes on a dictionary is not packed in digits but read by the next instruction set: the copies would take twice

@@ -10,7 +10,7 @@ IPVAE_BEGIN
 
 constexpr int kDirectDepths = 4, kDirectVectors = 2;  // what fills 16 registers, with two sums and a coefficient
 constexpr int kDirectColumns = kDirectVectors * kWidth;
-constexpr int kMostRows = 64;           // of a tile: two draws of 32 rows
+constexpr int kMostRows = 2 * kWideRows;  // of a tile: two draws
 constexpr int64_t kMostNeurons = 1024;  // of a block
 constexpr int64_t kStripFloats = 4096;  // sums of a strip of columns, which stay in the L1 cache
 

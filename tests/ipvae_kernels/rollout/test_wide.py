@@ -24,7 +24,7 @@ def assert_same(ours: ik.InferResult, theirs: ik.InferResult) -> None:
 
 
 # Neurons and pixels beside whole vectors, panels and blocks; rows of one tile and of several.
-SIZES = [(1, 7, 1025), (3, 70, 2500), (9, 64, 1024), (33, 37, 1100), (70, 5, 1030)]
+SIZES = [(1, 7, 1025), (3, 70, 2500), (9, 64, 1024), (33, 37, 1100), (64, 9, 1030), (131, 5, 1030)]
 
 
 @pytest.mark.parametrize("gaussian", ["", "identity"])
