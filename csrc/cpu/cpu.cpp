@@ -111,7 +111,8 @@ void watched(int64_t n, int64_t grain, int64_t n_threads, int64_t scratch_floats
     });
 }
 
-constexpr int64_t kRowGrain = 32 / kRowBlock;  // row blocks of the largest tile, that of AMX
+// Row blocks between two questions to the caller, in tiles of so many rows.
+int64_t row_grain(int rows) { return std::max(rows, 32) / kRowBlock; }
 
 Buffer packed(const Kernels& k, const float* matrix, int64_t depth, int64_t n, Packing packing, int64_t n_threads) {
     int64_t panels = (n + k.panel - 1) / k.panel;
@@ -178,7 +179,7 @@ int64_t row_blocks(const RolloutArgs& args) { return (args.n_rows + kRowBlock - 
 void rollout_by_rows(const Kernels& k, const RolloutArgs& args, int64_t n_threads) {
     Share all{0, (args.n_latents - 1) / k.neuron_block + 1};
     int tile = k.tile_rows;
-    watched(row_blocks(args), kRowGrain, n_threads, k.rollout_scratch(args, tile, true),
+    watched(row_blocks(args), row_grain(tile), n_threads, k.rollout_scratch(args, tile, true),
             [&](int64_t begin, int64_t end, float* scratch) {
                 int64_t last = std::min(end * kRowBlock, args.n_rows);
                 for (int64_t first = begin * kRowBlock; first < last; first += tile)
@@ -208,14 +209,14 @@ void rollout_by_neurons(const Kernels& k, const RolloutArgs& args, int64_t most,
 }
 
 // From the last update to the first: all rows come to its seam, and what they decoded there is added up over processes.
-void rollout_grad_by_updates(const Kernels& k, const RolloutGradArgs& args, int64_t n_threads, const Exchange& exchange) {
+void rollout_grad_by_updates(const Kernels& k, const RolloutGradArgs& args, int rows, int64_t n_threads, const Exchange& exchange) {
     const RolloutArgs& a = args.forward;
     int64_t size = k.rollout_grad_kept(a), n = a.n_rows * a.n_inputs;
     Buffer kept = allocate(row_blocks(a) * size);
     for (int64_t update = a.n_steps * a.n_inner - 1; update >= -1; --update) {
-        watched(row_blocks(a), kRowGrain, n_threads, k.rollout_grad_scratch(a),
+        watched(row_blocks(a), row_grain(rows), n_threads, k.rollout_grad_scratch(a, rows),
                 [&](int64_t begin, int64_t end, float* scratch) {
-                    k.rollout_grad_to_seam(args, update, begin, end, kept.get() + begin * size, scratch);
+                    k.rollout_grad_to_seam(args, update, rows, begin, end, kept.get() + begin * size, scratch);
                 });
         if (update >= 0) exchange(args.grad_errors + (update + update / a.n_inner) * n, n);
     }
@@ -379,12 +380,16 @@ void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const Para
     args.grad_drives = grad_drives.get();
     args.partial = partial.get();
     args.grad_dictionary = grads.dictionary;
-    int64_t kept = kRowGrain * k.rollout_grad_kept(a);
+    // A dictionary that no cache holds is read for more rows at a time: docs/design/cpu.md, "Wide dictionaries".
+    int rows = packs(a.n_inputs, a.n_latents) ? k.tile_rows : k.wide_rows;
+    int64_t kept = row_grain(rows) * k.rollout_grad_kept(a);
     if (exchange)
-        rollout_grad_by_updates(k, args, n_threads, exchange);
+        rollout_grad_by_updates(k, args, rows, n_threads, exchange);
     else
-        watched(n_blocks, kRowGrain, n_threads, kept + k.rollout_grad_scratch(a),
-                [&](int64_t begin, int64_t end, float* scratch) { k.rollout_grad(args, begin, end, scratch, scratch + kept); });
+        watched(n_blocks, row_grain(rows), n_threads, kept + k.rollout_grad_scratch(a, rows),
+                [&](int64_t begin, int64_t end, float* scratch) {
+                    k.rollout_grad(args, rows, begin, end, scratch, scratch + kept);
+                });
     parallel((a.n_latents + k.panel - 1) / k.panel, n_threads, [&](int64_t begin, int64_t end) {
         Buffer scratch = allocate(k.dictionary_grad_scratch(a, end - begin));
         k.dictionary_grad(args, begin, end, scratch.get());

@@ -123,35 +123,36 @@ static bool rollout(const RolloutArgs& a, int64_t first, int rows, const Share& 
     return tile(a, first, rows, share, scratch);
 }
 
-static int64_t rollout_grad_scratch(const RolloutArgs& a) {
-    return by_cell(a.cell, [&] { return backward_scratch<PoissonCell>(a); }, [&] { return backward_scratch<GaussianCell>(a); });
+static int64_t rollout_grad_scratch(const RolloutArgs& a, int rows) {
+    return by_cell(
+        a.cell, [&] { return backward_scratch<PoissonCell>(a, rows); }, [&] { return backward_scratch<GaussianCell>(a, rows); });
 }
 
 static int64_t rollout_grad_kept(const RolloutArgs& a) {
     return by_cell(a.cell, [&] { return backward_kept<PoissonCell>(a); }, [&] { return backward_kept<GaussianCell>(a); });
 }
 
-// Calls tile(first row, rows, what its row blocks keep) for the tiles of a range of row blocks.
+// Calls tile(first row, rows, what its row blocks keep) for the tiles, of so many rows, of a range of row blocks.
 template <class Function>
-static void for_grad_tiles(const RolloutArgs& a, int64_t begin, int64_t end, float* kept, Function tile) {
+static void for_grad_tiles(const RolloutArgs& a, int rows, int64_t begin, int64_t end, float* kept, Function tile) {
     int64_t last = end * kRowBlock < a.n_rows ? end * kRowBlock : a.n_rows, size = rollout_grad_kept(a);
-    for (int64_t first = begin * kRowBlock; first < last; first += kTileRows)
-        tile(first, (int)(last - first < kTileRows ? last - first : kTileRows), kept + (first / kRowBlock - begin) * size);
+    for (int64_t first = begin * kRowBlock; first < last; first += rows)
+        tile(first, (int)(last - first < rows ? last - first : rows), kept + (first / kRowBlock - begin) * size);
 }
 
-static void rollout_grad(const RolloutGradArgs& g, int64_t begin, int64_t end, float* kept, float* scratch) {
+static void rollout_grad(const RolloutGradArgs& g, int rows, int64_t begin, int64_t end, float* kept, float* scratch) {
     auto tile = by_cell(
         g.forward.cell, [] { return &rollout_grad_tile<PoissonCell>; }, [] { return &rollout_grad_tile<GaussianCell>; });
-    for_grad_tiles(g.forward, begin, end, kept,
-                   [&](int64_t first, int rows, float* own) { tile(g, first, rows, own, scratch); });
+    for_grad_tiles(g.forward, rows, begin, end, kept,
+                   [&](int64_t first, int of_tile, float* own) { tile(g, first, of_tile, own, scratch); });
 }
 
-static void rollout_grad_to_seam(const RolloutGradArgs& g, int64_t update, int64_t begin, int64_t end, float* kept,
+static void rollout_grad_to_seam(const RolloutGradArgs& g, int64_t update, int rows, int64_t begin, int64_t end, float* kept,
                                  float* scratch) {
     auto tile = by_cell(
         g.forward.cell, [] { return &rollout_grad_seam<PoissonCell>; }, [] { return &rollout_grad_seam<GaussianCell>; });
-    for_grad_tiles(g.forward, begin, end, kept,
-                   [&](int64_t first, int rows, float* own) { tile(g, update, first, rows, own, scratch); });
+    for_grad_tiles(g.forward, rows, begin, end, kept,
+                   [&](int64_t first, int of_tile, float* own) { tile(g, update, first, of_tile, own, scratch); });
 }
 
 // ---- checks -------------------------------------------------------------------------------------------------------

@@ -56,10 +56,11 @@ struct Kernels {
     TeamFloats (*team_floats)(const RolloutArgs&, int rows);
     bool (*rollout)(const RolloutArgs&, int64_t first, int rows, const Share&, float* scratch);
     int64_t (*rollout_grad_kept)(const RolloutArgs&);  // floats, per row block, that stay from update to update
-    int64_t (*rollout_grad_scratch)(const RolloutArgs&);
-    void (*rollout_grad)(const RolloutGradArgs&, int64_t begin, int64_t end, float* kept, float* scratch);
+    int64_t (*rollout_grad_scratch)(const RolloutArgs&, int rows);
+    void (*rollout_grad)(const RolloutGradArgs&, int rows, int64_t begin, int64_t end, float* kept, float* scratch);
     // The same in parts, for all row blocks one after the other: see rollout/backward.h.
-    void (*rollout_grad_to_seam)(const RolloutGradArgs&, int64_t update, int64_t begin, int64_t end, float* kept, float* scratch);
+    void (*rollout_grad_to_seam)(const RolloutGradArgs&, int64_t update, int rows, int64_t begin, int64_t end, float* kept,
+                                 float* scratch);
     int64_t (*dictionary_grad_scratch)(const RolloutArgs&, int64_t n_panels);
     void (*dictionary_grad)(const RolloutGradArgs&, int64_t begin, int64_t end, float* scratch);
     bool (*all_below)(const float* data, int64_t n, float limit);

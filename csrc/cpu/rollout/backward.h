@@ -30,9 +30,9 @@ template <class Cell> inline int64_t backward_kept(const RolloutArgs& a) {
     return kRowBlock * (2 * Cell::kStates * kp + mp) + mp + kp + kPanel;
 }
 
-template <class Cell> inline int64_t backward_scratch(const RolloutArgs& a) {
+template <class Cell> inline int64_t backward_scratch(const RolloutArgs& a, int rows) {
     int64_t kp = padded(a.n_latents), mp = padded(a.n_inputs);
-    return kTileRows * ((2 * Cell::kStates + 5) * kp + 2 * mp) + product_scratch(kp > mp ? kp : mp);
+    return rows * ((2 * Cell::kStates + 5) * kp + 2 * mp) + product_scratch(kp > mp ? kp : mp);
 }
 
 template <class Cell>
@@ -53,9 +53,9 @@ inline GradTile<Cell> make_grad_tile(const RolloutArgs& a, int64_t first, int ro
     float** of_states[] = {&t.state, &t.prior};
     float** of_latents[] = {&t.drive, &t.code, &t.memo, &t.grad_code, &t.grad_drive};
     float** of_inputs[] = {&t.error, &t.grad_error};
-    for (float** piece : of_states) *piece = scratch.take(kTileRows * Cell::kStates * t.kp);
-    for (float** piece : of_latents) *piece = scratch.take(kTileRows * t.kp);
-    for (float** piece : of_inputs) *piece = scratch.take(kTileRows * t.mp);
+    for (float** piece : of_states) *piece = scratch.take(rows * Cell::kStates * t.kp);
+    for (float** piece : of_latents) *piece = scratch.take(rows * t.kp);
+    for (float** piece : of_inputs) *piece = scratch.take(rows * t.mp);
     t.product = product_scratch_at(scratch.next, t.kp > t.mp ? t.kp : t.mp);
     return t;
 }

@@ -451,6 +451,4 @@ template <class Cell> inline void store_states(const RolloutArgs& a, int64_t fir
             store_rows(from + (r * Cell::kStates + s) * kp, 1, a.n_latents, kp, to + (s * a.n_rows + first + r) * a.n_latents);
 }
 
-constexpr int64_t kTileBlocks = kTileRows / kRowBlock;
-
 IPVAE_END

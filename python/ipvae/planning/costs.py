@@ -4,7 +4,7 @@ A step of B rows, K neurons and M inputs multiplies the residual with the dictio
 draws B K counts, and adds up the features of those that spike (2 B K M operations, times their share). CPUs
 pack a dictionary that caches hold; a larger one is read where it lies, 4 K M bytes a step, behind which the
 product hides, and the columns of neurons that spike in any row are gathered from it. Where neurons are shared
-by r processes, [B, M] numbers are summed over them once, in a ring (Patarasu and Yuan 2009):
+by r processes, [B, M] numbers are summed over them, in a ring (Patarasu and Yuan 2009), by tiles of rows:
 
     t = call + (read^p + multiply^p)^(1/p) + gather + decode + draw + sum
     read     = 4 K M / (packed: cached, else: bandwidth) * busy
@@ -12,8 +12,10 @@ by r processes, [B, M] numbers are summed over them once, in a ring (Patarasu an
     gather   = K M (1 - silent^B) gathering * busy             of others only
     decode   = 2 B K M share / events                          likewise
     draw     = B K neuron
-    sum      = (r - 1) latency + 2 (r - 1) / r * 4 B M / link
+    sum      = (r - 1) latency ceil(B / rows) + 2 (r - 1) / r * 4 B M / link
     busy     = 1 + crowding (n - 1),  n processes on the host;  share = 1 - silent = 1 - exp(-rate)
+
+An update takes `backward` times as long but for its sums: forward two draws a step, back one for all rows.
 
 Constants come from measurements (`ipvae.planning.fit`) or, where nothing was measured, from a data sheet, and
 then say so.
@@ -82,7 +84,8 @@ class Costs:
         neuron: seconds of a draw.
         latency: seconds of a sum of nothing, for each further process.
         link: bytes a second between two processes.
-        backward: times of a step of inference that a step of training takes.
+        rows: of a batch whose means are summed at once; 0: all.
+        backward: times of a step of inference that a step of training takes in one process.
         packs_below: bytes of a dictionary from which on none is packed; 0: never.
         least_share: of the neurons that decoding adds up: 1 where it is a dense product, else 0.
         memory: bytes of a device; None: not known.
@@ -107,6 +110,7 @@ class Costs:
     latency: float
     link: float
     backward: float
+    rows: int = 64
     packs_below: float = 2.0**23
     least_share: float = 0.0
     memory: float | None = None
@@ -138,13 +142,22 @@ class Costs:
         return float(self.call + both + events + draw + self.sum_seconds(run))
 
     def sum_seconds(self, run: Run) -> float:
-        """Of the sum over the processes that share the neurons."""
-        others = run.shards - 1
-        return others * self.latency + 2.0 * others / run.shards * FLOAT * run.batch * run.inputs / self.link
+        """Of the sums of a step of inference over the processes that share the neurons."""
+        return self.all_reduce_seconds(run.shards, run.batch * run.inputs, self._tiles(run))
+
+    def all_reduce_seconds(self, processes: int, numbers: int, calls: int = 1) -> float:
+        """Of so many numbers that are summed over processes."""
+        others = processes - 1
+        return others * self.latency * calls + 2.0 * others / processes * FLOAT * numbers / self.link
 
     def training_seconds(self, run: Run, steps: int) -> float:
         """Of an update with `steps` of inference: forward and backward."""
-        return steps * self.backward * self.seconds(run)
+        alone = self.seconds(run) - self.sum_seconds(run)
+        numbers, calls = 3 * run.batch * run.inputs, self._tiles(run) + 1
+        return steps * (self.backward * alone + self.all_reduce_seconds(run.shards, numbers, calls))
+
+    def _tiles(self, run: Run) -> int:
+        return -(-run.batch // self.rows) if self.rows else 1
 
     def inference_bytes(self, run: Run) -> float:
         """Of memory: the dictionary, log rates and counts, inputs and reconstruction."""

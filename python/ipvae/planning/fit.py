@@ -47,13 +47,16 @@ SHARED = [
         (32, 16_384, 256, 0.2), (2, 16_384, 1024, 0.02), (8, 32_768, 256, 0.3), (200, 1024, 512, 0.1),
     )
 ]  # fmt: skip
-# Shapes to check on, none of them above; the last eight were chosen after the law was.
+# Shapes to check on, none of them above; the last eight were chosen after the law was last changed.
 CHECKED = [
     Run(4, 2048, 384, 0.1), Run(100, 1024, 784, 0.1), Run(2, 50_000, 300, 0.03), Run(24, 24_576, 512, 0.1),
     Run(48, 6000, 2304, 0.02), Run(16, 49_152, 256, 0.05, 2, 2), Run(32, 12_288, 768, 0.1, 2, 2),
     Run(2, 40_000, 640, 0.05, 2, 2), Run(12, 3000, 200, 0.05), Run(3, 20_000, 1000, 0.02),
     Run(40, 10_000, 400, 0.2), Run(6, 90_000, 200, 0.1), Run(150, 800, 600, 0.15),
     Run(20, 16_000, 640, 0.05, 2, 2), Run(4, 30_000, 512, 0.1, 2, 2), Run(100, 5000, 300, 0.05, 2, 2),
+    Run(72, 3500, 500, 0.1, 2, 2), Run(10, 100_000, 128, 0.05, 2, 2), Run(160, 6000, 400, 0.05, 2, 2),
+    Run(1, 20_000, 384, 0.1, 2, 2), Run(5, 7000, 1500, 0.05), Run(80, 20_000, 300, 0.1),
+    Run(300, 3000, 250, 0.02), Run(2, 150_000, 192, 0.1),
 ]  # fmt: skip
 LEAST = 0.15  # seconds that a call takes at least
 ROUNDS = 3

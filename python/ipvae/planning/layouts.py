@@ -97,8 +97,7 @@ def _layout(
     )
     update = costs.training_seconds(own, steps)
     if replicas > 1:  # the gradients of this device's neurons, summed over the replicas
-        between = Run(own.features, 1, inputs, shards=replicas)
-        update += costs.sum_seconds(between)
+        update += costs.all_reduce_seconds(replicas, own.features * inputs)
     needed, training = costs.inference_bytes(own), costs.training_bytes(own, steps)
     room = float("inf") if costs.memory is None else costs.memory / own.neighbours
     return Layout(

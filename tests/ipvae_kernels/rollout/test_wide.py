@@ -112,3 +112,32 @@ def test_nothing_wide_is_copied(problem: Problem) -> None:
     ready = ik.prepare(params)
     assert ready.bytes < 2**21
     assert ik.prepare(problem(1, 64, 512, dtype=torch.float32)[1]).bytes > 2 * 4 * 64 * 512
+
+
+def test_gradients_of_many_rows_at_a_time_are_those_of_few(instruction_set: str, problem: Problem) -> None:
+    """From 8 MiB on the backward takes 64 rows at a time; so many in two calls, each row by itself here."""
+    x, params = problem(67, 70, 30_100, dtype=torch.float32)
+
+    def gradients(part: slice) -> list[torch.Tensor]:
+        tensors = [t.detach().clone().requires_grad_() for t in vars(params).values()]
+        rows = x[part].clone().requires_grad_()
+        options = {
+            "seed": 1,
+            "sample_offset": part.start,
+            "estimator": "fini2",
+            "n_inner": 2,
+            "checkpoint": 2,
+        }
+        result = ik.elbo(rows, ik.PoissonParams(*tensors), 2, **options)
+        return list(torch.autograd.grad(result.recon.sum() + result.kl.sum(), [rows, *tensors]))
+
+    of_rows, *whole = gradients(slice(0, 67))
+    parts = [gradients(slice(first, min(first + 9, 67))) for first in range(0, 67, 9)]
+    joined = torch.cat([part[0] for part in parts])
+    if instruction_set == "amx":  # units of its integers are of a call's rows
+        torch.testing.assert_close(of_rows, joined, rtol=1e-3, atol=1e-4)
+    else:
+        assert torch.equal(of_rows, joined)
+    for i, value in enumerate(whole):
+        total = torch.stack([part[i + 1] for part in parts]).sum(0)
+        assert float((value - total).abs().max() / total.abs().max()) < 1e-5
