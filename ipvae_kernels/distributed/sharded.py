@@ -28,6 +28,7 @@ from ..rollout.shapes import tensors_of
 from .collectives import gathered, same_everywhere, shared, summed
 from .decoder import ShardedDecoder
 from .fused import FusedDecoder, rows_served
+from .gloo import calm_loops
 
 Found = TypeVar("Found")
 Params = TypeVar("Params", PoissonParams, GaussianParams)
@@ -99,12 +100,12 @@ def shard(params: Params, group: Group = None) -> Params:
         ValueError: fewer than 4 neurons a process; or processes have different parameters, in each of them.
     """
     processes = _group(group)
-    part = columns(
-        len(params.log_bias), distributed.get_rank(processes), distributed.get_world_size(processes)
-    )
     tensors = {name: value for name, value in vars(params).items() if isinstance(value, Tensor)}
     sums = {n: f"{list(v.shape)}, sum {float(v.detach().double().sum())!r}" for n, v in tensors.items()}
     same_everywhere(gathered(sums, processes), "params.")
+    part = columns(
+        len(params.log_bias), distributed.get_rank(processes), distributed.get_world_size(processes)
+    )
     state = _initial(params)
     own: dict[str, Any] = {"log_bias": params.log_bias[part], state: getattr(params, state)[..., part]}
     if params.dictionary is not None:
@@ -227,6 +228,7 @@ def _prepared(
     processes = mesh[0].get_group(mesh[1]) if mesh and group is None else _group(group)
     own, told = _told_all(lambda: _own(x, params, steps, state, overlap, options, loss), processes)
     sizes, rows = _alike(told)
+    calm_loops(processes)
     options["seed"] = own.seed.new_tensor(told[0].seed)
     part = Part(processes, sizes, distributed.get_rank(processes), mesh)
     options["neuron_offset"] = part.first
@@ -272,12 +274,12 @@ def _told_all(make: Callable[[], tuple[_Own, _Told]], group: ProcessGroup) -> tu
     """What is made here, and what every process tells, if all could.
 
     Raises:
-        TypeError, ValueError: as in this process; or in another one, whose error is told.
+        TypeError, ValueError, RuntimeError: as in this process; or in another one, whose error is told.
     """
     problem: Exception | None = None
     try:
         own, here = make()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         problem = error
     told = gathered(here if problem is None else str(problem), group)
     if problem is not None:

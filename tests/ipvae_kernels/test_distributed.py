@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ if not distributed.is_available():
 from ipvae_kernels import distributed as sharded
 from ipvae_kernels.distributed import fused
 from ipvae_kernels.distributed.collectives import summed
+from ipvae_kernels.distributed.turns import Exchange, Turns
 
 B, M, K, T = 6, 12, 42, 4  # of 42 neurons the last process has fewer
 RECORDS = ("log_rate", "counts", "reconstruction", "recon", "kl", "squared_error", "spikes", "zeros")
@@ -227,6 +230,40 @@ def refusals(rank: int) -> dict[str, str]:
     return found
 
 
+def turns(rank: int) -> dict[str, Any]:
+    """Two halves that add up what they count; and where one of them fails, in the middle of the other."""
+
+    def half(me: int, fails: int | None, order: list[int]) -> Callable[[Exchange], Tensor]:
+        def run(exchange: Exchange) -> Tensor:
+            total = torch.zeros(2)
+            for i in range(4):
+                order.append(me)
+                if me == fails and i == 2:
+                    raise RuntimeError(f"half {me}")
+                sums = torch.tensor([float(i), float(rank)])
+                exchange(sums)
+                total += sums
+            return total
+
+        return run
+
+    found: dict[str, Any] = {"order": []}
+    group = distributed.group.WORLD
+    found["sums"] = Turns(group).both(half(0, None, found["order"]), half(1, None, found["order"]))
+    for fails in (0, 1):
+        try:
+            Turns(group).both(half(0, fails, []), half(1, fails, []))
+        except RuntimeError as error:
+            found[f"half {fails}"] = str(error)
+    return found
+
+
+def loops() -> list[int]:
+    """How Linux schedules the threads of gloo's event loops, after a sharded call."""
+    tasks = Path("/proc/self/task").glob("*/comm")
+    return [os.sched_getscheduler(int(t.parent.name)) for t in tasks if t.read_text() == "gloo_tcp_loop\n"]
+
+
 def distributed_tensors(world: int) -> dict[str, Tensor]:
     """The same by DTensor over a mesh of data and model, of which the second has all processes."""
     mesh = init_device_mesh("cpu", (1, world), mesh_dim_names=("data", "model"))
@@ -261,8 +298,10 @@ def a_rank(rank: int, world: int, folder: str) -> None:
     found: dict[str, Any] = {name: case(sharded) for name, case in CASES.items()}
     found["float32"] = {name: single(sharded, name) for name in SINGLE}
     found["losses"] = {name: loss_of(sharded, name) for name in LOSSES}
+    found["loops"] = loops()
     found["refused"] = refusals(rank)
     found["dtensor"] = distributed_tensors(world)
+    found["turns"] = turns(rank)
     torch.manual_seed(rank)
     part = sharded.shard(poisson())
     first = sharded.infer(inputs(), part, T)
@@ -270,6 +309,8 @@ def a_rank(rank: int, world: int, folder: str) -> None:
     found["continued"] = sharded.infer(inputs(), part, T, state=first.state).state.log_rate
     found["at once"] = sharded.infer(inputs(), part, 2 * T, seed=found["drawn"]).state.log_rate
     torch.save(found, f"{folder}/{rank}.pt")
+    # Where a mesh was used torch 2.13 aborts half of the processes that end while others do not.
+    distributed.barrier()
     distributed.destroy_process_group()
 
 
@@ -336,6 +377,22 @@ def test_fused_calls_serve_where_the_kernels_are() -> None:
     assert not fused.rows_served(x, {"estimator": "gumbel"}, loss=True)
     assert not fused.rows_served(x, {"record": (), "backend": "eager"}, loss=False)
     assert not fused.rows_served(inputs(), {"record": ()}, loss=False)
+
+
+def test_halves_take_turns_and_end_together(ranks: list[dict[str, Any]]) -> None:
+    """One sum after the other, so that their order is one everywhere; an error of either is the call's."""
+    world = len(ranks)
+    for found in ranks:
+        assert found["turns"]["order"] == 4 * [0, 1]
+        for sums in found["turns"]["sums"]:
+            assert sums.tolist() == [6.0 * world, 4.0 * sum(range(world))]
+        assert [found["turns"][f"half {fails}"] for fails in (0, 1)] == ["half 0", "half 1"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="SCHED_BATCH is Linux's")
+def test_loops_of_gloo_take_no_cpu_from_others(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        assert set(found["loops"]) == {os.SCHED_BATCH}
 
 
 def test_a_seed_is_drawn_for_all_and_sequences_continue(ranks: list[dict[str, Any]]) -> None:

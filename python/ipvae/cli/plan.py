@@ -114,14 +114,13 @@ def _fitted(path: Path) -> Path:
 
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-    from ..planning.fit import ALONE, CHECKED, SHARED, fit, measure, measure_training
+    from ..planning.fit import ALONE, CHECKED, SHARED, fit, measure_all, measure_training
+
+    def progress(runs: list[Any]) -> Any:
+        return tqdm(runs, desc="measuring", unit="run", disable=not sys.stderr.isatty())
 
     runs = [*ALONE, *SHARED]
-    every = [*runs, *CHECKED]
-    # Twice, minutes apart, and the shorter: a machine that others use has slow minutes.
-    shown = tqdm([*every, *every], desc="measuring", unit="run", disable=not sys.stderr.isatty())
-    taken = [measure(run) for run in shown]
-    seconds = list(map(min, taken[: len(every)], taken[len(every) :]))
+    seconds = measure_all([*runs, *CHECKED], progress)
     costs = fit(runs, seconds[: len(runs)], path.stem, backward=measure_training(ALONE[4]), memory=_memory())
     checked = tuple(zip(CHECKED, seconds[len(runs) :], strict=True))
     dataclasses.replace(costs, checked=checked).save(path)

@@ -9,11 +9,12 @@ by r processes, [B, M] numbers are summed over them, in a ring (Patarasu and Yua
     t = call + (read^p + multiply^p)^(1/p) + gather + decode + draw + sum
     read     = 4 K M / (packed: cached, else: bandwidth) * busy
     multiply = 2 B K M / operations                            of packed or other dictionaries
-    gather   = K M (1 - silent^B) gathering * busy             of others only
+    gather   = K M (1 - silent^B) gathering * busy * aliasing  of others only
     decode   = 2 B K M share / events                          likewise
     draw     = B K neuron
     sum      = (r - 1) latency ceil(B / rows) + 2 (r - 1) / r * 4 B M / link
     busy     = 1 + crowding (n - 1),  n processes on the host;  share = 1 - silent = 1 - exp(-rate)
+    aliasing = 1 but for rows a multiple of 4 KiB apart, which share few sets of the caches
 
 An update takes `backward` times as long but for its sums: forward two draws a step, back one for all rows.
 
@@ -35,7 +36,7 @@ from typing import Any
 from ipvae_kernels import checks
 
 PROFILES = Path(__file__).parent / "profiles"
-FLOAT = 4  # bytes
+FLOAT, PAGE = 4, 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Costs:
         events: the same of adding up features.
         packed_events: the same of a packed dictionary.
         gathering: seconds for each number of a column that spikes.
+        aliasing: how much longer that takes where rows lie a multiple of 4 KiB apart.
         hiding: p, how far the shorter of reading and multiplying hides behind the longer: 1 not at all.
         neuron: seconds of a draw.
         latency: seconds of a sum of nothing, for each further process.
@@ -91,7 +93,8 @@ class Costs:
         memory: bytes of a device; None: not known.
         fitted: smallest and largest K M and B of the runs that it was fitted on; None: none.
         date: of the measurement.
-        checked: runs that it was not fitted on, and their measured seconds.
+        measured: the runs that it was fitted on, and their seconds.
+        checked: the same of runs that it was not fitted on.
     """
 
     name: str
@@ -105,6 +108,7 @@ class Costs:
     events: float
     packed_events: float
     gathering: float
+    aliasing: float
     hiding: float
     neuron: float
     latency: float
@@ -116,6 +120,7 @@ class Costs:
     memory: float | None = None
     fitted: tuple[tuple[float, float], tuple[float, float]] | None = None
     date: str = ""
+    measured: tuple[tuple[Run, float], ...] = ()
     checked: tuple[tuple[Run, float], ...] = ()
 
     @property
@@ -135,7 +140,8 @@ class Costs:
         else:
             read, multiply = FLOAT * matrix / self.bandwidth * busy, products / self.operations
             columns = -math.expm1(-run.rate * run.batch)  # neurons that spike in any row
-            events = matrix * columns * self.gathering * busy + decoded / self.events
+            apart = self.aliasing if FLOAT * run.features % PAGE == 0 else 1.0
+            events = matrix * columns * self.gathering * busy * apart + decoded / self.events
         longer, shorter = max(read, multiply), min(read, multiply)
         both = longer * (1.0 + (shorter / longer) ** self.hiding) ** (1.0 / self.hiding)
         draw = run.batch * run.features * self.neuron
@@ -204,8 +210,11 @@ class Costs:
     def _from(cls, values: Mapping[str, Any]) -> Costs:
         fitted = values.get("fitted")
         fitted = None if fitted is None else tuple((float(low), float(high)) for low, high in fitted)
-        checked = tuple((Run(**run), float(taken)) for run, taken in values.get("checked", ()))
-        found = cls(**{**values, "fitted": fitted, "checked": checked})
+        pairs: dict[str, Any] = {
+            name: tuple((Run(**run), float(taken)) for run, taken in values.get(name, ()))
+            for name in ("measured", "checked")
+        }
+        found = cls(**{**values, "fitted": fitted, **pairs})
         divisors = ("bandwidth", "cached", "operations", "packed_operations", "events", "packed_events")
         for field in (*divisors, "hiding", "link", "backward"):
             checks.number(field, getattr(found, field), 0.0, math.inf, above=True)
