@@ -14,10 +14,9 @@ from .. import checks
 from ..backend import choice
 from ..rollout import checkpointing, cpu, library
 from ..rollout.config import RolloutConfig
-from ..rollout.decoders import RolloutDecoder
 from ..rollout.eager import RECORDS
 from ..rollout.problem import PARAMETERS, Inputs, Trajectory, Upstream
-from ..rollout.task import Task
+from ..rollout.task import RolloutDecoder, Task
 from .collectives import halves
 from .decoder import ShardedDecoder
 from .turns import Turns
@@ -95,17 +94,16 @@ class FusedDecoder(ShardedDecoder, RolloutDecoder):
 
     def rows(self, inputs: Inputs, cfg: RolloutConfig) -> list[Rows]:
         """The batch, or its two halves where they overlap."""
-        x, dense = (
-            inputs.x,
-            Inputs(*(tensor.detach() for tensor in inputs._replace(dictionary=self.dictionary))),
+        batch = inputs.x.shape[-2]
+        parts = halves(batch) if self.overlap and batch else [slice(0, batch)]
+        return [self._some(part, inputs, cfg) for part in parts]
+
+    def _some(self, part: slice, inputs: Inputs, cfg: RolloutConfig) -> Rows:
+        own = inputs._replace(
+            x=inputs.x[..., part, :], log_rate=inputs.log_rate[..., part, :], dictionary=self.dictionary
         )
-        parts = halves(x.shape[-2]) if self.overlap and x.shape[-2] else [slice(0, x.shape[-2])]
-        found = []
-        for part in parts:
-            own = dense._replace(x=dense.x[..., part, :], log_rate=dense.log_rate[..., part, :])
-            here = cfg._replace(sample_offset=cfg.sample_offset + part.start)
-            found.append(Rows(part, Inputs(*(tensor.contiguous() for tensor in own)), here))
-        return found
+        dense = Inputs(*(tensor.detach().contiguous() for tensor in own))
+        return Rows(part, dense, cfg._replace(sample_offset=cfg.sample_offset + part.start))
 
     def side_by_side(self, run: Callable[..., Found], parts: Sequence[tuple[Any, ...]]) -> list[Found]:
         """What run(kernels, *part) finds for each of one or two parts."""

@@ -7,17 +7,14 @@ z with (x - f(z)) / var. For a linear decoder f(z) = Phi z that is Phi^T ((x - P
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .. import _transforms
 from ..backend.choice import BackendError
-
-if TYPE_CHECKING:
-    from .task import Task
 
 # Numbers of a dictionary squared at a time: 16 MiB in float32.
 _ENTRIES = 2**22
@@ -65,18 +62,6 @@ class LinearDecoder:
         return 0.5 * torch.stack(
             [(phi.to(weight.dtype).square() * weight[:, None]).sum(0) for phi, weight in parts]
         ).sum(0)
-
-
-class RolloutDecoder(LinearDecoder):
-    """A linear decoder that computes all steps of a call, rather than one code at a time."""
-
-    def infer(self, task: Task, names: tuple[str, ...], record_every: int, check: bool) -> Sequence[Tensor]:
-        """The final state and the records by name, of a task whose dictionary this has."""
-        raise NotImplementedError
-
-    def elbo(self, task: Task, checkpoint: int | None, check: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """recon and kl [T, B], and the final state; differentiable."""
-        raise NotImplementedError
 
 
 class ModuleDecoder:

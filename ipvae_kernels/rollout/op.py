@@ -26,9 +26,9 @@ from ..backend import choice
 from ..params import State
 from ..poisson.op import check_estimator
 from . import composed, eager, library, loss_records, records, sparse, stretches
-from .decoders import Decoder, RolloutDecoder
+from .decoders import Decoder
 from .problem import constants
-from .task import Clamp, Params, Task, task_of, unprepared
+from .task import Clamp, Params, RolloutDecoder, Task, task_of, unprepared
 
 RECORDS = tuple(eager.RECORDS)
 """What ``infer`` can record of a step."""

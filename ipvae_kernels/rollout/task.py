@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -50,6 +51,18 @@ class Task(NamedTuple):
             return self
         cfg = self.cfg._replace(estimator=estimator, temperature=temperature, n_arrivals=n_arrivals)
         return self._replace(cfg=cfg)
+
+
+class RolloutDecoder(LinearDecoder):
+    """A linear decoder that computes all steps of a call, rather than one code at a time."""
+
+    def infer(self, task: Task, names: tuple[str, ...], record_every: int, check: bool) -> Sequence[Tensor]:
+        """The final state and the records by name, of a task whose dictionary this has."""
+        raise NotImplementedError
+
+    def elbo(self, task: Task, checkpoint: int | None, check: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """recon and kl [T, B], and the final state; differentiable."""
+        raise NotImplementedError
 
 
 def task_of(
