@@ -147,8 +147,9 @@ class NeuronTeam {
             self.ended_ = true;
             self.error_ = std::current_exception();
         }
-        self.barrier_.wait(self.threads_);
-        return !self.ended_;
+        // One answer for all: a thread that is slow to leave must not see that another was told to end at the next meeting.
+        self.barrier_.wait(self.threads_, [&] { self.goes_on_ = !self.ended_; });
+        return self.goes_on_;
     }
     // Adds up numbers of all processes; what goes wrong ends the call at the next meeting.
     static void exchange(void* team, float* sums, int64_t n) {
@@ -170,6 +171,7 @@ class NeuronTeam {
     Barrier barrier_;
     Watch watch_;
     std::atomic<bool> ended_{false};
+    bool goes_on_ = true;       // decided at the last meeting
     std::exception_ptr error_;  // of the calling thread
     const Exchange& exchange_;
 };

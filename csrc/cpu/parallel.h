@@ -89,10 +89,12 @@ template <class Function> void team(int64_t n_threads, Function&& function) {
 // Where the threads of a team wait for each other, some tens of thousands of times a second: they spin at first.
 class Barrier {
   public:
-    void wait(int64_t threads) {
+    // The last that comes calls decide() before any goes on: what it leaves stands until all have come again.
+    template <class Function> void wait(int64_t threads, Function&& decide) {
         int64_t round = round_.load(std::memory_order_acquire);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
             arrived_.store(0, std::memory_order_relaxed);
+            decide();
             round_.store(round + 1, std::memory_order_release);
             return;
         }
