@@ -111,6 +111,14 @@ void watched(int64_t n, int64_t grain, int64_t n_threads, int64_t scratch_floats
     });
 }
 
+// Rows of a tile of a wide dictionary, fewer where its scratch would not be small beside the dictionary; none below `least`.
+template <class Floats> int wide_rows(const Kernels& k, int least, int64_t most_floats, Floats floats) {
+    int rows = k.wide_rows;
+    while (rows > least && floats(rows) > most_floats) rows /= 2;
+    return rows;
+}
+constexpr int64_t kTeamFloats = int64_t{1} << 26, kThreadFloats = int64_t{1} << 24;
+
 // Row blocks between two questions to the caller, in tiles of so many rows.
 int64_t row_grain(int rows) { return std::max(rows, 32) / kRowBlock; }
 
@@ -360,7 +368,10 @@ void rollout_prepared(RolloutArgs args, const Prepared& prepared, int64_t n_thre
     args.draws_counts = k.draws_counts(args);
     prepared.apply(args);
     // Threads share the neurons where that keeps more of them busy than sharing the rows.
-    int64_t rows = prepared.packs() ? k.team_rows : k.wide_rows, tiles = (args.n_rows + rows - 1) / rows;
+    int64_t rows = k.team_rows;
+    if (!prepared.packs())
+        rows = wide_rows(k, k.team_rows, kTeamFloats, [&](int r) { return k.team_floats(args, r).blocks; });
+    int64_t tiles = (args.n_rows + rows - 1) / rows;
     int64_t blocks = (args.n_latents - 1) / k.neuron_block + 1;
     bool by_neurons = blocks > 1 && std::min(blocks, n_threads) >= std::min(tiles, n_threads);
     by_neurons ? rollout_by_neurons(k, args, rows, std::min(blocks, n_threads), {}) : rollout_by_rows(k, args, n_threads);
@@ -383,7 +394,9 @@ void rollout_grad(RolloutGradArgs args, const Parameters& parameters, const Para
     args.partial = partial.get();
     args.grad_dictionary = grads.dictionary;
     // A dictionary that no cache holds is read for more rows at a time: docs/design/cpu.md, "Wide dictionaries".
-    int rows = packs(a.n_inputs, a.n_latents) ? k.tile_rows : k.wide_rows;
+    int rows = k.tile_rows;
+    if (!packs(a.n_inputs, a.n_latents))
+        rows = wide_rows(k, k.tile_rows, kThreadFloats, [&](int r) { return k.rollout_grad_scratch(a, r); });
     int64_t kept = row_grain(rows) * k.rollout_grad_kept(a);
     if (exchange)
         rollout_grad_by_updates(k, args, rows, n_threads, exchange);

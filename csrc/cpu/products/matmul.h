@@ -104,8 +104,8 @@ inline int64_t list_nonzero(const float* a, int64_t n, int32_t* listed) {
 #if !defined(__AMX_BF16__)
 
 constexpr int kTileRows = 8;
-// Of a team, which shares the neurons: each part of the dictionary is read once for so many rows, or where it is not packed,
-// and where a tile's means are summed over processes, for so many: docs/design/cpu.md, "Wide dictionaries".
+// Of a team, which shares the neurons: each part of the dictionary is read once for so many rows. More where it is not packed,
+// and where the means of a tile are summed over processes: docs/design/cpu.md, "Wide dictionaries".
 constexpr int kTeamRows = 32, kWideRows = 64;
 // Neurons of a block, whose parts of a mean are added in their order: a result depends on it, so it is the same for any number
 // of threads. Threads share neurons by blocks: few enough that two threads have some from 2,048 neurons on.
