@@ -68,9 +68,7 @@ class FusedDecoder(ShardedDecoder, RolloutDecoder):
         self.tile, self.widest = rows, widest
 
     def infer(self, task: Task, names: tuple[str, ...], record_every: int, check: bool) -> list[Tensor]:
-        """As the op; kl, spikes and zeros are of this process's neurons."""
-        if check:
-            library.check_finite(task.tensors)
+        """As the op; kl, spikes and zeros are of this process's neurons. Inputs were looked at before."""
         parts = self.side_by_side(
             lambda kernels, rows: kernels.infer(rows.inputs, task.seed, rows.cfg, names, record_every),
             [(rows,) for rows in self.rows(task.tensors, task.cfg)],
@@ -81,9 +79,7 @@ class FusedDecoder(ShardedDecoder, RolloutDecoder):
         return list(found.values())
 
     def elbo(self, task: Task, checkpoint: int | None, check: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """As the op; kl is of this process's neurons, and so is the gradient of log_lr."""
-        if check:
-            library.check_finite(task.tensors)
+        """As the op; kl is of this process's neurons, and so is the gradient of log_lr; likewise."""
         tensors = task.tensors._replace(dictionary=self.dictionary)
         recon, kl, state = _Elbo.apply(  # type: ignore[no-untyped-call]
             self, task.seed, task.cfg, checkpoint or self._steps_kept(tensors, task.cfg), *tensors

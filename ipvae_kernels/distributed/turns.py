@@ -10,8 +10,9 @@ from typing import TypeVar
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
+from ..rollout.cpu import Exchange
+
 Found = TypeVar("Found")
-Exchange = Callable[[Tensor], None]
 
 
 class _OtherFailedError(RuntimeError):

@@ -122,7 +122,7 @@ def test_a_model_of_ours(tmp_path: Path) -> None:
     found = network.encode(x + B_DEC)
     assert float(((found - counts * network.unit).abs() > 1e-3).float().mean()) < 0.01
     torch.testing.assert_close(
-        network.decode(counts * network.unit), model.decode(counts) + B_DEC, rtol=2e-5, atol=5e-4
+        network.decode(counts * network.unit), model.decode(counts) + B_DEC, rtol=2e-5, atol=1e-5
     )
     assert torch.equal(network.encode(x[None]), network.encode(x)[None])
     with pytest.raises(TypeError, match="model: expected an IPVAE, found IGVAE"):

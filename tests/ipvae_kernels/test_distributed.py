@@ -23,7 +23,8 @@ if not distributed.is_available():
 from ipvae_kernels import distributed as sharded
 from ipvae_kernels.distributed import fused
 from ipvae_kernels.distributed.collectives import summed
-from ipvae_kernels.distributed.turns import Exchange, Turns
+from ipvae_kernels.distributed.turns import Turns
+from ipvae_kernels.rollout.cpu import Exchange
 
 B, M, K, T = 6, 12, 42, 4  # of 42 neurons the last process has fewer
 RECORDS = ("log_rate", "counts", "reconstruction", "recon", "kl", "squared_error", "spikes", "zeros")
