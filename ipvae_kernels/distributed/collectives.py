@@ -8,6 +8,7 @@ on its way while what does not need it is computed.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,12 @@ def gathered(value: Any, group: ProcessGroup | None = None) -> list[Any]:
     found: list[Any] = [None] * distributed.get_world_size(group)
     distributed.all_gather_object(found, value, group=group)
     return found
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of its bits."""
+    dense = tensor.detach().cpu().contiguous().reshape(-1)
+    return zlib.crc32(dense.view(torch.uint8).numpy().data)
 
 
 def same_everywhere(found: Sequence[Mapping[str, Any]], prefix: str = "") -> None:

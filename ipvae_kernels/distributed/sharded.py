@@ -25,7 +25,7 @@ from ..rollout.op import ElboResult, InferResult
 from ..rollout.op import elbo as elbo_alone
 from ..rollout.op import infer as infer_alone
 from ..rollout.shapes import tensors_of
-from .collectives import gathered, same_everywhere, shared, summed
+from .collectives import checksum, gathered, same_everywhere, shared, summed
 from .decoder import ShardedDecoder
 from .fused import FusedDecoder, rows_served
 from .gloo import calm_loops
@@ -101,8 +101,8 @@ def shard(params: Params, group: Group = None) -> Params:
     """
     processes = _group(group)
     tensors = {name: value for name, value in vars(params).items() if isinstance(value, Tensor)}
-    sums = {n: f"{list(v.shape)}, sum {float(v.detach().double().sum())!r}" for n, v in tensors.items()}
-    same_everywhere(gathered(sums, processes), "params.")
+    told = {name: f"{list(v.shape)}, checksum {checksum(v):08x}" for name, v in tensors.items()}
+    same_everywhere(gathered(told, processes), "params.")
     part = columns(
         len(params.log_bias), distributed.get_rank(processes), distributed.get_world_size(processes)
     )

@@ -220,6 +220,7 @@ def refusals(rank: int) -> dict[str, str]:
         ),
         "shape": lambda: sharded.infer(inputs(), replace(part, dictionary=part.dictionary[: M - rank]), T),
         "mine": lambda: sharded.infer(inputs(), part, T, seed="one" if rank == 0 else 3),  # type: ignore[arg-type]
+        "order": lambda: sharded.shard(replace(poisson(), log_bias=poisson().log_bias.roll(rank))),
         "log_bias": lambda: sharded.shard(replace(poisson(), log_bias=torch.full((K,), float(rank)))),
     }  # fmt: skip
     found = {}
@@ -430,6 +431,7 @@ def test_every_process_says_what_differs(ranks: list[dict[str, Any]]) -> None:
             assert refused["seeds"].startswith(
                 "seed: expected the same in all processes of the group, found [3"
             )
+            assert refused["order"].startswith("params.log_bias: expected the same in all processes")
             assert refused["few"].startswith("params: expected at least 4 neurons for each of")
         assert refused["a flag"].startswith("overlap: expected")
         assert refused["decoder"].startswith("decoder: not an option of a sharded call")
